@@ -1,0 +1,185 @@
+"""Rows, labels and batches: the types that travel from a data set to an objective.
+
+Axis order is `[prompt, candidate]` everywhere: candidate 0 of a pair is chosen, 1 is rejected; lists have k
+candidates, unpaired rows one. Nothing here knows a modality: a candidate holds an image, a text, a sound or a clip,
+a batch holds tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from mmalign.errors import ShapeError
+from mmalign.shapes import flatten_candidates
+
+__all__ = ["Batch", "Candidate", "Conditioning", "DataKind", "Labels", "PreferenceRow", "RowKeys"]
+
+DataKind = Literal["pairs", "lists", "unpaired"]
+"""What a row of a data set says: one preference, a ranking of several candidates, or a thumb up or down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One response to a prompt, as it lies on disk: nothing is decoded yet.
+
+    Args:
+        image: encoded bytes, or a path.
+        text: a written response.
+        audio: encoded bytes, or a path.
+        video: encoded bytes, or a path.
+        reward: score of a reward model, higher is better.
+        id: the data set's own name of this response (for example `image_0_uid`).
+        model: what generated it.
+    """
+
+    image: bytes | str | None = None
+    text: str | None = None
+    audio: bytes | str | None = None
+    video: bytes | str | None = None
+    reward: float | None = None
+    id: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """One record of a preference data set.
+
+    Args:
+        prompt: the instruction or caption.
+        candidates: two for pairs (0 = chosen), k for lists, one for unpaired rows.
+        kind: which of the label fields below is meaningful.
+        preference: pairs: probability in [0.5, 1] that candidate 0 is preferred; 1 = certain, 0.5 = tie.
+        relevance: lists: one number per candidate, higher is better.
+        desirable: unpaired: whether the candidate is liked.
+        weight: >= 0, multiplies the row's loss.
+        index: the row's number in its data set; with the seed it decides every random draw of the row.
+        id: the data set's own name of the row.
+        source: `file:row` for messages.
+        extras: other columns, passed through.
+    """
+
+    prompt: str
+    candidates: tuple[Candidate, ...]
+    kind: DataKind = "pairs"
+    preference: float = 1.0
+    relevance: tuple[float, ...] | None = None
+    desirable: bool | None = None
+    weight: float = 1.0
+    index: int = 0
+    id: str = ""
+    source: str = ""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the data say about the candidates of each prompt; objectives read the field that fits their structure.
+
+    Args:
+        probability: pairs: probability that candidate 0 is preferred (1 = hard label, 0.5 = tie).
+        desirable: unpaired rows: True where the candidate is liked.
+        relevance: lists: graded relevance or reward, higher is better.
+        valid: False for candidates that only pad a list (or a row that could not be read); None = all are real.
+    """
+
+    probability: Float[Tensor, " prompt"] | None = None
+    desirable: Bool[Tensor, "prompt candidate"] | None = None
+    relevance: Float[Tensor, "prompt candidate"] | None = None
+    valid: Bool[Tensor, "prompt candidate"] | None = None
+
+    @classmethod
+    def pairs(cls, num_prompts: int, *, device: torch.device | str = "cpu") -> "Labels":
+        """Hard labels: candidate 0 is preferred in every pair."""
+        return cls(probability=torch.ones(num_prompts, device=device))
+
+    @classmethod
+    def unpaired(cls, desirable: Bool[Tensor, " prompt"]) -> "Labels":
+        """Thumbs up (True) or down of single candidates."""
+        return cls(desirable=desirable.unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """What decides the random draws of each row: the same on every rank, device count and accumulation setting.
+
+    Args:
+        key: one 63-bit number per row, from (seed, row, visit).
+        stratum: position of the row inside the optimiser step as a fraction in [0, 1), for stratified timesteps.
+        num_strata: rows in the optimiser step (width of a stratum is 1 / num_strata).
+    """
+
+    key: Int[Tensor, " prompt"]
+    stratum: Float[Tensor, " prompt"]
+    num_strata: int
+
+    def to(self, device: torch.device | str) -> "RowKeys":
+        """The same keys on another device."""
+        return replace(
+            self, key=self.key.to(device, non_blocking=True), stratum=self.stratum.to(device, non_blocking=True)
+        )
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Inputs of the network besides the noised sample.
+
+    Args:
+        shared: tensors `[prompt, ...]`, the same for all candidates of a prompt (text states).
+        per_candidate: tensors `[prompt, candidate, ...]` (true image sizes; another prompt per candidate).
+    """
+
+    shared: Mapping[str, Shaped[Tensor, "prompt ..."]] = field(default_factory=dict)
+    per_candidate: Mapping[str, Shaped[Tensor, "prompt candidate ..."]] = field(default_factory=dict)
+
+    def rows(self, num_candidates: int) -> dict[str, Tensor]:
+        """Every tensor as `[prompt * candidate, ...]`, prompt-major, as networks see them."""
+        flat = {name: value.repeat_interleave(num_candidates, dim=0) for name, value in self.shared.items()}
+        for name, value in self.per_candidate.items():
+            if value.shape[1] != num_candidates:
+                message = (
+                    f"conditioning {name!r}: got {value.shape[1]} candidates, expected {num_candidates} "
+                    "(one entry per candidate of the batch)."
+                )
+                raise ShapeError(message)
+            flat[name] = flatten_candidates(value)
+        return flat
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device.
+
+    Args:
+        clean: clean data (latents, token ids) `[prompt, candidate, *event]`.
+        conditioning: the network's other inputs.
+        labels: what the data say.
+        weight: >= 0, multiplies the loss of each prompt.
+        valid: False where the row could not be read; such a row counts nowhere.
+        keys: randomness of each row.
+        element_mask: optional weights over the event axes of every candidate (inpainting, segments).
+        ids: row ids, for messages and stored references.
+    """
+
+    clean: Float[Tensor, "prompt candidate *event"]
+    conditioning: Conditioning
+    labels: Labels
+    weight: Float[Tensor, " prompt"]
+    valid: Bool[Tensor, " prompt"]
+    keys: RowKeys
+    element_mask: Float[Tensor, "prompt candidate *event"] | None = None
+    ids: tuple[str, ...] = ()
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts in this micro-batch, unreadable ones included."""
+        return self.clean.shape[0]
+
+    @property
+    def num_candidates(self) -> int:
+        """Candidates per prompt."""
+        return self.clean.shape[1]

@@ -1,0 +1,231 @@
+"""`mmalign`: the parser of every command, and what happens when one fails.
+
+Nothing but argparse is imported here, so `mmalign --help` answers at once. A command names the function that does the
+work as `module:function`; the module is imported when the command runs, and the function receives the parsed options
+as keyword arguments under their own names. An error that mmalign raises on purpose is printed without a traceback and
+ends with exit code 2; `--debug` shows the traceback.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmalign import __version__
+from mmalign.cli import data
+from mmalign.errors import MmalignError
+
+__all__ = ["build_parser", "main"]
+
+Handler = Callable[[argparse.Namespace], int | None]
+
+# What argparse keeps for us and no handler wants to see.
+_OWN_OPTIONS = frozenset({"command", "subcommand", "handler", "debug"})
+
+_EXAMPLES = """\
+examples:
+  mmalign demo                                                     align a tiny SDXL-structured model, two minutes on a CPU
+  mmalign train diffusion/configs/sdxl/dpo.yaml --dry-run          what a run would do, and the memory it needs
+  mmalign train my.yaml train.learning_rate=1.0e-5                 train; any setting can be given as section.key=value
+  mmalign data check pairs.parquet                                 what is in your preference pairs, and what is wrong
+  mmalign methods diffusion_dpo                                    formula, source, departures, defaults per family
+"""
+
+
+def _calls(target: str) -> Handler:
+    """A handler that imports `module:function` when run and passes it the options as keyword arguments."""
+
+    def handle(options: argparse.Namespace) -> int | None:
+        module_name, _, function_name = target.partition(":")
+        function = getattr(importlib.import_module(module_name), function_name)
+        values = {name: value for name, value in vars(options).items() if name not in _OWN_OPTIONS}
+        result: Any = function(**values)
+        return result if isinstance(result, int) else None
+
+    return handle
+
+
+def _add_train(commands: Any) -> None:  # argparse's sub-parser action has no public type
+    parser = commands.add_parser(
+        "train",
+        help="run a config",
+        description="Train from one YAML file. Under several devices: accelerate launch diffusion/train.py CONFIG ...",
+    )
+    parser.add_argument("config_path", metavar="CONFIG", type=Path, help="YAML file of the run")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace the file's"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, what differs from the paper's row, trainable parameters, memory; train nothing",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="auto|none|PATH",
+        help="auto: the last good checkpoint of the output folder; none: start anew; PATH: that checkpoint "
+        "(default: what the config says)",
+    )
+    parser.set_defaults(handler=_calls("mmalign.train.run:main"))
+
+
+def _add_sample(commands: Any) -> None:
+    parser = commands.add_parser(
+        "sample", help="paint prompts, base beside tuned", description="Base against tuned, same noise, one picture."
+    )
+    parser.add_argument("--model", help="hub id, diffusers folder or single file (default: the base model of --run)")
+    parser.add_argument("--run", type=Path, help="run folder or adapter to compare with its base")
+    parser.add_argument(
+        "--prompt", dest="prompts", metavar="TEXT", action="append", default=[], help="may be repeated"
+    )
+    parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt per line")
+    parser.add_argument("--seed", type=int, default=0, help="noise of image i comes from (seed, i) (default: 0)")
+    parser.add_argument("--steps", type=int, default=None, help="sampler steps (default: the family's)")
+    parser.add_argument(
+        "--guidance-scale", type=float, default=None, help="1 switches guidance off (default: the family's)"
+    )
+    parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
+    parser.add_argument("--output", type=Path, default=Path("samples"), help="folder to write to (default: samples)")
+    parser.add_argument("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
+    parser.set_defaults(handler=_calls("mmalign.diffusion.sampling:main"))
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a run in the format other tools load",
+        description="Convert the trained weights of a run, load them back and compare.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("diffusers", "comfyui", "merged"),
+        help="diffusers: adapter for load_lora_weights, or the denoiser's folder; comfyui: one safetensors file with "
+        "its alphas; merged: a whole pipeline folder without adapters",
+    )
+    parser.add_argument("--output", type=Path, default=None, help="where to write (default: RUN/export/FORMAT)")
+    parser.set_defaults(handler=_calls("mmalign.diffusion.export:main"))
+
+
+def _add_tables(commands: Any) -> None:
+    methods = commands.add_parser("methods", help="the method table, or one method whole")
+    methods.add_argument("name", metavar="NAME", nargs="?", help="formula, source, departures, defaults, status, parity")
+    methods.add_argument("--markdown", action="store_true", help="print what the README embeds")
+    methods.set_defaults(handler=_calls("mmalign.cli.tables:print_methods"))
+
+    families = commands.add_parser("families", help="the model families that can be trained")
+    families.add_argument("name", metavar="NAME", nargs="?", help="what the family's own documentation says")
+    families.set_defaults(handler=_calls("mmalign.cli.tables:print_families"))
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = commands.add_parser("recipes", help="list and copy the scripts and configs that come with mmalign")
+    parser.set_defaults(handler=_calls("mmalign.cli.recipes:print_recipes"))
+    actions = parser.add_subparsers(dest="subcommand", metavar="list|cp")
+    actions.add_parser("list", help="all of them (the default)")
+    copy = actions.add_parser("cp", help="copy one file or folder")
+    copy.add_argument("name", metavar="NAME", help="as listed, for example diffusion/configs/sdxl/dpo.yaml")
+    copy.add_argument("destination", metavar="DEST", type=Path, help="file or folder to copy to")
+    copy.add_argument("--force", action="store_true", help="overwrite")
+    copy.set_defaults(handler=_calls("mmalign.cli.recipes:copy_recipe"))
+
+
+def _add_config(commands: Any) -> None:
+    parser = commands.add_parser("config", help="what a config may contain, and what one says once resolved")
+    actions = parser.add_subparsers(dest="subcommand", metavar="schema|show", required=True)
+    schema = actions.add_parser("schema", help="every setting with type, range, default and meaning")
+    schema.add_argument("--json", dest="as_json", action="store_true", help="JSON schema, for editors")
+    schema.set_defaults(handler=_calls("mmalign.cli.config:print_schema"))
+    show = actions.add_parser("show", help="a config merged with its method's row, as YAML")
+    show.add_argument("config_path", metavar="CONFIG", type=Path)
+    show.add_argument("overrides", metavar="section.key=value", nargs="*", default=[])
+    show.set_defaults(handler=_calls("mmalign.cli.config:print_resolved"))
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="align a tiny model with a known best answer, and write a report",
+        description="Base, Diffusion-DPO with LoRA, held-out prompts from the same noise, win rate, report.html. "
+        "About two minutes on two CPU cores, no download.",
+    )
+    parser.add_argument("world", nargs="?", default="images", choices=("images",), help="default: images")
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.set_defaults(handler=_calls("mmalign.toy.demo:main"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; importing and building it loads nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="mmalign",
+        description="Preference alignment for image, video, audio and vision-language models.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mmalign {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_train(commands)
+    _add_sample(commands)
+    _add_export(commands)
+    data.add_commands(commands)
+    _add_tables(commands)
+    _add_recipes(commands)
+    _add_config(commands)
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Options, with overrides accepted anywhere after the config.
+
+    argparse binds a `*` positional to the first run of positionals only, so `CONFIG --dry-run a.b=1` would be refused.
+    `--debug` is accepted after the command too.
+    """
+    options, unknown = parser.parse_known_args(arguments)
+    if "--debug" in unknown:
+        options.debug = True
+        unknown = [word for word in unknown if word != "--debug"]
+    if hasattr(options, "overrides"):
+        options.overrides = [*options.overrides, *(word for word in unknown if _is_override(word))]
+        unknown = [word for word in unknown if not _is_override(word)]
+    if unknown:
+        parser.error(f"unrecognised arguments: {' '.join(unknown)} (see: mmalign {options.command} --help)")
+    return options
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 1 the command's own "no", 2 an error, 130 interrupted.
+
+    Args:
+        arguments: words after `mmalign` (default: those of the process).
+    """
+    options = _parse(build_parser(), sys.argv[1:] if arguments is None else arguments)
+    try:
+        return options.handler(options) or 0
+    except MmalignError as error:
+        if options.debug:
+            raise
+        print(f"mmalign: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if options.debug:
+            raise
+        print("mmalign: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `mmalign methods | head`: the reader left, and that is fine
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

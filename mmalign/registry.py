@@ -1,0 +1,108 @@
+"""Names to objects: built-ins found by file name, third parties by entry point.
+
+`find("families", "sdxl")` imports `mmalign.diffusion.families.sdxl` and returns its `FAMILY`. Listing names imports
+nothing. A plug-in package declares entry points in the group `mmalign.<kind>`; a name that is both a built-in and a
+plug-in is an error that names the plug-in, so that nobody trains another model than the one they read about.
+"""
+
+import importlib
+import importlib.metadata
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mmalign.errors import ConfigError, unknown_name
+
+__all__ = ["KINDS", "Kind", "find", "location", "names"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where one kind of plug-in lives.
+
+    Args:
+        packages: packages whose module names are the built-in names.
+        attribute: the object each module defines.
+    """
+
+    packages: tuple[str, ...]
+    attribute: str
+
+
+KINDS: dict[str, Kind] = {
+    "families": Kind(packages=("mmalign.diffusion.families",), attribute="FAMILY"),
+    "rewards": Kind(packages=("mmalign.rewards",), attribute="REWARD"),
+    "benchmarks": Kind(packages=("mmalign.evals.benchmarks",), attribute="BENCHMARK"),
+}
+
+
+def _package_folder(package: str) -> Path | None:
+    """The folder of a package of ours, without importing it (its parents may be heavy)."""
+    root = Path(__file__).parent
+    folder = root.joinpath(*package.split(".")[1:])
+    return folder if folder.is_dir() else None
+
+
+@cache
+def _builtins(kind: str) -> dict[str, str]:
+    """Name to `module:attribute` of the built-ins of one kind."""
+    described = KINDS[kind]
+    found: dict[str, str] = {}
+    for package in described.packages:
+        folder = _package_folder(package)
+        if folder is None:
+            continue
+        for module in pkgutil.iter_modules([str(folder)]):
+            if not module.name.startswith("_") and module.name != "base":
+                found[module.name] = f"{package}.{module.name}:{described.attribute}"
+    return found
+
+
+def _plugins(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=f"mmalign.{kind}")}
+
+
+def location(kind: str, name: str) -> str:
+    """`module:attribute` of a name, without importing it.
+
+    Raises:
+        UnknownNameError: nobody provides it.
+        ConfigError: a plug-in and a built-in both do.
+    """
+    if kind not in KINDS:
+        raise unknown_name("kind of plug-in", kind, KINDS)
+    builtins, plugins = _builtins(kind), _plugins(kind)
+    if name in builtins and name in plugins:
+        message = (
+            f"{kind} {name!r} is built in and also provided by the installed plug-in "
+            f"{plugins[name].value!r}; uninstall the plug-in or rename its entry point."
+        )
+        raise ConfigError(message)
+    if name in builtins:
+        return builtins[name]
+    if name in plugins:
+        return plugins[name].value
+    raise unknown_name(kind.rstrip("s") if kind != "families" else "family", name, [*builtins, *plugins])
+
+
+def names(kind: str) -> list[str]:
+    """All names of one kind, sorted, built-in and third-party; imports none of them."""
+    if kind not in KINDS:
+        raise unknown_name("kind of plug-in", kind, KINDS)
+    return sorted({*_builtins(kind), *_plugins(kind)})
+
+
+def find(kind: str, name: str) -> Any:  # noqa: ANN401 - the caller knows the type of its kind
+    """The object registered under `name`; its module is imported now, not before.
+
+    Raises:
+        UnknownNameError: lists near and all names.
+    """
+    module_name, _, attribute = location(kind, name).partition(":")
+    module = importlib.import_module(module_name)
+    value: Any = module
+    for part in attribute.split("."):
+        value = getattr(value, part)
+    return value
