@@ -1,7 +1,7 @@
 """mmalign: preference alignment for image, video, audio and vision-language models.
 
-Importing it loads nothing heavy. `from mmalign import objectives` loads torch and nothing above it: log-probabilities
-in, losses out, in anybody's training script. The sub-packages are found on first use:
+Importing it loads nothing heavy. `from mmalign import objectives` loads torch and nothing above it:
+log-probabilities in, losses out, in anybody's training script. The sub-packages are found on first use:
 
     >>> import mmalign
     >>> mmalign.methods.find("diffusion_dpo").paper

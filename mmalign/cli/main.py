@@ -1,9 +1,9 @@
 """`mmalign`: the parser of every command, and what happens when one fails.
 
-Nothing but argparse is imported here, so `mmalign --help` answers at once. A command names the function that does the
-work as `module:function`; the module is imported when the command runs, and the function receives the parsed options
-as keyword arguments under their own names. An error that mmalign raises on purpose is printed without a traceback and
-ends with exit code 2; `--debug` shows the traceback.
+Nothing but argparse is imported here, so `mmalign --help` answers at once. A command names the function that
+does the work as `module:function`; the module is imported when the command runs, and the function receives
+the parsed options as keyword arguments under their own names. An error that mmalign raises on purpose is
+printed without a traceback and ends with exit code 2; `--debug` shows the traceback.
 """
 
 import argparse
@@ -27,11 +27,11 @@ _OWN_OPTIONS = frozenset({"command", "subcommand", "handler", "debug"})
 
 _EXAMPLES = """\
 examples:
-  mmalign demo                                                     align a tiny SDXL-structured model, two minutes on a CPU
-  mmalign train diffusion/configs/sdxl/dpo.yaml --dry-run          what a run would do, and the memory it needs
-  mmalign train my.yaml train.learning_rate=1.0e-5                 train; any setting can be given as section.key=value
-  mmalign data check pairs.parquet                                 what is in your preference pairs, and what is wrong
-  mmalign methods diffusion_dpo                                    formula, source, departures, defaults per family
+  mmalign demo                                             align a tiny SDXL-structured model in two minutes
+  mmalign train diffusion/configs/sdxl/dpo.yaml --dry-run  what a run would do, and the memory it needs
+  mmalign train my.yaml train.learning_rate=1.0e-5         train, with one setting of the file replaced
+  mmalign data check pairs.parquet                         what is in your preference pairs, and what is wrong
+  mmalign methods diffusion_dpo                            formula, source, departures, defaults per family
 """
 
 
@@ -52,16 +52,20 @@ def _add_train(commands: Any) -> None:  # argparse's sub-parser action has no pu
     parser = commands.add_parser(
         "train",
         help="run a config",
-        description="Train from one YAML file. Under several devices: accelerate launch diffusion/train.py CONFIG ...",
+        description="Train from one YAML file. On several devices: accelerate launch diffusion/train.py CONFIG",
     )
     parser.add_argument("config_path", metavar="CONFIG", type=Path, help="YAML file of the run")
     parser.add_argument(
-        "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace the file's"
+        "overrides",
+        metavar="section.key=value",
+        nargs="*",
+        default=[],
+        help="settings that replace the file's",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved config, what differs from the paper's row, trainable parameters, memory; train nothing",
+        help="print the resolved config, what differs from the paper's row, trainable parameters and memory",
     )
     parser.add_argument(
         "--resume",
@@ -74,21 +78,31 @@ def _add_train(commands: Any) -> None:  # argparse's sub-parser action has no pu
 
 def _add_sample(commands: Any) -> None:
     parser = commands.add_parser(
-        "sample", help="paint prompts, base beside tuned", description="Base against tuned, same noise, one picture."
+        "sample",
+        help="paint prompts, base beside tuned",
+        description="Base against tuned, same noise, one picture.",
     )
-    parser.add_argument("--model", help="hub id, diffusers folder or single file (default: the base model of --run)")
+    parser.add_argument(
+        "--model", help="hub id, diffusers folder or single file (default: the base model of --run)"
+    )
     parser.add_argument("--run", type=Path, help="run folder or adapter to compare with its base")
     parser.add_argument(
         "--prompt", dest="prompts", metavar="TEXT", action="append", default=[], help="may be repeated"
     )
     parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt per line")
-    parser.add_argument("--seed", type=int, default=0, help="noise of image i comes from (seed, i) (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="noise of image i comes from (seed, i) (default: 0)"
+    )
     parser.add_argument("--steps", type=int, default=None, help="sampler steps (default: the family's)")
     parser.add_argument(
         "--guidance-scale", type=float, default=None, help="1 switches guidance off (default: the family's)"
     )
-    parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path("samples"), help="folder to write to (default: samples)")
+    parser.add_argument(
+        "--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("samples"), help="folder to write to (default: samples)"
+    )
     parser.add_argument("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
     parser.set_defaults(handler=_calls("mmalign.diffusion.sampling:main"))
 
@@ -104,16 +118,20 @@ def _add_export(commands: Any) -> None:
         "--to",
         required=True,
         choices=("diffusers", "comfyui", "merged"),
-        help="diffusers: adapter for load_lora_weights, or the denoiser's folder; comfyui: one safetensors file with "
-        "its alphas; merged: a whole pipeline folder without adapters",
+        help="diffusers: adapter for load_lora_weights, or the denoiser's folder; comfyui: one safetensors "
+        "file with its alphas; merged: a whole pipeline folder without adapters",
     )
-    parser.add_argument("--output", type=Path, default=None, help="where to write (default: RUN/export/FORMAT)")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="where to write (default: RUN/export/FORMAT)"
+    )
     parser.set_defaults(handler=_calls("mmalign.diffusion.export:main"))
 
 
 def _add_tables(commands: Any) -> None:
     methods = commands.add_parser("methods", help="the method table, or one method whole")
-    methods.add_argument("name", metavar="NAME", nargs="?", help="formula, source, departures, defaults, status, parity")
+    methods.add_argument(
+        "name", metavar="NAME", nargs="?", help="formula, source, departures, defaults, status, parity"
+    )
     methods.add_argument("--markdown", action="store_true", help="print what the README embeds")
     methods.set_defaults(handler=_calls("mmalign.cli.tables:print_methods"))
 
@@ -123,7 +141,9 @@ def _add_tables(commands: Any) -> None:
 
 
 def _add_recipes(commands: Any) -> None:
-    parser = commands.add_parser("recipes", help="list and copy the scripts and configs that come with mmalign")
+    parser = commands.add_parser(
+        "recipes", help="list and copy the scripts and configs that come with mmalign"
+    )
     parser.set_defaults(handler=_calls("mmalign.cli.recipes:print_recipes"))
     actions = parser.add_subparsers(dest="subcommand", metavar="list|cp")
     actions.add_parser("list", help="all of them (the default)")
@@ -150,11 +170,13 @@ def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="align a tiny model with a known best answer, and write a report",
-        description="Base, Diffusion-DPO with LoRA, held-out prompts from the same noise, win rate, report.html. "
-        "About two minutes on two CPU cores, no download.",
+        description="Base, Diffusion-DPO with LoRA, held-out prompts from the same noise, win rate, "
+        "report.html. About two minutes on two CPU cores, no download.",
     )
     parser.add_argument("world", nargs="?", default="images", choices=("images",), help="default: images")
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.set_defaults(handler=_calls("mmalign.toy.demo:main"))
 
@@ -184,8 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Options, with overrides accepted anywhere after the config.
 
-    argparse binds a `*` positional to the first run of positionals only, so `CONFIG --dry-run a.b=1` would be refused.
-    `--debug` is accepted after the command too.
+    argparse binds a `*` positional to the first run of positionals only, so `CONFIG --dry-run a.b=1` would be
+    refused. `--debug` is accepted after the command too.
     """
     options, unknown = parser.parse_known_args(arguments)
     if "--debug" in unknown:

@@ -1,6 +1,7 @@
 """Recipes: where the scripts and configs lie, what there is, and copying them out.
 
-In a checkout they are the folders beside the package; in a wheel they travel as data under `mmalign/_recipes`.
+In a checkout they are the folders beside the package; in a wheel they travel as data under
+`mmalign/_recipes`.
 """
 
 import shutil
@@ -75,7 +76,7 @@ def find_recipe(name: str) -> Path:
 
 
 def describe(path: Path) -> str:
-    """The first sentence a recipe says about itself: docstring, heading or leading comment; empty if it has none."""
+    """The first line a recipe says about itself: docstring, heading or comment; empty if it has none."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[:40]
     for line in lines:
         text = line.strip().strip('#"').strip()

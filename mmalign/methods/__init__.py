@@ -1,8 +1,8 @@
 """The method table: every published method as one row, found by name.
 
-Rows that combine an objective with a likelihood and a modality's defaults lie in this package, one file per modality.
-A single formula of the objective catalogue carries its row in its decorator, which hands it to `register`. Reading the
-table therefore loads the catalogue (torch, nothing above).
+Rows that combine an objective with a likelihood and a modality's defaults lie in this package, one file per
+modality. A single formula of the objective catalogue carries its row in its decorator, which hands it to
+`register`. Reading the table therefore loads the catalogue (torch, nothing above).
 """
 
 import importlib
@@ -105,7 +105,7 @@ def headings() -> tuple[str, ...]:
 
 
 def markdown(methods: Iterable[Method] | None = None) -> str:
-    """The table as Markdown, without a newline at the end; what the README embeds between its `methods` markers.
+    """The table as Markdown, no newline at the end; what the README embeds between its `methods` markers.
 
     Args:
         methods: rows to print (default: all).

@@ -1,9 +1,10 @@
 """Rows of the image methods: an objective on timestep-sampled denoising errors, with numbers for each family.
 
-Every row here scores a candidate by `-error / 2`, where error is the mean over channel, height and width of the squared
-difference between the network's output and its target. Beta is per unit of that score, so the official factor 1/2 of
-Diffusion-DPO is inside the score; where official code has no 1/2 its beta is doubled here, and the note says so.
-Learning rates are effective ones: what the optimiser receives, with no hidden scaling by batch or devices.
+Every row here scores a candidate by `-error / 2`, where error is the mean over channel, height and width of
+the squared difference between the network's output and its target. Beta is per unit of that score, so the
+official factor 1/2 of Diffusion-DPO is inside the score; where official code has no 1/2 its beta is doubled
+here, and the note says so. Learning rates are effective ones: what the optimiser receives, with no hidden
+scaling by batch or devices.
 """
 
 from mmalign.methods import register
@@ -19,14 +20,14 @@ _LOG_RATIO = f"{_MEAN_ERROR}\nlog_ratio_c = score_c of the policy - score_c of t
 _MARGIN = f"{_LOG_RATIO}\nmargin = log_ratio of chosen - log_ratio of rejected"
 
 _FLOAT32 = (
-    "errors of policy and reference are float32 (official: the reference's are rounded to half precision, which at "
-    "beta 5000 puts noise of up to 9.5 into the logit)"
+    "errors of policy and reference are float32 (official: the reference's are rounded to half precision, which "
+    "at beta 5000 puts noise of up to 9.5 into the logit)"
 )
 _JOINT_CROP = "flip and crop are drawn once per pair (official: for each image on its own)"
-_TIES = (
-    "ties follow data.tie_policy on every data set (official: dropped only when the data set's name contains pickapic)"
+_TIES = "ties follow data.tie_policy on every data set (official: dropped only if its name contains pickapic)"
+_EFFECTIVE_RATE = (
+    "the learning rate is the effective one (official: a base rate that --scale_lr multiplies by the batch)"
 )
-_EFFECTIVE_RATE = "the learning rate is the effective one (official: a base rate that --scale_lr multiplies by the batch)"
 
 
 def _paper(value: float | int | str | bool, note: str = "") -> Default:
@@ -160,8 +161,8 @@ _IPO = Method(
         beta_sdxl=_ours(5000, "the target margin 1 / (2 beta) is where DPO's logit is 1/2"),
     ),
     departures=(
-        "the official branch reads an argument that does not exist and crashes; its target has text's scale, ours is in "
-        "the unit of the error",
+        "the official branch reads an argument that does not exist and crashes; its target has text's scale, ours "
+        "has the error's",
     ),
     needs=frozenset({"reference"}),
     parity=("diffusion_dpo_diffusers",),
@@ -196,15 +197,20 @@ _SIMPO = Method(
     objective="simpo",
     likelihood="elbo",
     reference="none",
-    formula=f"{_MEAN_ERROR}\nlogit = beta * (score of chosen - score of rejected) - gamma\nloss = -log sigmoid(logit)",
+    formula=f"{_MEAN_ERROR}\nlogit = beta * (score of chosen - score of rejected) - gamma\n"
+    "loss = -log sigmoid(logit)",
     defaults=_pairwise(
-        beta_sd15=_ours(500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"),
-        beta_sdxl=_ours(500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"),
+        beta_sd15=_ours(
+            500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"
+        ),
+        beta_sdxl=_ours(
+            500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"
+        ),
         gamma=_ours(0.5, "target margin in units of the logit"),
     ),
     departures=(
-        "the paper is about text; on images two pictures differ in error for reasons that are no preference, so the "
-        "logit starts spread around 0 instead of at 0",
+        "the paper is about text; on images two pictures differ in error for reasons that are no preference, so "
+        "the logit starts spread around 0 instead of at 0",
     ),
     parity=("text_simpo",),
     official_code="princeton-nlp/SimPO",
@@ -275,8 +281,8 @@ _ORPO = Method(
         },
     },
     departures=(
-        "the sign of the ratio term is corrected (official: minimising it raises the chosen error above the rejected); "
-        "the official form is diffusion_orpo_official",
+        "the sign of the ratio term is corrected (official: minimising it raises the chosen error above the "
+        "rejected); the official form is diffusion_orpo_official",
         "the ratio term has a scale, as differences of 1e-3 leave the unscaled one at log 2",
     ),
     parity=("diffusion_orpo",),
@@ -308,10 +314,10 @@ _KTO = Method(
         "sdxl": {"optimizer": _ours("adafactor", "there is no official SDXL run"), "resolution": _ours(1024)},
     },
     departures=(
-        "the zero point is the mean over the whole optimiser step (official: over a local micro-batch of 2, averaged "
-        "over ranks)",
-        "the reference is the same network with adapters off, or a frozen copy (official: weights swapped in place, "
-        "which casts the trained network to half precision)",
+        "the zero point is the mean over the whole optimiser step (official: over a local micro-batch of 2, "
+        "averaged over ranks)",
+        "the reference is the same network with adapters off, or a frozen copy (official: weights swapped in "
+        "place, which casts the trained network to half precision)",
     ),
     couples_rows=True,
     needs=frozenset({"reference"}),

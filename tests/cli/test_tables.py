@@ -1,0 +1,63 @@
+"""Tables: what `mmalign methods` and `mmalign families` print."""
+
+import pytest
+
+from mmalign import methods, registry
+from mmalign.cli.main import main
+
+
+def test_one_method_whole_shows_every_part_of_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "diffusion_dpo"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    row = methods.find("diffusion_dpo")
+    assert row.title in shown
+    assert "https://arxiv.org/abs/2311.12908 (2023)" in shown
+    assert "SalesforceAIResearch/DiffusionDPO 5233e75" in shown
+    for line in (*row.formula.splitlines(), *row.departures):
+        assert " ".join(line.split()) in shown
+    for family in ("sd15", "sdxl"):
+        assert f"defaults for {family}" in shown
+        for setting, default in row.defaults_for(family).items():
+            assert f"{setting} {default.value}" in shown
+    assert "stated in the paper: main result; the launcher has 5000" in shown
+    assert "parity cases: diffusion_dpo" in shown
+
+
+def test_the_table_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in methods.names() if name not in shown] == []
+
+
+def test_markdown_has_one_line_per_method_and_links_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(methods.names())
+    assert {line.count("|") for line in lines} == {len(methods.headings()) + 1}
+    assert any(
+        line.startswith("| `mapo` | [2406.06424](https://arxiv.org/abs/2406.06424) |") for line in lines
+    )
+
+
+def test_an_unknown_method_is_a_message_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "difusion_dpo"]) == 2
+    assert "mmalign: unknown method 'difusion_dpo'. Did you mean diffusion_dpo" in capsys.readouterr().err
+
+
+def test_a_row_that_couples_its_batch_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "diffusion_kto"]) == 0
+    assert "depends on the rows beside it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_families_are_listed_without_importing_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families"]) == 0
+    shown = capsys.readouterr().out
+    assert registry.names("families")
+    assert [name for name in registry.names("families") if name not in shown] == []
+
+
+def test_one_family_shows_its_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", "sdxl"]) == 0
+    assert len(capsys.readouterr().out) > 80
+    assert main(["families", "sdx"]) == 2
+    assert "unknown family 'sdx'. Did you mean sdxl" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""What every test shares: no network, one thread, generators. Tiny models live in their folder's conftest.py."""
+
+import os
+
+# Before any library reads them: nothing is fetched, nothing is reported, and two test runs on one machine do
+# not fight.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Sums in one order: results do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_generator() -> Callable[[int], torch.Generator]:
+    """`make_generator(seed)`: a new CPU generator."""
+
+    def make(seed: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    return make
+
+
+@pytest.fixture
+def generator(make_generator: Callable[[int], torch.Generator]) -> torch.Generator:
+    """A CPU generator with seed 0."""
+    return make_generator(0)
+
+
+@pytest.fixture
+def draw(generator: torch.Generator) -> Callable[..., torch.Tensor]:
+    """`draw(2, 3, dtype=...)`: standard normal numbers from the test's generator, float64 by default."""
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float64, requires_grad: bool = False) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_(requires_grad)
+
+    return normal
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,281 @@
+"""The house as a contract: floors, light imports, names, generated tables, habits a reader may rely on."""
+
+import ast
+import importlib
+import importlib.metadata
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mmalign
+from mmalign import methods, registry
+from mmalign.cli import recipes
+from mmalign.errors import ConfigError, UnknownNameError
+from mmalign.methods import Method
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "mmalign"
+CASES = ROOT / "tests" / "parity" / "cases"
+
+# Above torch: none of them may come along with the mathematics.
+HEAVY = (
+    "numpy",
+    "PIL",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "pyarrow",
+    "rich",
+    "pydantic",
+)
+
+
+def loaded_after(statement: str, *names: str) -> set[str]:
+    """Which of `names` a fresh interpreter has loaded after `statement`."""
+    code = (
+        f"import sys, json\n{statement}\nprint(json.dumps([n for n in {list(names)!r} if n in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def modules() -> list[str]:
+    return sorted(
+        info.name
+        for info in pkgutil.walk_packages([str(PACKAGE)], prefix="mmalign.")
+        if _importable(info.name)
+    )
+
+
+def _importable(name: str) -> bool:
+    return not name.endswith(".__main__")  # running is what it is for
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if "_recipes" not in path.parts)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with its dotted name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+# ------------------------------------------------------------------------------------------------ directions
+
+
+def test_imports_go_down_the_floors_and_the_mathematics_is_pure_torch() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_mmalign_loads_neither_torch_nor_anything_above_it() -> None:
+    assert loaded_after("import mmalign", "torch", *HEAVY) == set()
+
+
+@pytest.mark.parametrize("floor", ["objectives", "likelihood", "methods", "batch"])
+def test_the_mathematics_loads_torch_and_nothing_heavy_of_ours(floor: str) -> None:
+    above = [f"mmalign.{name}" for name in ("data", "train", "diffusion", "toy", "cli")]
+    libraries = [name for name in HEAVY if name not in {"numpy", "PIL"}]  # torch itself looks for numpy
+    assert loaded_after(f"from mmalign import {floor}", "torch", *libraries, *above) == {"torch"}
+
+
+def test_public_names_are_found_on_first_use() -> None:
+    assert mmalign.objectives is importlib.import_module("mmalign.objectives")
+    assert "objectives" in dir(mmalign)
+    with pytest.raises(AttributeError, match="has no attribute 'objective_s'"):
+        _ = mmalign.objective_s
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+def test_the_version_is_written_once() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", mmalign.__version__)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["hatch"]["version"]["path"] == "mmalign/__init__.py"
+
+
+def test_every_constraint_is_one_version_and_covers_every_dependency() -> None:
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pinned = {_normal(line.partition("==")[0]) for line in lines if line}
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines if line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["dev"]]
+    names = {_normal(re.split(r"[<>=!~\[ ]", requirement)[0]) for requirement in wanted} - {"mmalign"}
+    assert names - pinned == set()
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+
+def test_recipe_scripts_shadow_no_module() -> None:
+    """Python puts a script's folder first on the path: diffusion/datasets.py would hide that library."""
+    installed = set(importlib.metadata.packages_distributions())
+    taken = set(sys.stdlib_module_names) | installed
+    scripts = [Path(name) for name in recipes.recipe_names() if name.endswith(".py")]
+    assert scripts, "no recipe script was found"
+    assert [path.as_posix() for path in scripts if path.stem in taken] == []
+
+
+def test_recipe_folders_are_no_packages() -> None:
+    assert [str(path) for name in recipes.RECIPE_FOLDERS for path in (ROOT / name).rglob("__init__.py")] == []
+
+
+def test_every_recipe_folder_travels_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shipped = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert shipped == {
+        name: f"mmalign/_recipes/{name}" for name in recipes.RECIPE_FOLDERS if (ROOT / name).is_dir()
+    }
+
+
+# ------------------------------------------------------------------------------------------------ methods
+
+
+def all_rows() -> list[Method]:
+    return list(methods.rows())
+
+
+@pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.name)
+def test_every_row_names_things_that_exist(row: Method) -> None:
+    from mmalign import objectives
+
+    assert row.objective in objectives.names()
+    assert row.likelihood in {"", "elbo", "tokens", "transition", "inversion"}
+    assert set(row.defaults) <= {"*", *registry.names("families")}
+    assert row.formula
+    assert row.title
+    assert [case for case in row.parity if not (CASES / f"{case}.json").is_file()] == []
+
+
+@pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.name)
+def test_every_row_builds_its_objective(row: Method) -> None:
+    """The row's arguments and numbers fit the builder: no hyperparameter is named that does not exist."""
+    from mmalign import objectives
+
+    for family in row.defaults or ("*",):
+        built = objectives.build(row.objective, **_builder_arguments(row, family))
+        assert bool(built.needs_reference) == ("reference" in row.needs) == (row.reference != "none")
+
+
+def _builder_arguments(row: Method, family: str) -> dict[str, object]:
+    raise NotImplementedError
+
+
+def test_rows_with_numbers_mark_where_each_comes_from() -> None:
+    """A number called ours or differing between paper and code says why."""
+    unexplained = [
+        f"{row.name}.{family}.{setting}"
+        for row in all_rows()
+        for family, values in row.defaults.items()
+        for setting, default in values.items()
+        if default.mark == "ours" and not default.note
+    ]
+    assert unexplained == []
+
+
+def test_an_unknown_method_lists_the_nearest() -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"unknown method 'diffusion_dop'\. Did you mean diffusion_dpo"
+    ):
+        methods.find("diffusion_dop")
+
+
+def test_a_second_row_under_a_taken_name_is_refused() -> None:
+    other = Method(name="diffusion_dpo", title="Something else", paper="", year=2026, objective="dpo")
+    with pytest.raises(ConfigError, match="method diffusion_dpo: got 'a second row'"):
+        methods.register(other)
+    assert methods.find("diffusion_dpo").paper == "2311.12908"
+
+
+def test_the_methods_table_of_the_readme_is_fresh() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- methods:begin -->\n(.*?)\n<!-- methods:end -->", readme, flags=re.DOTALL)
+    assert found, "README.md has no <!-- methods:begin --> ... <!-- methods:end -->"
+    assert found.group(1).strip() == methods.markdown(), (
+        "stale: paste the output of `mmalign methods --markdown`"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ habits
+
+
+def test_no_module_is_named_for_nothing() -> None:
+    assert [path.name for path in sources() if path.stem in {"utils", "helpers", "common", "misc"}] == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_module_runs_what_it_reads_or_seeds_the_world(path: Path) -> None:
+    """No pickle, no eval, no remote code, no shell; randomness comes from generators."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {
+        (node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
+    assert imported.isdisjoint({"pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"})
+    forbidden = {
+        "eval",
+        "exec",
+        "os.system",
+        "torch.manual_seed",
+        "random.seed",
+        "np.random.seed",
+        "set_seed",
+        "yaml.load",
+    }
+    for name, call in calls(tree):
+        assert name not in forbidden, f"line {call.lineno}: {name}"
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert given.get("trust_remote_code", "False") == "False", f"line {call.lineno}: remote code"
+        assert given.get("shell", "False") == "False", f"line {call.lineno}: a shell"
+        if name == "torch.load":
+            assert given.get("weights_only") == "True", (
+                f"line {call.lineno}: torch.load without weights_only=True"
+            )
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_module_swallows_every_exception(path: Path) -> None:
+    """`except Exception` may add to a message and raise; it may not go on."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    swallowing = [
+        handler.lineno
+        for handler in ast.walk(tree)
+        if isinstance(handler, ast.ExceptHandler)
+        and (handler.type is None or ast.unparse(handler.type) in {"Exception", "BaseException"})
+        and not any(isinstance(node, ast.Raise) for node in ast.walk(handler))
+    ]
+    assert swallowing == []
+
+
+def test_no_future_annotations() -> None:
+    """They turn shape annotations into strings that the test hook and ruff's fixes trip over."""
+    offending = [
+        path for path in sources() if "from __future__ import annotations" in path.read_text(encoding="utf-8")
+    ]
+    assert offending == []
