@@ -1,0 +1,1 @@
+"""Image diffusion: families over diffusers pipelines, encoding, generation, export."""
