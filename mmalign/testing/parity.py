@@ -1,0 +1,199 @@
+"""Golden cases: numbers recorded from official implementations, compared through the public interface.
+
+A case is a JSON file with hyperparameters, input tensors and output tensors; some outputs are gradients. An adapter is
+a function of a `Case` that calls the public interface and returns the other outputs by name. `compare` differentiates
+the adapter's losses itself, so an adapter can forget neither a value nor a gradient. Adapters contain no formula.
+
+A folder with other values under the same names runs through the same adapters.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.errors import ConfigError, explain
+
+__all__ = ["Adapter", "Case", "Tolerance", "adapter_module", "case_names", "compare", "load_case", "tolerance_of"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Relative tolerances of one comparison."""
+
+    value: float = 1e-9
+    gradient: float = 1e-8
+
+
+_LOOSE = {
+    # The source keeps a float32 constant, weight or branch (README of the cases).
+    "text_fdpo_alpha": 1e-5,
+    "text_orpo": 1e-5,
+    "text_bco_pair_delta_mix": 1e-5,
+    "text_bco_running_delta": 1e-5,
+    "text_d2po_temporal_decay": 1e-6,
+    "text_exo_pair": 1e-6,
+    "text_ld_dpo_policy_only": 1e-6,
+    "text_irpo_incontext_ranking": 1e-6,
+}
+
+
+def tolerance_of(name: str, dtype: torch.dtype = torch.float64) -> Tolerance:
+    """The tolerance of a case: 1e-9 and 1e-8 in float64, looser where its source computes in float32."""
+    loose = _LOOSE.get(name, 0.0)
+    if dtype == torch.float64:
+        return Tolerance(max(1e-9, loose), max(1e-8, loose))
+    return Tolerance(1e-4, 1e-4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden case.
+
+    Args:
+        name: file name without suffix.
+        hyperparameters: as recorded.
+        inputs: by name; floating inputs are leaves that require a gradient when the case records one for them.
+        outputs: expected values by name.
+        source: repository, file and commit that made the numbers.
+        note: formula, layout and oddities.
+    """
+
+    name: str
+    hyperparameters: Mapping[str, Any]
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    source: str = ""
+    note: str = ""
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The input called `name`."""
+        return self.inputs[name]
+
+    def get(self, name: str) -> Tensor | None:
+        """The input called `name`, or None."""
+        return self.inputs.get(name)
+
+    def gradients(self) -> dict[str, tuple[str, str]]:
+        """Gradient outputs by name as (loss output, input): `grad_x` of `loss`, `grad_x_hinge` of `loss_hinge`."""
+        return {name: _parse_gradient(name, self.inputs) for name in self.outputs if name.startswith("grad_")}
+
+
+Adapter = Callable[[Case], dict[str, Tensor]]
+"""From a case to its outputs by name; losses are differentiable, gradients may be left out."""
+
+
+def _parse_gradient(name: str, inputs: Mapping[str, Any]) -> tuple[str, str]:
+    rest = name.removeprefix("grad_")
+    matching = [given for given in inputs if rest == given or rest.startswith(given + "_")]
+    if not matching:
+        message = explain(f"parity output {name}", got=name, expected="grad_<input> or grad_<input>_<loss suffix>")
+        raise ConfigError(message)
+    given = max(matching, key=len)
+    suffix = rest.removeprefix(given)
+    return ("loss" + suffix, given)
+
+
+def _tensor(entry: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    data = entry["data"]
+    flat = data if isinstance(data, list) else [data]
+    kind = entry.get("dtype", "")
+    if kind == "bool" or any(isinstance(value, bool) for value in flat):
+        wanted = torch.bool
+    elif kind.startswith("int") or (not kind and flat and all(isinstance(value, int) for value in flat)):
+        wanted = torch.int64
+    else:
+        wanted = dtype
+    return torch.tensor(flat, dtype=wanted).reshape(entry["shape"])
+
+
+def case_names(folder: Path) -> list[str]:
+    """Names of all cases in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.json"))
+
+
+def load_case(folder: Path, name: str, dtype: torch.dtype = torch.float64) -> Case:
+    """The case called `name`, floating tensors in `dtype`."""
+    content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    inputs = {key: _tensor(entry, dtype) for key, entry in content["inputs"].items()}
+    outputs = {key: _tensor(entry, torch.float64) for key, entry in content["outputs"].items()}
+    for key in outputs:
+        if key.startswith("grad_"):
+            inputs[_parse_gradient(key, inputs)[1]].requires_grad_()
+    return Case(
+        name=name,
+        hyperparameters=content["hyperparameters"],
+        inputs=inputs,
+        outputs=outputs,
+        source=content["source"],
+        note=content["note"],
+    )
+
+
+def _same(name: str, actual: Tensor, expected: Tensor, rtol: float) -> str | None:
+    """None when equal, otherwise what differs."""
+    if actual.shape != expected.shape:
+        return f"{name}: got shape {list(actual.shape)}, expected {list(expected.shape)}"
+    if not expected.is_floating_point():
+        return None if torch.equal(actual.to(expected.dtype), expected) else f"{name}: got {actual}, expected {expected}"
+    actual = actual.detach().to(torch.float64)
+    # Entries that cancel to almost nothing are held against the size of the whole tensor, three digits finer. float32
+    # inputs are rounded before anything is computed, so there the whole tensor's size is the measure.
+    slack = 1.0 if rtol >= 1e-4 else 1e-3
+    finite = expected[torch.isfinite(expected)]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    if torch.allclose(actual, expected, rtol=rtol, atol=slack * rtol * scale):
+        return None
+    worst = float((actual - expected).abs().max())
+    return f"{name}: largest difference {worst:.3e} at scale {scale:.3e} (rtol {rtol:g})"
+
+
+def compare(
+    case: Case, results: Mapping[str, Tensor], tolerance: Tolerance, *, left_out: Mapping[str, str] | None = None
+) -> list[str]:
+    """What differs between an adapter's results and a case; an empty list means equal.
+
+    Args:
+        case: expected values.
+        results: what the adapter returned. Gradients it did not return are computed here from its losses.
+        tolerance: relative tolerances.
+        left_out: outputs that are not compared, with the reason.
+    """
+    left_out = left_out or {}
+    parsed = case.gradients()
+    problems = [f"{name}: is no output of the case" for name in results if name not in case.outputs]
+    problems += [f"{name}: left out ({left_out[name]}) and yet returned" for name in results if name in left_out]
+    for name, expected in case.outputs.items():
+        if name in left_out:
+            continue
+        if name in results:
+            found = results[name]
+        elif name in parsed and parsed[name][0] in results:
+            loss, given = parsed[name]
+            (gradient,) = torch.autograd.grad(results[loss], case.inputs[given], retain_graph=True, allow_unused=True)
+            found = torch.zeros_like(case.inputs[given]) if gradient is None else gradient
+        else:
+            problems.append(f"{name}: the adapter returned neither it nor its loss")
+            continue
+        rtol = tolerance.gradient if "grad_" in name else tolerance.value
+        problem = _same(name, found, expected, rtol)
+        if problem:
+            problems.append(problem)
+    return problems
+
+
+def adapter_module(path: Path) -> ModuleType:
+    """A module beside a test, loaded by path: tests are no package, so it cannot be imported by name."""
+    spec = importlib.util.spec_from_file_location(f"parity_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        message = explain("parity adapters", got=str(path), expected="a Python file")
+        raise ConfigError(message)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
