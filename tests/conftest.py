@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread, generators. Tiny models live in their folder's conftest.py."""
+"""What every test shares: no network, one thread, generators. Tiny models live beside their tests."""
 
 import os
 

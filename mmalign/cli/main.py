@@ -52,7 +52,7 @@ def _add_train(commands: Any) -> None:  # argparse's sub-parser action has no pu
     parser = commands.add_parser(
         "train",
         help="run a config",
-        description="Train from one YAML file. On several devices: accelerate launch diffusion/train.py CONFIG",
+        description="Train from one YAML file. Several devices: accelerate launch diffusion/train.py CONFIG",
     )
     parser.add_argument("config_path", metavar="CONFIG", type=Path, help="YAML file of the run")
     parser.add_argument(

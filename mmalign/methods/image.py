@@ -20,8 +20,8 @@ _LOG_RATIO = f"{_MEAN_ERROR}\nlog_ratio_c = score_c of the policy - score_c of t
 _MARGIN = f"{_LOG_RATIO}\nmargin = log_ratio of chosen - log_ratio of rejected"
 
 _FLOAT32 = (
-    "errors of policy and reference are float32 (official: the reference's are rounded to half precision, which "
-    "at beta 5000 puts noise of up to 9.5 into the logit)"
+    "errors of policy and reference are float32 (official: the reference's are rounded to half precision, "
+    "which at beta 5000 puts noise of up to 9.5 into the logit)"
 )
 _JOINT_CROP = "flip and crop are drawn once per pair (official: for each image on its own)"
 _TIES = "ties follow data.tie_policy on every data set (official: dropped only if its name contains pickapic)"
@@ -161,8 +161,8 @@ _IPO = Method(
         beta_sdxl=_ours(5000, "the target margin 1 / (2 beta) is where DPO's logit is 1/2"),
     ),
     departures=(
-        "the official branch reads an argument that does not exist and crashes; its target has text's scale, ours "
-        "has the error's",
+        "the official branch reads an argument that does not exist and crashes; its target has text's scale, "
+        "ours has the error's",
     ),
     needs=frozenset({"reference"}),
     parity=("diffusion_dpo_diffusers",),
@@ -209,8 +209,8 @@ _SIMPO = Method(
         gamma=_ours(0.5, "target margin in units of the logit"),
     ),
     departures=(
-        "the paper is about text; on images two pictures differ in error for reasons that are no preference, so "
-        "the logit starts spread around 0 instead of at 0",
+        "the paper is about text; on images two pictures differ in error for reasons that are no preference, "
+        "so the logit starts spread around 0 instead of at 0",
     ),
     parity=("text_simpo",),
     official_code="princeton-nlp/SimPO",

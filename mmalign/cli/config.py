@@ -1,0 +1,105 @@
+"""`mmalign config`: what a config may contain, and what one says once its method's row has filled it in."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmalign.train.config import Difference, ResolvedRun, RunConfig, load_run
+
+__all__ = ["print_resolved", "print_schema", "resolved_yaml", "settings"]
+
+
+def settings() -> Iterator[tuple[str, str, str, str]]:
+    """Every setting as (name, type, default, meaning), in the order of the sections."""
+    schema = RunConfig.model_json_schema()
+    yield from _settings(schema, schema["$defs"], prefix="")
+
+
+def _settings(
+    section: dict[str, Any], sections: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, str, str, str]]:
+    required = set(section.get("required", ()))
+    for name, described in section["properties"].items():
+        inner = _section_of(described, sections)
+        if inner is not None:
+            yield from _settings(inner, sections, prefix=f"{prefix}{name}.")
+            continue
+        default = "required" if name in required else json.dumps(described.get("default"))
+        yield f"{prefix}{name}", _type(described), default, described.get("description", "")
+
+
+def _section_of(described: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of the section a setting is, None for a plain value."""
+    reference = described.get("$ref", "").rpartition("/")[2]
+    found: dict[str, Any] | None = sections.get(reference)
+    return found if found and "properties" in found else None
+
+
+def _type(described: dict[str, Any]) -> str:
+    """A setting's type and range in a few characters: `integer >= 1`, `"a" | "b"`, `number | null`."""
+    if "anyOf" in described:
+        return " | ".join(_type(option) for option in described["anyOf"])
+    if "enum" in described:
+        return " | ".join(json.dumps(value) for value in described["enum"])
+    if "const" in described:
+        return json.dumps(described["const"])
+    name = str(described.get("type", "any"))
+    if name == "array" and isinstance(described.get("items"), dict):
+        return f"list of {_type(described['items'])}"
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {described[key]:g}" for key, sign in signs.items() if key in described]
+    return f"{name} {', '.join(bounds)}" if bounds else name
+
+
+def print_schema(as_json: bool = False) -> None:
+    """Print every setting of a run's YAML file.
+
+    Args:
+        as_json: print the JSON schema (point an editor's YAML plug-in at it) instead of a table.
+    """
+    if as_json:
+        print(json.dumps(RunConfig.model_json_schema(), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("setting", "type", "default", "meaning"):
+        table.add_column(heading, no_wrap=heading == "setting", overflow="fold")
+    for row in settings():
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def resolved_yaml(run: ResolvedRun) -> str:
+    """The resolved config as YAML that can be run as it stands, opened by what differs from the method's row."""
+    lines = [f"# {run.path or 'config'}, resolved against method {run.method.name}"]
+    lines += [f"# differs from the row: {_difference(item)}" for item in run.differences]
+    lines += [
+        f"# from the row: {name} = {default.value} ({default.mark}{f'; {default.note}' if default.note else ''})"
+        for name, default in run.filled.items()
+    ]
+    content = run.config.model_dump(mode="json")
+    content["objective"] = dict(run.objective_arguments)
+    return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _difference(item: Difference) -> str:
+    return f"{item.setting} = {item.value}, row: {item.row_value} ({item.mark})"
+
+
+def print_resolved(config_path: Path, overrides: Sequence[str] = ()) -> None:
+    """Print a config merged with its method's row, as YAML.
+
+    Args:
+        config_path: YAML file of a run.
+        overrides: `section.key=value` words.
+
+    Raises:
+        ConfigError: the file cannot be used, with file, line and nearest valid key.
+    """
+    print(resolved_yaml(load_run(config_path, overrides)), end="")

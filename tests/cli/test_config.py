@@ -1,0 +1,63 @@
+"""`mmalign config`: every setting is listed, and a resolved config can be run as it stands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmalign.cli.config import settings
+from mmalign.cli.main import main
+from mmalign.train.config import RunConfig, load_run
+
+RUN = """\
+method: diffusion_dpo
+model: {family: sdxl, source: some/folder}
+image: {resolution: 512}
+data: {source: pairs.parquet}
+train: {output: runs/a, steps: 7}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN, encoding="utf-8")
+    return path
+
+
+def test_every_setting_is_listed_with_type_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {name: (kind, default) for name, kind, default, _ in settings()}
+    assert listed["train.steps"] == ("integer >= 1 | null", "null")
+    assert listed["model.family"] == ("string", "required")
+    assert listed["image.micro_conditioning"] == ('"constant" | "true"', '"constant"')
+    sections = {name.partition(".")[0] for name in listed}
+    assert sections == set(RunConfig.model_fields)
+    assert main(["config", "schema"]) == 0
+    assert "model.family" in capsys.readouterr().out
+
+
+def test_the_json_schema_is_the_model_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == RunConfig.model_json_schema()
+
+
+def test_a_resolved_config_resolves_to_itself(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "show", str(run_file), "train.learning_rate=3e-5"]) == 0
+    shown = capsys.readouterr().out
+    assert "# differs from the row: train.steps = 7, row: 2000 (code)" in shown
+    assert "# from the row: objective.beta = 5000 (paper" in shown
+    again = tmp_path / "again.yaml"
+    again.write_text(shown, encoding="utf-8")
+    first, second = load_run(run_file, ["train.learning_rate=3e-5"]), load_run(again)
+    assert second.objective_arguments == first.objective_arguments
+    assert second.config.model_dump(exclude={"objective"}) == first.config.model_dump(exclude={"objective"})
+    assert yaml.safe_load(shown)["train"]["learning_rate"] == 3e-5
+
+
+def test_a_wrong_key_is_a_message_with_its_line(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_file.write_text(RUN + "likelihoods: {}\n", encoding="utf-8")
+    assert main(["config", "show", str(run_file)]) == 2
+    assert "run.yaml:6:1: likelihoods: unknown key. Did you mean 'likelihood'?" in capsys.readouterr().err
