@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mmalign.methods import Default
 from mmalign.train.config import Difference, ResolvedRun, RunConfig, load_run
 
 __all__ = ["print_resolved", "print_schema", "resolved_yaml", "settings"]
@@ -76,13 +77,10 @@ def print_schema(as_json: bool = False) -> None:
 
 
 def resolved_yaml(run: ResolvedRun) -> str:
-    """The resolved config as YAML that can be run as it stands, opened by what differs from the method's row."""
+    """The resolved config as YAML that can be run as it stands, opened by how it differs from the row."""
     lines = [f"# {run.path or 'config'}, resolved against method {run.method.name}"]
     lines += [f"# differs from the row: {_difference(item)}" for item in run.differences]
-    lines += [
-        f"# from the row: {name} = {default.value} ({default.mark}{f'; {default.note}' if default.note else ''})"
-        for name, default in run.filled.items()
-    ]
+    lines += [f"# from the row: {name} = {_evidence(default)}" for name, default in run.filled.items()]
     content = run.config.model_dump(mode="json")
     content["objective"] = dict(run.objective_arguments)
     return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -90,6 +88,10 @@ def resolved_yaml(run: ResolvedRun) -> str:
 
 def _difference(item: Difference) -> str:
     return f"{item.setting} = {item.value}, row: {item.row_value} ({item.mark})"
+
+
+def _evidence(default: Default) -> str:
+    return f"{default.value} ({default.mark}{f'; {default.note}' if default.note else ''})"
 
 
 def print_resolved(config_path: Path, overrides: Sequence[str] = ()) -> None:
