@@ -16,6 +16,11 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--parity-dir DIR` runs the parity adapters over another folder of cases with the same names."""
+    parser.addoption("--parity-dir", default=None, help="folder with golden cases (default: tests/parity/cases)")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """Sums in one order: results do not depend on the number of cores."""
