@@ -20,7 +20,16 @@ from torch import Tensor
 
 from mmalign.errors import ConfigError, explain
 
-__all__ = ["Adapter", "Case", "Tolerance", "adapter_module", "case_names", "compare", "load_case", "tolerance_of"]
+__all__ = [
+    "Adapter",
+    "Case",
+    "Tolerance",
+    "adapter_module",
+    "case_names",
+    "compare",
+    "load_case",
+    "tolerance_of",
+]
 
 
 @dataclass(frozen=True)
@@ -59,58 +68,72 @@ class Case:
     Args:
         name: file name without suffix.
         hyperparameters: as recorded.
-        inputs: by name; floating inputs are leaves that require a gradient when the case records one for them.
-        outputs: expected values by name.
+        inputs: tensors by name, leaves that require a gradient when the case records one for them; entries that are
+            no numbers stay as the file has them.
+        outputs: expected values by name, the same way.
         source: repository, file and commit that made the numbers.
         note: formula, layout and oddities.
     """
 
     name: str
     hyperparameters: Mapping[str, Any]
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
     source: str = ""
     note: str = ""
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Any:
         """The input called `name`."""
         return self.inputs[name]
 
-    def get(self, name: str) -> Tensor | None:
-        """The input called `name`, or None."""
-        return self.inputs.get(name)
-
     def gradients(self) -> dict[str, tuple[str, str]]:
         """Gradient outputs by name as (loss output, input): `grad_x` of `loss`, `grad_x_hinge` of `loss_hinge`."""
-        return {name: _parse_gradient(name, self.inputs) for name in self.outputs if name.startswith("grad_")}
+        parsed = {name: _parse_gradient(name, self.inputs) for name in self.outputs}
+        return {name: found for name, found in parsed.items() if found is not None}
 
 
 Adapter = Callable[[Case], dict[str, Tensor]]
 """From a case to its outputs by name; losses are differentiable, gradients may be left out."""
 
 
-def _parse_gradient(name: str, inputs: Mapping[str, Any]) -> tuple[str, str]:
+def _parse_gradient(name: str, inputs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(Loss output, input) of a gradient output; None when its name follows another rule."""
     rest = name.removeprefix("grad_")
     matching = [given for given in inputs if rest == given or rest.startswith(given + "_")]
-    if not matching:
-        message = explain(f"parity output {name}", got=name, expected="grad_<input> or grad_<input>_<loss suffix>")
-        raise ConfigError(message)
+    if not name.startswith("grad_") or not matching:
+        return None
     given = max(matching, key=len)
     suffix = rest.removeprefix(given)
     return ("loss" + suffix, given)
 
 
-def _tensor(entry: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
-    data = entry["data"]
-    flat = data if isinstance(data, list) else [data]
-    kind = entry.get("dtype", "")
-    if kind == "bool" or any(isinstance(value, bool) for value in flat):
+def _leaves(entry: object) -> list[object]:
+    return [leaf for part in entry for leaf in _leaves(part)] if isinstance(entry, list) else [entry]
+
+
+def _rectangular(entry: object) -> bool:
+    if not isinstance(entry, list):
+        return True
+    sizes = {len(part) if isinstance(part, list) else -1 for part in entry}
+    return len(sizes) <= 1 and all(_rectangular(part) for part in entry)
+
+
+def _value(entry: Any, dtype: torch.dtype) -> Any:
+    """A tensor from `{"shape", "data"}`, from a number or from nested lists of numbers; anything else as it is."""
+    kind, shape = "", None
+    if isinstance(entry, dict) and {"shape", "data"} <= entry.keys():
+        kind, shape, entry = entry.get("dtype", ""), entry["shape"], entry["data"]
+    flat = _leaves(entry)
+    if not all(isinstance(leaf, bool | int | float) for leaf in flat) or not _rectangular(entry):
+        return entry
+    if kind == "bool" or (flat and all(isinstance(leaf, bool) for leaf in flat)):
         wanted = torch.bool
-    elif kind.startswith("int") or (not kind and flat and all(isinstance(value, int) for value in flat)):
+    elif kind.startswith("int") or (not kind and flat and all(isinstance(leaf, int) for leaf in flat)):
         wanted = torch.int64
     else:
         wanted = dtype
-    return torch.tensor(flat, dtype=wanted).reshape(entry["shape"])
+    value = torch.tensor(entry, dtype=wanted)
+    return value if shape is None else value.reshape(shape)
 
 
 def case_names(folder: Path) -> list[str]:
@@ -121,11 +144,12 @@ def case_names(folder: Path) -> list[str]:
 def load_case(folder: Path, name: str, dtype: torch.dtype = torch.float64) -> Case:
     """The case called `name`, floating tensors in `dtype`."""
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    inputs = {key: _tensor(entry, dtype) for key, entry in content["inputs"].items()}
-    outputs = {key: _tensor(entry, torch.float64) for key, entry in content["outputs"].items()}
+    inputs = {key: _value(entry, dtype) for key, entry in content["inputs"].items()}
+    outputs = {key: _value(entry, torch.float64) for key, entry in content["outputs"].items()}
     for key in outputs:
-        if key.startswith("grad_"):
-            inputs[_parse_gradient(key, inputs)[1]].requires_grad_()
+        parsed = _parse_gradient(key, inputs)
+        if parsed is not None:
+            inputs[parsed[1]].requires_grad_()
     return Case(
         name=name,
         hyperparameters=content["hyperparameters"],
@@ -136,12 +160,18 @@ def load_case(folder: Path, name: str, dtype: torch.dtype = torch.float64) -> Ca
     )
 
 
-def _same(name: str, actual: Tensor, expected: Tensor, rtol: float) -> str | None:
+def _same(name: str, actual: Any, expected: Any, rtol: float) -> str | None:
     """None when equal, otherwise what differs."""
+    if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
+        return None if actual == expected else f"{name}: got {actual!r}, expected {expected!r}"
     if actual.shape != expected.shape:
         return f"{name}: got shape {list(actual.shape)}, expected {list(expected.shape)}"
     if not expected.is_floating_point():
-        return None if torch.equal(actual.to(expected.dtype), expected) else f"{name}: got {actual}, expected {expected}"
+        return (
+            None
+            if torch.equal(actual.to(expected.dtype), expected)
+            else f"{name}: got {actual}, expected {expected}"
+        )
     actual = actual.detach().to(torch.float64)
     # Entries that cancel to almost nothing are held against the size of the whole tensor, three digits finer. float32
     # inputs are rounded before anything is computed, so there the whole tensor's size is the measure.
@@ -155,7 +185,11 @@ def _same(name: str, actual: Tensor, expected: Tensor, rtol: float) -> str | Non
 
 
 def compare(
-    case: Case, results: Mapping[str, Tensor], tolerance: Tolerance, *, left_out: Mapping[str, str] | None = None
+    case: Case,
+    results: Mapping[str, Tensor],
+    tolerance: Tolerance,
+    *,
+    left_out: Mapping[str, str] | None = None,
 ) -> list[str]:
     """What differs between an adapter's results and a case; an empty list means equal.
 
@@ -168,7 +202,9 @@ def compare(
     left_out = left_out or {}
     parsed = case.gradients()
     problems = [f"{name}: is no output of the case" for name in results if name not in case.outputs]
-    problems += [f"{name}: left out ({left_out[name]}) and yet returned" for name in results if name in left_out]
+    problems += [
+        f"{name}: left out ({left_out[name]}) and yet returned" for name in results if name in left_out
+    ]
     for name, expected in case.outputs.items():
         if name in left_out:
             continue
@@ -176,7 +212,9 @@ def compare(
             found = results[name]
         elif name in parsed and parsed[name][0] in results:
             loss, given = parsed[name]
-            (gradient,) = torch.autograd.grad(results[loss], case.inputs[given], retain_graph=True, allow_unused=True)
+            (gradient,) = torch.autograd.grad(
+                results[loss], case.inputs[given], retain_graph=True, allow_unused=True
+            )
             found = torch.zeros_like(case.inputs[given]) if gradient is None else gradient
         else:
             problems.append(f"{name}: the adapter returned neither it nor its loss")

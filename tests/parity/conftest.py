@@ -15,7 +15,9 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     """Parametrise over the cases of the folder that is in use."""
     if "case_name" in metafunc.fixturenames:
-        metafunc.parametrize("case_name", sorted(path.stem for path in folder_of(metafunc.config).glob("*.json")))
+        metafunc.parametrize(
+            "case_name", sorted(path.stem for path in folder_of(metafunc.config).glob("*.json"))
+        )
 
 
 def folder_of(config) -> Path:

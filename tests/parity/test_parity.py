@@ -216,6 +216,8 @@ def test_table_of_missing_methods_is_exact(capsys):
     assert set(ADAPTERS) <= names, f"adapters without a case: {sorted(set(ADAPTERS) - names)}"
     assert not set(NOT_YET) & set(ADAPTERS), f"adapter and NOT_YET: {sorted(set(NOT_YET) & set(ADAPTERS))}"
     with capsys.disabled():
-        remaining = {issue: sum(1 for value in NOT_YET.values() if value == issue) for issue in set(NOT_YET.values())}
+        remaining = {
+            issue: sum(1 for value in NOT_YET.values() if value == issue) for issue in set(NOT_YET.values())
+        }
         shown = ", ".join(f"issue {issue}: {count}" for issue, count in sorted(remaining.items()))
         print(f"\nparity: {len(names) - len(NOT_YET)} cases compared, {len(NOT_YET)} remain ({shown})")
