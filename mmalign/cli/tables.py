@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["print_families", "print_methods"]
 
-_MARKS = {
-    "paper": "stated in the paper",
-    "code": "taken from the official code",
-    "ours": "chosen by us",
-}
+_MARKS = {"paper": "paper", "code": "official code", "ours": "ours"}
+
+# Columns that fit a terminal of 80; `mmalign methods NAME` shows the rest.
+_TERMINAL = ("method", "paper", "data", "reference", "objective", "status")
+
+_FIRST = ("beta", "learning_rate", "effective_batch", "steps", "warmup_steps", "optimizer", "resolution")
 
 
 def print_methods(name: str | None = None, markdown: bool = False) -> None:
@@ -49,86 +50,99 @@ def _method_table(rows: Iterable[Method]) -> "RenderableType":
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in methods.headings():
-        table.add_column(heading, no_wrap=heading == "method", overflow="fold")
+    for heading in _TERMINAL:
+        table.add_column(heading, no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in methods.cells(row)))
+        shown = dict(zip(methods.headings(), methods.cells(row), strict=True))
+        table.add_row(*(Text(shown[heading]) for heading in _TERMINAL))
     return table
 
 
 def _print_method(console: "Console", method: Method) -> None:
     """One row whole: what it is, where it comes from, what we changed, what numbers to use."""
-    from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
-    def section(title: str, lines: Iterable[str]) -> None:
-        shown = [line for line in lines if line]
-        if shown:
-            console.print(Text(f"\n{title}", style="bold"))
-            for line in shown:
-                console.print(Padding(Text(line), (0, 0, 0, 2)))
+    def section(title: str, lines: Iterable[tuple[str, ...]]) -> None:
+        shown = list(lines)
+        if not shown:
+            return
+        console.print(Text(f"\n{title}", style="bold"))
+        grid = Table.grid(padding=(0, 2))
+        for column in range(len(shown[0]) + 1):
+            grid.add_column(no_wrap=column < len(shown[0]), overflow="fold")
+        for line in shown:
+            grid.add_row("", *(Text(cell) for cell in line))
+        console.print(grid)
 
-    console.print(Text(method.name, style="bold"), Text(method.title))
+    families = sorted(set(method.defaults) - {"*"})
+    taxonomy = method.taxonomy
+    console.print(Text(method.name, style="bold"))
+    console.print(Text(method.title))
     section(
         "parts",
         [
-            f"data        {method.data}{f', from {method.rollout}' if method.rollout else ''}",
-            f"likelihood  {method.likelihood or 'any'}",
-            f"reference   {method.reference}",
-            f"objective   {_call(method)}",
-            f"family      {', '.join(sorted(set(method.defaults) - {'*'})) or 'any'}",
+            ("data", f"{method.data}, from {method.rollout}" if method.rollout else method.data),
+            ("likelihood", method.likelihood or "any"),
+            ("reference", method.reference),
+            ("objective", _call(method)),
+            ("families", ", ".join(families) or "any"),
         ],
     )
-    section("formula", method.formula.splitlines())
+    section("formula", [(line,) for line in method.formula.splitlines()])
     section("source", _source(method))
-    section("departures", [f"- {departure}" for departure in method.departures] or ["none"])
-    for family in [*sorted(set(method.defaults) - {"*"})] or (["*"] if method.defaults else []):
+    section("departures", [("-", departure) for departure in method.departures] or [("none",)])
+    for family in families or (["*"] if method.defaults else []):
         section(
-            f"defaults for {'every family' if family == '*' else family}",
+            "defaults for every family" if family == "*" else f"defaults for {family}",
             _defaults(method.defaults_for(family)),
         )
-    section("status", [_status(method)])
+    section("status", [(_status(method),)])
     if method.couples_rows:
         section(
-            "note",
-            ["The loss of a row depends on the rows beside it: the batch is part of the method."],
+            "note", [("The loss of a row depends on the rows beside it: the batch is part of the method.",)]
         )
-    taxonomy = method.taxonomy
     section(
         "taxonomy",
         [
-            f"data {taxonomy.data}, framework {taxonomy.framework}, constraint {taxonomy.constraint}, "
-            f"model property {taxonomy.model_property}"
+            ("data", taxonomy.data),
+            ("framework", taxonomy.framework),
+            ("constraint", taxonomy.constraint),
+            ("model property", taxonomy.model_property),
         ],
     )
 
 
 def _call(method: Method) -> str:
-    """`dpo(beta=...)`: the objective with the arguments that define the method."""
+    """`dpo(label_smoothing=0.1)`: the objective with the arguments that define the method."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in method.objective_arguments.items())
     return f"{method.objective}({arguments})"
 
 
-def _source(method: Method) -> list[str]:
+def _source(method: Method) -> list[tuple[str, ...]]:
     paper = (
         f"https://arxiv.org/abs/{method.paper} ({method.year})"
         if method.paper
         else f"{method.year}, not on arXiv"
     )
-    return [f"paper  {paper}", f"code   {method.official_code}" if method.official_code else ""]
+    code = [("code", method.official_code)] if method.official_code else []
+    return [("paper", paper), *code]
 
 
-def _defaults(values: dict[str, Default]) -> list[str]:
-    """One line per setting: name, value, evidence."""
-    if not values:
-        return []
-    names = max(map(len, values))
-    numbers = max(len(str(default.value)) for default in values.values())
+def _defaults(values: dict[str, Default]) -> list[tuple[str, ...]]:
+    """Setting, value, where the value comes from, remark; what decides a run comes first."""
+
+    def place(name: str) -> tuple[int, str]:
+        return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
+
     return [
-        f"{name:<{names}}  {default.value!s:<{numbers}}  {_MARKS[default.mark]}"
-        f"{f': {default.note}' if default.note else ''}"
-        for name, default in values.items()
+        (name, _number(values[name].value), _MARKS[values[name].mark], values[name].note)
+        for name in sorted(values, key=place)
     ]
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) and value < 1 else str(value)
 
 
 def _status(method: Method) -> str:
