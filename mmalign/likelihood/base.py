@@ -1,0 +1,92 @@
+"""What every likelihood shares: what is drawn, what comes back, and how a network looks from here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from mmalign.batch import Batch
+
+__all__ = ["Denoiser", "Draw", "Evaluation", "Likelihood"]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A network as a likelihood sees it: prompts and candidates are one flat axis of rows, prompt-major.
+
+    A model's `denoise` method is one; so is any function with this signature.
+    """
+
+    def __call__(
+        self,
+        noised: Float[Tensor, " row *event"],
+        timestep: Shaped[Tensor, " row"],
+        conditioning: Mapping[str, Tensor],
+    ) -> Float[Tensor, " row *event"]:
+        """The network's prediction, in its own parametrisation.
+
+        Args:
+            noised: noised samples, in the wider of the clean data's dtype and float32; the network casts.
+            timestep: the schedule's `network_time`.
+            conditioning: the network's other inputs, one entry per row.
+        """
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The randomness of one evaluation; policy and reference see the same.
+
+    Args:
+        timestep: index (variance preserving) or sigma (rectified flow) of every candidate.
+        noise: standard normal noise.
+        noised: what the network sees.
+        target: what a perfect network would answer, in the network's own parametrisation; carries no
+            gradient.
+    """
+
+    timestep: Shaped[Tensor, "prompt candidate"]
+    noise: Float[Tensor, "prompt candidate *event"]
+    noised: Float[Tensor, "prompt candidate *event"]
+    target: Float[Tensor, "prompt candidate *event"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How likely the candidates are under one network.
+
+    Args:
+        score: `-error / 2`, so that beta has the unit of the published code; higher is likelier.
+        error: squared error per candidate, float32 or wider.
+        prediction: the network's raw output, where the caller asked to keep it.
+    """
+
+    score: Float[Tensor, "prompt candidate"]
+    error: Float[Tensor, "prompt candidate"]
+    prediction: Float[Tensor, "prompt candidate *event"] | None = None
+
+    @classmethod
+    def from_error(
+        cls,
+        error: Float[Tensor, "prompt candidate"],
+        prediction: Float[Tensor, "prompt candidate *event"] | None = None,
+    ) -> "Evaluation":
+        """The evaluation an error implies: `score = -error / 2`."""
+        return cls(score=-0.5 * error, error=error, prediction=prediction)
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """Turns a network into a score per candidate."""
+
+    def draw(self, batch: Batch) -> Draw:
+        """The randomness for one evaluation of `batch`, decided by its row keys."""
+
+    def evaluate(
+        self, denoise: Denoiser, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+    ) -> Evaluation:
+        """Scores of every candidate; gradients flow when they are enabled."""
+
+    def describe(self) -> dict[str, str]:
+        """What the scores depend on, for fingerprints of stored ones."""

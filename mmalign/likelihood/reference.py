@@ -1,0 +1,382 @@
+"""References: the scores the policy is compared with, each way of having them without waste.
+
+    kind          second network   moves   what it is
+    adapters_off  no               no      the same network with its adapters switched off
+    frozen        yes              no      a copy, optionally kept on the CPU between uses
+    ema           no               yes     the trained weights' moving average, swapped in for the forward
+    stored        no               no      errors computed once for a fixed bank of draws (`stored.py`)
+    none          no               no      for objectives without a reference
+
+A step evaluates the reference first, under no_grad: the policy's graph is then not alive while it runs.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.batch import Batch
+from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, explain, unknown_name
+from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood
+from mmalign.likelihood.stored import ReferenceTable, StoredReference
+
+__all__ = [
+    "AdaptersOff",
+    "EmaReference",
+    "FrozenCopy",
+    "NoReference",
+    "Reference",
+    "adapter_toggle",
+    "make_reference",
+]
+
+Toggle = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which the network answers without its adapters."""
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Supplies the reference's scores of a batch.
+
+    Attributes:
+        kind: name in the run config.
+    """
+
+    kind: str
+
+    def evaluate(
+        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+    ) -> Evaluation | None:
+        """Scores on the policy's own draw, without gradients; None when there is no reference."""
+
+    def update(self, step: int) -> None:
+        """Called after optimiser step `step` (from 1); moving references follow the policy here."""
+
+
+class NoReference:
+    """For objectives that compare with nothing."""
+
+    kind = "none"
+
+    def evaluate(
+        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+    ) -> Evaluation | None:
+        """None."""
+        del likelihood, batch, draw, keep_prediction
+        return None
+
+    def update(self, step: int) -> None:
+        """Nothing moves."""
+        del step
+
+
+class AdaptersOff:
+    """The trained network with its adapters switched off: no second model.
+
+    Args:
+        denoise: the policy's own denoiser.
+        toggle: from `adapter_toggle`, or any factory of contexts that switch adapters off and on again.
+    """
+
+    kind = "adapters_off"
+
+    def __init__(self, denoise: Denoiser, toggle: Toggle) -> None:
+        self._denoise = denoise
+        self._toggle = toggle
+
+    def evaluate(
+        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+    ) -> Evaluation:
+        """Scores without adapters; they are on again afterwards, also after an error."""
+        with torch.no_grad(), self._toggle():
+            return likelihood.evaluate(self._denoise, batch, draw, keep_prediction=keep_prediction)
+
+    def update(self, step: int) -> None:
+        """Nothing moves."""
+        del step
+
+
+def adapter_toggle(network: nn.Module) -> Toggle:
+    """A factory of contexts in which `network` runs without its peft adapters.
+
+    The adapter layers are listed now; a step only flips one flag on each. The public switches walk every
+    module and flip `requires_grad` too, which costs tens of milliseconds per step on SDXL. Use it for
+    forwards under no_grad: a gradient-checkpointed forward that is recomputed outside the context would run
+    with the adapters on.
+
+    Raises:
+        ConfigError: the network has no adapters, or switching them off does not give the base model back.
+    """
+    layers = [module for module in network.modules() if _is_adapter_layer(module)]
+    if not layers:
+        message = explain(
+            "reference adapters_off",
+            got="a network without adapters",
+            expected="peft adapter layers",
+            do="Add the adapter first, or use the frozen reference.",
+        )
+        raise ConfigError(message)
+    _require_untouched_base(network, layers)
+
+    @contextlib.contextmanager
+    def off() -> Iterator[None]:
+        before = [layer._disable_adapters for layer in layers]
+        for layer in layers:
+            layer._disable_adapters = True  # type: ignore[assignment]  # a plain flag, not a tensor or module
+        try:
+            yield
+        finally:
+            for layer, flag in zip(layers, before, strict=True):
+                layer._disable_adapters = flag
+
+    return off
+
+
+def _is_adapter_layer(module: nn.Module) -> bool:
+    """Whether peft made this layer, told by its flag; a model that holds such layers has only the switch."""
+    has_flag = "_disable_adapters" in module.__dict__ or hasattr(type(module), "_disable_adapters")
+    return has_flag and callable(getattr(type(module), "enable_adapters", None))
+
+
+# Initialisations that move part of the base weights into the adapter.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def _require_untouched_base(network: nn.Module, layers: list[nn.Module]) -> None:
+    """Refuse the two set-ups in which "adapters off" is silently not the base model."""
+    for config in dict(getattr(network, "peft_config", None) or {}).values():
+        kind = str(getattr(config, "init_lora_weights", ""))
+        if kind.startswith(_CHANGES_BASE):
+            message = explain(
+                "reference adapters_off",
+                got=f"init_lora_weights={kind}, which changes the base weights",
+                expected="an initialisation that leaves the base alone (True or gaussian)",
+                do="Use the frozen reference, copied before the adapter is added.",
+            )
+            raise ConfigError(message)
+    switched = {id(parameter) for layer in layers for parameter in _adapter_parameters(layer)}
+    stray = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and id(parameter) not in switched
+    ]
+    if stray:
+        message = explain(
+            "reference adapters_off",
+            got=f"{len(stray)} trainable weights outside the adapters, first: {', '.join(stray[:3])}",
+            expected="only adapter weights to train",
+            do="They would train with adapters off too. Freeze them, or use the frozen reference.",
+        )
+        raise ConfigError(message)
+
+
+def _adapter_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters that a layer's switch takes out of the forward."""
+    for name in getattr(layer, "adapter_layer_names", ()):
+        held = getattr(layer, name, None)
+        if isinstance(held, nn.Module | nn.ParameterList | nn.ParameterDict):
+            yield from held.parameters()
+        elif isinstance(held, nn.Parameter):
+            yield held
+
+
+class FrozenCopy:
+    """A second network that never changes.
+
+    Args:
+        network: the reference's weights; frozen here and put into evaluation mode.
+        make_denoise: builds a denoiser around a network.
+        offload: keep the network on the CPU between uses; each use moves it to the batch's device and back.
+    """
+
+    kind = "frozen"
+
+    def __init__(
+        self, network: nn.Module, make_denoise: Callable[[nn.Module], Denoiser], *, offload: bool = False
+    ) -> None:
+        self.network = network.requires_grad_(False).eval()
+        self.offload = offload
+        self._denoise = make_denoise(self.network)
+        if offload:
+            self.network.to("cpu")
+
+    @classmethod
+    def copy_of(
+        cls,
+        network: nn.Module,
+        make_denoise: Callable[[nn.Module], Denoiser],
+        *,
+        offload: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> "FrozenCopy":
+        """A frozen copy of `network` as it is now; the original keeps its own gradients and mode.
+
+        Args:
+            network: what to copy.
+            make_denoise: builds a denoiser around a network.
+            offload: see the class.
+            dtype: of the copy. Another dtype than the policy computes in puts rounding noise on the logit.
+        """
+        copied = copy.deepcopy(network)
+        return cls(copied if dtype is None else copied.to(dtype), make_denoise, offload=offload)
+
+    def evaluate(
+        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+    ) -> Evaluation:
+        """Scores of the copy."""
+        if self.offload:
+            self.network.to(draw.noised.device)
+        try:
+            with torch.no_grad():
+                return likelihood.evaluate(self._denoise, batch, draw, keep_prediction=keep_prediction)
+        finally:
+            if self.offload:
+                self.network.to("cpu")
+
+    def update(self, step: int) -> None:
+        """Nothing moves."""
+        del step
+
+
+class EmaReference:
+    """The moving average of the trained weights: `shadow <- decay * shadow + (1 - decay) * trained`.
+
+    Only trained weights are kept twice; for the forward they are swapped in, so there is no second network.
+    Decay 0 with `every` is a reference that is replaced by the policy every so many steps.
+
+    Args:
+        network: the trained network, before its first step.
+        denoise: the policy's own denoiser.
+        decay: in [0, 1]; 1 never moves.
+        every: follow the policy every so many optimiser steps.
+
+    Source: 2404.09656, equations 7 and 8 (there alpha = 1 - decay and tau = every).
+    """
+
+    kind = "ema"
+
+    def __init__(self, network: nn.Module, denoise: Denoiser, *, decay: float, every: int = 1) -> None:
+        if not 0.0 <= decay <= 1.0:
+            raise HyperparameterError(
+                explain("EmaReference decay", got=decay, expected="a number between 0 and 1")
+            )
+        if every < 1:
+            raise HyperparameterError(
+                explain("EmaReference every", got=every, expected="at least 1 optimiser step")
+            )
+        self.decay = decay
+        self.every = every
+        self._denoise = denoise
+        self._trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        self._shadow = {name: value.detach().clone() for name, value in self._trained.items()}
+
+    def evaluate(
+        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+    ) -> Evaluation:
+        """Scores with the averaged weights; the trained ones are back afterwards, also after an error."""
+        with torch.no_grad(), self._swapped():
+            return likelihood.evaluate(self._denoise, batch, draw, keep_prediction=keep_prediction)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the policy when `step` is a multiple of `every`."""
+        if step % self.every:
+            return
+        trained = [value.detach() for value in self._trained.values()]
+        torch._foreach_lerp_(list(self._shadow.values()), trained, 1.0 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights by parameter name."""
+        return dict(self._shadow)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave.
+
+        Raises:
+            CheckpointError: other names or shapes than the trained weights.
+        """
+        wrong = sorted(set(self._shadow) ^ set(state)) or [
+            name for name, value in self._shadow.items() if value.shape != state[name].shape
+        ]
+        if wrong:
+            message = (
+                f"reference average: {len(wrong)} weights differ from the network's (first: {wrong[:3]}). "
+                "Was the run made with another adapter or network?"
+            )
+            raise CheckpointError(message)
+        for name, value in self._shadow.items():
+            value.copy_(state[name])
+
+    @contextlib.contextmanager
+    def _swapped(self) -> Iterator[None]:
+        # Storage is exchanged, not copied: nothing is written, and a live policy graph keeps its own tensors.
+        kept = {name: value.data for name, value in self._trained.items()}
+        try:
+            for name, value in self._trained.items():
+                value.data = self._shadow[name]
+            yield
+        finally:
+            for name, value in self._trained.items():
+                value.data = kept[name]
+
+
+_KINDS = ("adapters_off", "frozen", "ema", "stored", "none")
+
+
+def make_reference(
+    kind: str,
+    *,
+    network: nn.Module | None = None,
+    make_denoise: Callable[[nn.Module], Denoiser] | None = None,
+    offload: bool = False,
+    dtype: torch.dtype | None = None,
+    decay: float | None = None,
+    every: int = 1,
+    table: ReferenceTable | None = None,
+    facts: Mapping[str, str] | None = None,
+    likelihood: Likelihood | None = None,
+) -> Reference:
+    """The reference of a run config's `reference.kind`.
+
+    Args:
+        kind: adapters_off, frozen, ema, stored or none.
+        network: the trained network (all kinds but stored and none).
+        make_denoise: builds a denoiser around a network (same).
+        offload: frozen: keep the copy on the CPU between uses.
+        dtype: frozen: dtype of the copy.
+        decay: ema: decay per update.
+        every: ema: optimiser steps per update.
+        table: stored: the precomputed errors.
+        facts: stored: what the run's numbers depend on besides the likelihood; compared with the table's.
+        likelihood: stored: adds what the scores depend on.
+
+    Raises:
+        UnknownNameError: no such kind.
+        ConfigError: the kind lacks one of its arguments.
+    """
+    if kind not in _KINDS:
+        raise unknown_name("reference kind", kind, _KINDS)
+    if kind == "none":
+        return NoReference()
+    if kind == "stored":
+        return StoredReference(
+            _given(kind, "table", table), _given(kind, "likelihood", likelihood), facts or {}
+        )
+    network = _given(kind, "network", network)
+    make_denoise = _given(kind, "make_denoise", make_denoise)
+    if kind == "frozen":
+        return FrozenCopy.copy_of(network, make_denoise, offload=offload, dtype=dtype)
+    if kind == "ema":
+        return EmaReference(network, make_denoise(network), decay=_given(kind, "decay", decay), every=every)
+    return AdaptersOff(make_denoise(network), adapter_toggle(network))
+
+
+def _given(kind: str, name: str, value: Any) -> Any:
+    if value is None:
+        raise ConfigError(explain(f"reference {kind}", got=f"no {name}", expected=f"the argument {name}"))
+    return value

@@ -1,0 +1,520 @@
+"""Noise schedules: how data and noise mix at a timestep, and how the things a network can predict convert.
+
+Every schedule writes the noised sample as `alpha * clean + sigma * noise`. Whatever a network predicts is a
+mixture `p * clean + q * noise` too, so one piece of algebra serves every prediction and every schedule:
+
+    prediction      p        q        det = alpha * q - sigma * p
+    epsilon         0        1        alpha
+    sample          1        0        -sigma
+    v_prediction   -sigma    alpha    alpha^2 + sigma^2   (1 on the variance-preserving schedule)
+    flow           -1        1        alpha + sigma       (1 on the rectified-flow schedule)
+
+The noised sample is known, so predictions of two kinds are affine in each other, and a squared error of one
+kind is the squared error of the other times `(det_to / det_from)^2`, exactly.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from mmalign.errors import ConfigError, HyperparameterError, explain, unknown_name
+from mmalign.files import fingerprint
+from mmalign.shapes import align_to_event
+
+__all__ = [
+    "PREDICTIONS",
+    "DeviceTable",
+    "FlowSchedule",
+    "Prediction",
+    "Schedule",
+    "VPSchedule",
+    "prediction_from_config",
+    "schedule_from_config",
+]
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+"""What a network predicts: the noise, `alpha * noise - sigma * clean`, the clean sample, `noise - clean`."""
+
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+
+
+class DeviceTable:
+    """A small constant table that is copied to each device once, so that a step never waits for a transfer.
+
+    Args:
+        values: the table on the CPU.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """The table on `device` as `dtype` (its own by default)."""
+        key = (device, dtype or self.values.dtype)
+        if key not in self._placed:
+            # A table first used by an evaluation must stay usable in training.
+            with torch.inference_mode(False):
+                self._placed[key] = self.values.to(device=key[0], dtype=key[1])
+        return self._placed[key]
+
+    def at(self, index: Int[Tensor, "*batch"], dtype: torch.dtype | None = None) -> Shaped[Tensor, "*batch"]:
+        """Entries at `index`, shaped like it, without a host synchronisation."""
+        return self.on(index.device, dtype).index_select(0, index.flatten()).reshape(index.shape)
+
+
+class Schedule(ABC):
+    """A noise schedule; a subclass supplies the coefficients and the meaning of a timestep, the rest follows.
+
+    Attributes:
+        num_timesteps: timesteps of the training schedule, and the scale of the network's time input.
+    """
+
+    num_timesteps: int
+
+    @abstractmethod
+    def coefficients(
+        self, timestep: Shaped[Tensor, "*batch"], dtype: torch.dtype = torch.float32
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """`(alpha, sigma)` of `noised = alpha * clean + sigma * noise`, each shaped like `timestep`."""
+
+    @abstractmethod
+    def timestep_at(self, progress: Float[Tensor, "*batch"]) -> Shaped[Tensor, "*batch"]:
+        """Timestep at `progress` in [0, 1] along the way from noise (0) to data (1)."""
+
+    @abstractmethod
+    def between(
+        self, fraction: Float[Tensor, "*batch"], low: float, high: float | None
+    ) -> Shaped[Tensor, "*batch"]:
+        """Timestep at `fraction` in [0, 1) of the range from `low` to `high` (None: to the end)."""
+
+    @abstractmethod
+    def network_time(self, timestep: Shaped[Tensor, "*batch"]) -> Shaped[Tensor, "*batch"]:
+        """What the network is given as its time input."""
+
+    @abstractmethod
+    def check_timesteps(self, where: str, values: tuple[float, ...]) -> None:
+        """Raise `HyperparameterError` unless all `values` are timesteps of this schedule."""
+
+    @abstractmethod
+    def table_of(self, values: tuple[float, ...]) -> Tensor:
+        """`values` as a tensor of timesteps."""
+
+    @abstractmethod
+    def loses_clean(self, kind: Prediction) -> bool:
+        """Whether at some timestep a prediction of this kind says nothing about the clean sample."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """What identifies the schedule, for fingerprints of stored numbers."""
+
+    def determinant(
+        self, kind: Prediction, timestep: Shaped[Tensor, "*batch"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "*batch"]:
+        """`alpha * q - sigma * p` of a prediction; 0 where it does not determine clean sample and noise."""
+        alpha, sigma = self.coefficients(timestep, dtype)
+        match kind:
+            case "epsilon":
+                return alpha
+            case "sample":
+                return -sigma
+            case "v_prediction":
+                return alpha.square() + sigma.square()
+            case "flow":
+                return alpha + sigma
+        raise unknown_name("prediction", kind, PREDICTIONS)
+
+    def error_weight(
+        self,
+        timestep: Shaped[Tensor, "*batch"],
+        *,
+        source: Prediction,
+        to: Prediction,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "*batch"]:
+        """`w` with `squared error as to = w * squared error as source`, exact.
+
+        0 where `source` does not determine `to`.
+
+        Examples: v to epsilon on the variance-preserving schedule `alpha^2`, epsilon to sample `sigma^2 /
+            alpha^2`, flow to epsilon on rectified flow `(1 - sigma)^2`.
+        """
+        if source == to:
+            return torch.ones_like(timestep, dtype=dtype)
+        ratio = _divide(self.determinant(to, timestep, dtype), self.determinant(source, timestep, dtype))
+        return ratio.square()
+
+    def add_noise(
+        self,
+        clean: Float[Tensor, "*shape"],
+        noise: Float[Tensor, "*shape"],
+        timestep: Shaped[Tensor, "..."],
+    ) -> Float[Tensor, "*shape"]:
+        """`alpha * clean + sigma * noise`; `timestep` covers the leading axes of `clean`."""
+        alpha, sigma = self._aligned(timestep, clean)
+        return alpha * clean + sigma * noise
+
+    def target(
+        self,
+        kind: Prediction,
+        clean: Float[Tensor, "*shape"],
+        noise: Float[Tensor, "*shape"],
+        timestep: Shaped[Tensor, "..."],
+    ) -> Float[Tensor, "*shape"]:
+        """What a perfect network of this kind would predict."""
+        match kind:
+            case "epsilon":
+                return noise
+            case "sample":
+                return clean
+            case "v_prediction":
+                alpha, sigma = self._aligned(timestep, clean)
+                return alpha * noise - sigma * clean
+            case "flow":
+                return noise - clean
+        raise unknown_name("prediction", kind, PREDICTIONS)
+
+    def convert(
+        self,
+        prediction: Float[Tensor, "*shape"],
+        noised: Float[Tensor, "*shape"],
+        timestep: Shaped[Tensor, "..."],
+        *,
+        source: Prediction,
+        to: Prediction,
+    ) -> Float[Tensor, "*shape"]:
+        """The prediction in another parametrisation.
+
+        Where `source` does not determine the clean sample (epsilon at alpha = 0, the last timestep of a
+        zero-terminal-SNR schedule) the clean sample is taken to be 0, the mean of normalised data, never NaN.
+        """
+        if source == to:
+            return prediction
+        clean, noise = self.split(prediction, noised, timestep, source=source)
+        return self.target(to, clean, noise, timestep)
+
+    def split(
+        self,
+        prediction: Float[Tensor, "*shape"],
+        noised: Float[Tensor, "*shape"],
+        timestep: Shaped[Tensor, "..."],
+        *,
+        source: Prediction,
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        """`(clean, noise)` that a prediction and the noised sample imply."""
+        alpha, sigma = self._aligned(timestep, noised)
+        det = align_to_event(self.determinant(source, timestep, alpha.dtype), noised)
+        match source:
+            case "epsilon":
+                return _divide(noised - sigma * prediction, det), prediction
+            case "sample":
+                return prediction, _divide(alpha * prediction - noised, det)
+            case "v_prediction":
+                clean = (alpha * noised - sigma * prediction) / det
+                return clean, (alpha * prediction + sigma * noised) / det
+            case "flow":
+                return (noised - sigma * prediction) / det, (noised + alpha * prediction) / det
+        raise unknown_name("prediction", source, PREDICTIONS)
+
+    def _aligned(self, timestep: Tensor, event: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients with trailing axes of size 1, in the wider of the event's dtype and float32."""
+        alpha, sigma = self.coefficients(timestep, torch.promote_types(event.dtype, torch.float32))
+        return align_to_event(alpha, event), align_to_event(sigma, event)
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """`numerator / denominator`, 0 where the denominator is 0; finite gradients on both branches."""
+    zero = denominator == 0
+    return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
+
+
+@dataclass(frozen=True, eq=False)
+class VPSchedule(Schedule):
+    """Variance-preserving diffusion, `alpha = sqrt(abar_t)`, `sigma = sqrt(1 - abar_t)`; timesteps are indices.
+
+    Args:
+        alphas_cumprod: `abar_t` for every timestep, in [0, 1], decreasing.
+
+    Source: 2006.11239, equation 4.
+    """
+
+    alphas_cumprod: Float[Tensor, " timestep"]
+    num_timesteps: int = field(init=False)
+    zero_terminal_snr: bool = field(init=False)
+    _table: DeviceTable = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the table once, on the host."""
+        table = self.alphas_cumprod.detach().to("cpu")
+        if table.numel() == 0 or not bool(((table >= 0) & (table <= 1)).all()):
+            shown = (
+                f"[{table.min().item():.3g}, {table.max().item():.3g}]" if table.numel() else "an empty table"
+            )
+            message = explain(
+                "VPSchedule.alphas_cumprod",
+                got=shown,
+                expected="cumulative alphas between 0 and 1, one per timestep",
+            )
+            raise HyperparameterError(message)
+        object.__setattr__(self, "alphas_cumprod", table)
+        object.__setattr__(self, "num_timesteps", table.shape[0])
+        object.__setattr__(self, "zero_terminal_snr", bool((table == 0).any()))
+        object.__setattr__(self, "_table", DeviceTable(table))
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any]) -> "VPSchedule":
+        """The schedule of a diffusers scheduler config (the content of scheduler_config.json).
+
+        Raises:
+            ConfigError: an unknown `beta_schedule`.
+        """
+        return cls(_cumulative_alphas(config))
+
+    def coefficients(
+        self, timestep: Int[Tensor, "*batch"], dtype: torch.dtype = torch.float32
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """`(sqrt(abar_t), sqrt(1 - abar_t))`."""
+        cumulative = self._table.at(timestep, dtype)
+        return cumulative.sqrt(), (1 - cumulative).sqrt()
+
+    def determinant(
+        self, kind: Prediction, timestep: Int[Tensor, "*batch"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "*batch"]:
+        """As the base class; exactly 1 for v, without the rounding of `alpha^2 + sigma^2`."""
+        if kind == "v_prediction":
+            return torch.ones_like(timestep, dtype=dtype)
+        return super().determinant(kind, timestep, dtype)
+
+    def timestep_at(self, progress: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """Index at `progress` along the way from noise (0: the last index) to data (1: index 0)."""
+        steps_left = (progress * self.num_timesteps).long().clamp(0, self.num_timesteps - 1)
+        return self.num_timesteps - 1 - steps_left
+
+    def between(
+        self, fraction: Float[Tensor, "*batch"], low: float, high: float | None
+    ) -> Int[Tensor, "*batch"]:
+        """`low + floor(fraction * (high - low))`: every index of [low, high) is equally likely."""
+        first, end = int(low), self.num_timesteps if high is None else int(high)
+        return (first + (fraction * (end - first)).long()).clamp(first, end - 1)
+
+    def network_time(self, timestep: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """The index as it is."""
+        return timestep
+
+    def check_timesteps(self, where: str, values: tuple[float, ...]) -> None:
+        """Every value must be a whole number in [0, num_timesteps)."""
+        for value in values:
+            if value != int(value) or not 0 <= value < self.num_timesteps:
+                message = explain(
+                    where, got=value, expected=f"a whole number from 0 to {self.num_timesteps - 1}"
+                )
+                raise HyperparameterError(message)
+
+    def table_of(self, values: tuple[float, ...]) -> Int[Tensor, " value"]:
+        """`values` as indices."""
+        return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+    def loses_clean(self, kind: Prediction) -> bool:
+        """True for epsilon when some timestep is pure noise."""
+        return kind == "epsilon" and self.zero_terminal_snr
+
+    def describe(self) -> dict[str, str]:
+        """Length and hash of the table."""
+        numbers = fingerprint([f"{value:.9e}" for value in self.alphas_cumprod.tolist()])
+        return {"schedule": f"variance preserving, {self.num_timesteps} timesteps, {numbers}"}
+
+
+@dataclass(frozen=True)
+class FlowSchedule(Schedule):
+    """Rectified flow: `noised = (1 - sigma) * clean + sigma * noise`; a timestep is sigma in [0, 1].
+
+    Args:
+        shift: moves timesteps towards noise: `sigma = shift * s / (1 + (shift - 1) * s)` for unshifted `s`.
+        num_timesteps: scale of the network's time input, and points of the grid.
+        grid: draw sigmas from the `num_timesteps` points a sampler would visit, instead of continuously.
+
+    Source: 2209.03003 equation 1; shift 2403.03206 equation 23.
+    """
+
+    shift: float = 1.0
+    num_timesteps: int = 1000
+    grid: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            message = explain(
+                "FlowSchedule.shift", got=self.shift, expected="a number above 0; 1 is no shift"
+            )
+            raise HyperparameterError(message)
+        if self.num_timesteps < 1:
+            message = explain("FlowSchedule.num_timesteps", got=self.num_timesteps, expected="at least 1")
+            raise HyperparameterError(message)
+
+    @classmethod
+    def from_scheduler_config(
+        cls, config: Mapping[str, Any], *, sequence_length: int | None = None, grid: bool = False
+    ) -> "FlowSchedule":
+        """The schedule of a diffusers flow-match scheduler config.
+
+        Args:
+            config: its dictionary, or the content of scheduler_config.json.
+            sequence_length: image tokens, needed when the config shifts by resolution
+                (`use_dynamic_shifting`).
+            grid: see the class.
+
+        Raises:
+            ConfigError: the config shifts by resolution and no `sequence_length` is given.
+        """
+        num_timesteps = int(config.get("num_train_timesteps", 1000))
+        if not config.get("use_dynamic_shifting"):
+            return cls(shift=float(config.get("shift", 1.0)), num_timesteps=num_timesteps, grid=grid)
+        if sequence_length is None:
+            message = explain(
+                "FlowSchedule.from_scheduler_config",
+                got="use_dynamic_shifting without a sequence length",
+                expected="the number of image tokens at the training resolution",
+                do="Pass sequence_length, or a config with a fixed shift.",
+            )
+            raise ConfigError(message)
+        low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+        short, long = int(config.get("base_image_seq_len", 256)), int(config.get("max_image_seq_len", 4096))
+        mu = low + (high - low) * (sequence_length - short) / (long - short)
+        shift = mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+        return cls(shift=shift, num_timesteps=num_timesteps, grid=grid)
+
+    def coefficients(
+        self, timestep: Float[Tensor, "*batch"], dtype: torch.dtype = torch.float32
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """`(1 - sigma, sigma)`."""
+        sigma = timestep.to(dtype)
+        return 1 - sigma, sigma
+
+    def determinant(
+        self, kind: Prediction, timestep: Float[Tensor, "*batch"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "*batch"]:
+        """As the base class; exactly 1 for flow."""
+        if kind == "flow":
+            return torch.ones_like(timestep, dtype=dtype)
+        return super().determinant(kind, timestep, dtype)
+
+    def shifted(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Sigma of an unshifted noise level in [0, 1]."""
+        return self.shift * level / (1 + (self.shift - 1) * level)
+
+    def timestep_at(self, progress: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Sigma at `progress` along the way from noise (0) to data (1); with `grid`, a point of it."""
+        if not self.grid:
+            return self.shifted(1 - progress)
+        index = (progress * self.num_timesteps).floor().clamp(0, self.num_timesteps - 1)
+        return self.shifted((self.num_timesteps - index) / self.num_timesteps)
+
+    def between(
+        self, fraction: Float[Tensor, "*batch"], low: float, high: float | None
+    ) -> Float[Tensor, "*batch"]:
+        """Sigma in [low, high], uniform before the shift."""
+        first, last = self._unshifted(low), self._unshifted(1.0 if high is None else high)
+        return self.timestep_at(1 - (first + fraction * (last - first)))
+
+    def network_time(self, timestep: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """`num_timesteps * sigma`, as diffusers' flow transformers expect."""
+        return timestep * self.num_timesteps
+
+    def check_timesteps(self, where: str, values: tuple[float, ...]) -> None:
+        """Every value must be a sigma in [0, 1]."""
+        for value in values:
+            if not 0.0 <= value <= 1.0:
+                message = explain(
+                    where,
+                    got=value,
+                    expected="sigma between 0 and 1",
+                    do=f"Divide a time input by {self.num_timesteps}.",
+                )
+                raise HyperparameterError(message)
+
+    def table_of(self, values: tuple[float, ...]) -> Float[Tensor, " value"]:
+        """`values` as sigmas."""
+        return torch.tensor([float(value) for value in values], dtype=torch.float32)
+
+    def loses_clean(self, kind: Prediction) -> bool:
+        """True for epsilon: sigma = 1 is pure noise."""
+        return kind == "epsilon"
+
+    def describe(self) -> dict[str, str]:
+        """Every field."""
+        grid = "grid" if self.grid else "continuous"
+        return {"schedule": f"rectified flow, shift {self.shift!r}, {self.num_timesteps} timesteps, {grid}"}
+
+    def _unshifted(self, sigma: float) -> float:
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+
+def _cumulative_alphas(config: Mapping[str, Any]) -> Tensor:
+    """`abar_t` of a diffusers scheduler config, in float32 like diffusers: the tables agree to the bit."""
+    num = int(config.get("num_train_timesteps", 1000))
+    start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
+    kind = str(config.get("beta_schedule", "linear"))
+    trained = config.get("trained_betas")
+    if trained is not None:
+        betas = torch.tensor([float(beta) for beta in trained], dtype=torch.float32)
+    elif kind == "linear":
+        betas = torch.linspace(start, end, num, dtype=torch.float32)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, num, dtype=torch.float32) ** 2
+    elif kind == "squaredcos_cap_v2":
+        betas = _cosine_betas(num)
+    elif kind == "sigmoid":
+        betas = torch.sigmoid(torch.linspace(-6, 6, num, dtype=torch.float32)) * (end - start) + start
+    else:
+        known = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+        raise ConfigError(str(unknown_name("beta_schedule", kind, known)))
+    if config.get("rescale_betas_zero_snr"):
+        betas = _rescale_to_zero_snr(betas)
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def _cosine_betas(num: int, max_beta: float = 0.999) -> Tensor:
+    """Betas whose cumulative alphas follow `cos^2`. Source: 2102.09672, equation 17."""
+
+    def cumulative(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    steps = [1 - cumulative((index + 1) / num) / cumulative(index / num) for index in range(num)]
+    return torch.tensor([min(beta, max_beta) for beta in steps], dtype=torch.float32)
+
+
+def _rescale_to_zero_snr(betas: Tensor) -> Tensor:
+    """Betas stretched so that the last timestep is pure noise. Source: 2305.08891, algorithm 1."""
+    root = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    cumulative = ((root - last) * (first / (first - last))) ** 2
+    alphas = torch.cat([cumulative[:1], cumulative[1:] / cumulative[:-1]])
+    return 1 - alphas
+
+
+def prediction_from_config(config: Mapping[str, Any]) -> Prediction:
+    """What the network of a diffusers scheduler config predicts; flow-match schedulers predict flow.
+
+    Raises:
+        ConfigError: an unknown `prediction_type`.
+    """
+    if "FlowMatch" in str(config.get("_class_name", "")):
+        return "flow"
+    kind = str(config.get("prediction_type", "epsilon"))
+    names: dict[str, Prediction] = {name: name for name in PREDICTIONS} | {"flow_prediction": "flow"}
+    if kind not in names:
+        raise ConfigError(str(unknown_name("prediction_type", kind, names)))
+    return names[kind]
+
+
+def schedule_from_config(config: Mapping[str, Any], *, sequence_length: int | None = None) -> Schedule:
+    """The schedule of a diffusers scheduler config: rectified flow if it predicts flow, else VP."""
+    if prediction_from_config(config) == "flow":
+        return FlowSchedule.from_scheduler_config(config, sequence_length=sequence_length)
+    return VPSchedule.from_scheduler_config(config)
