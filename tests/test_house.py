@@ -173,13 +173,38 @@ def test_every_row_builds_its_objective(row: Method) -> None:
     """The row's arguments and numbers fit the builder: no hyperparameter is named that does not exist."""
     from mmalign import objectives
 
-    for family in row.defaults or ("*",):
-        built = objectives.build(row.objective, **_builder_arguments(row, family))
-        assert bool(built.needs_reference) == ("reference" in row.needs) == (row.reference != "none")
+    parameters = objectives.signature(row.objective)
+    assert set(row.objective_arguments) <= set(parameters)
+    if not row.likelihood:
+        return  # a bare objective: its arguments are the user's to choose
+    for family in set(row.defaults) - {"*"}:
+        numbers = {
+            name: default.value for name, default in row.defaults_for(family).items() if name in parameters
+        }
+        built = objectives.build(row.objective, **numbers, **row.objective_arguments)
+        assert ("reference" in built.needs) == ("reference" in row.needs) == (row.reference != "none")
+        assert built.couples_rows == row.couples_rows
 
 
-def _builder_arguments(row: Method, family: str) -> dict[str, object]:
-    raise NotImplementedError
+def test_settings_of_rows_are_settings_of_configs_or_arguments() -> None:
+    """A misspelled setting would recommend nothing to nobody."""
+    from mmalign import objectives
+    from mmalign.train.config import AdapterConfig, ImageConfig, TrainConfig
+
+    known = {
+        "effective_batch",
+        *AdapterConfig.model_fields,
+        *ImageConfig.model_fields,
+        *TrainConfig.model_fields,
+    }
+    unknown = [
+        f"{row.name}.{setting}"
+        for row in all_rows()
+        for values in row.defaults.values()
+        for setting in values
+        if setting not in known and setting not in objectives.signature(row.objective)
+    ]
+    assert unknown == []
 
 
 def test_rows_with_numbers_mark_where_each_comes_from() -> None:
@@ -201,11 +226,20 @@ def test_an_unknown_method_lists_the_nearest() -> None:
         methods.find("diffusion_dop")
 
 
-def test_a_second_row_under_a_taken_name_is_refused() -> None:
-    other = Method(name="diffusion_dpo", title="Something else", paper="", year=2026, objective="dpo")
-    with pytest.raises(ConfigError, match="method diffusion_dpo: got 'a second row'"):
-        methods.register(other)
-    assert methods.find("diffusion_dpo").paper == "2311.12908"
+def test_a_modality_s_row_stands_for_the_bare_objective_of_its_name() -> None:
+    bare = Method(name="mapo", title="bare", paper="", year=2024, objective="mapo")
+    full = Method(name="mapo", title="full", paper="", year=2024, objective="mapo", likelihood="elbo")
+    assert methods.merge([full], [bare])["mapo"] is full
+
+
+def test_two_rows_of_one_name_are_refused() -> None:
+    row = Method(name="mapo", title="Masks", paper="", year=2024, objective="dpo")
+    with pytest.raises(
+        ConfigError, match=r"method mapo: got 'a second row'.* taken by 'Masks' \(objective dpo\)"
+    ):
+        methods.merge([row], [Method(name="mapo", title="Margins", paper="", year=2024, objective="mapo")])
+    with pytest.raises(ConfigError, match="method mapo"):
+        methods.merge([row, row], [])
 
 
 def test_the_methods_table_of_the_readme_is_fresh() -> None:

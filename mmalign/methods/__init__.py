@@ -1,67 +1,69 @@
 """The method table: every published method as one row, found by name.
 
-Rows that combine an objective with a likelihood and a modality's defaults lie in this package, one file per
-modality. A single formula of the objective catalogue carries its row in its decorator, which hands it to
-`register`. Reading the table therefore loads the catalogue (torch, nothing above).
+Rows that combine an objective with a likelihood and a modality's numbers lie in this package, one file per
+modality. A single formula of the objective catalogue carries its row in its decorator. The catalogue stands
+on a higher floor, so it is found by name when the table is first read (torch, nothing above).
 """
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
 
 from mmalign.errors import ConfigError, explain, unknown_name
 from mmalign.methods.row import Default, Mark, Method, Status, Taxonomy
 
-__all__ = [
-    "Default",
-    "Mark",
-    "Method",
-    "Status",
-    "Taxonomy",
-    "find",
-    "markdown",
-    "names",
-    "register",
-    "rows",
-]
+__all__ = ["Default", "Mark", "Method", "Status", "Taxonomy", "find", "markdown", "merge", "names", "rows"]
 
-_ROWS: dict[str, Method] = {}
-
-# Modules whose import registers rows. They are named, not imported: the catalogue stands on a higher floor.
-_SOURCES = ("mmalign.methods.image", "mmalign.objectives")
+_TABLES = ("mmalign.methods.image",)
+_CATALOGUE = "mmalign.objectives"
 
 
-def register(*methods: Method) -> None:
-    """Add rows to the table; the same row may come twice, another one under a taken name may not.
+@cache
+def _table() -> Mapping[str, Method]:
+    tables = [importlib.import_module(module).ROWS for module in _TABLES]
+    catalogue = importlib.import_module(_CATALOGUE)
+    return merge(
+        [row for table in tables for row in table], [catalogue.row(name) for name in catalogue.names()]
+    )
+
+
+def merge(of_modalities: Iterable[Method], of_catalogue: Iterable[Method]) -> Mapping[str, Method]:
+    """One table by name. A modality's row stands for the bare objective of the same name: it says more.
 
     Raises:
         ConfigError: two different rows share a name.
     """
-    for method in methods:
-        known = _ROWS.setdefault(method.name, method)
-        if known != method:
-            message = explain(
-                f"method {method.name}",
-                got="a second row",
-                expected="one row per name",
-                do=f"It is taken by {known.title!r}; choose a qualified name.",
-            )
-            raise ConfigError(message)
+    table: dict[str, Method] = {}
+    for row in of_modalities:
+        if row.name in table:
+            raise _taken(row, table[row.name])
+        table[row.name] = row
+    for row in of_catalogue:
+        known = table.setdefault(row.name, row)
+        if known is not row and known.objective != row.name:
+            raise _taken(row, known)
+    return MappingProxyType(table)
 
 
-def _load() -> dict[str, Method]:
-    for module in _SOURCES:
-        importlib.import_module(module)
-    return _ROWS
+def _taken(row: Method, by: Method) -> ConfigError:
+    message = explain(
+        f"method {row.name}",
+        got="a second row",
+        expected="one row per name",
+        do=f"It is taken by {by.title!r} (objective {by.objective}); choose a qualified name.",
+    )
+    return ConfigError(message)
 
 
 def names() -> list[str]:
     """The names of all methods, sorted."""
-    return sorted(_load())
+    return sorted(_table())
 
 
 def rows() -> Iterator[Method]:
     """All rows: what has defaults for a family first, then the bare objectives; by name inside each."""
-    return iter(sorted(_load().values(), key=lambda row: (not row.likelihood, row.name)))
+    return iter(sorted(_table().values(), key=lambda row: (not row.likelihood, row.name)))
 
 
 def find(name: str) -> Method:
@@ -70,7 +72,7 @@ def find(name: str) -> Method:
     Raises:
         UnknownNameError: lists near and all names.
     """
-    table = _load()
+    table = _table()
     if name not in table:
         raise unknown_name("method", name, table)
     return table[name]

@@ -7,7 +7,6 @@ here, and the note says so. Learning rates are effective ones: what the optimise
 scaling by batch or devices.
 """
 
-from mmalign.methods import register
 from mmalign.methods.row import Default, Method, Taxonomy
 
 __all__ = ["ROWS"]
@@ -79,6 +78,7 @@ _DPO = Method(
         "*": {
             "prompt_dropout": _code(0.2, "the launcher of SDXL-Turbo has 0"),
             "weight_decay": _code(1e-2),
+            "rank": _code(8, "LoRA, of the diffusers script: learning rate 1e-5, batch 16"),
             "steps": _code(2000),
             "effective_batch": _code(2048, "16 GPUs x 1 pair x 128 accumulated"),
             "learning_rate": _code(
@@ -123,7 +123,7 @@ _CDPO = Method(
     departures=("the note is about text; on images the score is the denoising error",),
     needs=frozenset({"reference"}),
     parity=("text_cdpo_label_smoothing",),
-    official_code="ContextualAI/HALOs; eric-mitchell/direct-preference-optimization f8b8c0f",
+    official_code="eric-mitchell/direct-preference-optimization f8b8c0f",
     status="parity",
 )
 
@@ -213,7 +213,7 @@ _SIMPO = Method(
         "so the logit starts spread around 0 instead of at 0",
     ),
     parity=("text_simpo",),
-    official_code="princeton-nlp/SimPO",
+    official_code="princeton-nlp/SimPO 1b3e8f3",
     status="parity",
     taxonomy=Taxonomy(constraint="none"),
 )
@@ -233,8 +233,9 @@ _MAPO = Method(
         "*": {
             "beta": _code(0.1),
             "prompt_dropout": _code(0.0),
-            "lr_schedule": _code("constant"),
+            "schedule": _code("constant"),
             "warmup_steps": _code(0),
+            "rank": _code(8, "of the LoRA example"),
         },
         "sd15": {
             "effective_batch": _ours(16, "as SDXL; there is no official SD 1.5 run"),
@@ -353,5 +354,3 @@ _SFT = Method(
 )
 
 ROWS: tuple[Method, ...] = (_DPO, _CDPO, _ROBUST, _IPO, _HINGE, _SIMPO, _MAPO, _ORPO, _KTO, _SFT)
-
-register(*ROWS)
