@@ -1,8 +1,8 @@
 """Rows, labels and batches: the types that travel from a data set to an objective.
 
 Axis order is `[prompt, candidate]` everywhere: candidate 0 of a pair is chosen, 1 is rejected; lists have k
-candidates, unpaired rows one. Nothing here knows a modality: a candidate holds an image, a text, a sound or a clip,
-a batch holds tensors.
+candidates, unpaired rows one. Nothing here knows a modality: a candidate holds an image, a text, a sound or a
+clip, a batch holds tensors.
 """
 
 from collections.abc import Mapping
@@ -78,13 +78,14 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the data say about the candidates of each prompt; objectives read the field that fits their structure.
+    """What the data say about the candidates of each prompt; objectives read the field they need.
 
     Args:
         probability: pairs: probability that candidate 0 is preferred (1 = hard label, 0.5 = tie).
         desirable: unpaired rows: True where the candidate is liked.
         relevance: lists: graded relevance or reward, higher is better.
-        valid: False for candidates that only pad a list (or a row that could not be read); None = all are real.
+        valid: False for candidates that only pad a list (or a row that could not be read); None = all are
+            real.
     """
 
     probability: Float[Tensor, " prompt"] | None = None
@@ -105,11 +106,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class RowKeys:
-    """What decides the random draws of each row: the same on every rank, device count and accumulation setting.
+    """What decides the random draws of each row, on any number of devices and with any accumulation.
 
     Args:
         key: one 63-bit number per row, from (seed, row, visit).
-        stratum: position of the row inside the optimiser step as a fraction in [0, 1), for stratified timesteps.
+        stratum: position of the row inside the optimiser step as a fraction in [0, 1), for stratified
+            timesteps.
         num_strata: rows in the optimiser step (width of a stratum is 1 / num_strata).
     """
 
@@ -120,7 +122,9 @@ class RowKeys:
     def to(self, device: torch.device | str) -> "RowKeys":
         """The same keys on another device."""
         return replace(
-            self, key=self.key.to(device, non_blocking=True), stratum=self.stratum.to(device, non_blocking=True)
+            self,
+            key=self.key.to(device, non_blocking=True),
+            stratum=self.stratum.to(device, non_blocking=True),
         )
 
 

@@ -1,7 +1,7 @@
 """Error classes and the one formatter for messages a user can meet.
 
-A message says what was got, what was expected, where (file, row, field) and what to do. The command line prints
-it without a traceback; a script can catch `MmalignError` or the matching built-in.
+A message says what was got, what was expected, where (file, row, field) and what to do. The command line
+prints it without a traceback; a script can catch `MmalignError` or the matching built-in.
 """
 
 import difflib
@@ -72,7 +72,7 @@ class UnknownNameError(MmalignError, LookupError):
 
 
 def explain(where: str, *, got: object, expected: str, do: str = "") -> str:
-    """One message in the house form: `where: got X, expected Y. Do Z.`
+    """One message in the house form, `where: got X, expected Y. Do Z.`, as a string.
 
     >>> explain("rows.jsonl:118 label_0", got=0.5, expected="0 or 1", do="Set data.tie_policy.")
     'rows.jsonl:118 label_0: got 0.5, expected 0 or 1. Set data.tie_policy.'

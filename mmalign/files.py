@@ -1,7 +1,7 @@
 """Files that are never half written: atomic writes, JSON lines, safetensors, fingerprints.
 
-Everything a run leaves behind goes through here. A reader sees the old content or the new, never a mixture, also
-after a power cut or on a full disk.
+Everything a run leaves behind goes through here. A reader sees the old content or the new, never a mixture,
+also after a power cut or on a full disk.
 """
 
 import contextlib
@@ -98,8 +98,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         message = (
-            f"{path}: could not be written ({error.strerror or error}). The previous content is untouched. "
-            "Free some space or choose another folder, then run again: the run continues from its last checkpoint."
+            f"{path}: could not be written ({error.strerror or error}). The previous content is "
+            "untouched. Free some space or choose another folder, then run again."
         )
         raise CheckpointError(message) from error
     except BaseException:
@@ -107,12 +107,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def write_json(path: str | Path, value: Any) -> Path:  # noqa: ANN401 - any JSON value
+def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically."""
     return atomic_write(path, json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:  # noqa: ANN401 - any JSON value
+def read_json(path: str | Path) -> Any:
     """Parse a JSON file.
 
     Raises:
@@ -151,7 +151,9 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> Path:
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write tensors as safetensors, atomically; they are made contiguous and moved to the CPU."""
     from safetensors.torch import save
 

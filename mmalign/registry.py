@@ -1,8 +1,9 @@
 """Names to objects: built-ins found by file name, third parties by entry point.
 
-`find("families", "sdxl")` imports `mmalign.diffusion.families.sdxl` and returns its `FAMILY`. Listing names imports
-nothing. A plug-in package declares entry points in the group `mmalign.<kind>`; a name that is both a built-in and a
-plug-in is an error that names the plug-in, so that nobody trains another model than the one they read about.
+`find("families", "sdxl")` imports `mmalign.diffusion.families.sdxl` and returns its `FAMILY`. Listing names
+imports nothing. A plug-in package declares entry points in the group `mmalign.<kind>`; a name that is both a
+built-in and a plug-in is an error that names the plug-in, so that nobody trains another model than the one
+they read about.
 """
 
 import importlib
@@ -94,7 +95,7 @@ def names(kind: str) -> list[str]:
     return sorted({*_builtins(kind), *_plugins(kind)})
 
 
-def find(kind: str, name: str) -> Any:  # noqa: ANN401 - the caller knows the type of its kind
+def find(kind: str, name: str) -> Any:
     """The object registered under `name`; its module is imported now, not before.
 
     Raises:

@@ -1,11 +1,11 @@
 """Generators derived from (seed, purpose, counters): the reason why resuming needs no saved random state.
 
-Every draw of a step comes from its own generator, keyed by what it is for and where it happens. Two ranks, two
-micro-steps or two purposes never share a stream, and step 1000 draws the same numbers whether the run reached it
-in one go or after ten interruptions. The global generators are never used.
+Every draw of a step comes from its own generator, keyed by what it is for and where it happens. Two ranks,
+two micro-steps or two purposes never share a stream, and step 1000 draws the same numbers whether the run
+reached it in one go or after ten interruptions. The global generators are never used.
 
-What a row draws (noise, timestep, VAE sample, caption dropout) comes from a counter-based generator keyed by the row
-itself, so that one process and eight, or accumulation 1 x 8 and 8 x 1, train on the same numbers.
+What a row draws (noise, timestep, VAE sample, caption dropout) comes from a counter-based generator keyed by
+the row itself, so that one process and eight, or accumulation 1 x 8 and 8 x 1, train on the same numbers.
 """
 
 import hashlib
@@ -54,10 +54,11 @@ def stream_of(purpose: str) -> int:
 
 
 def philox(key: Int[Tensor, " row"], num_blocks: int, stream: int) -> Int[Tensor, "row block word"]:
-    """Philox 4x32-10 words in [0, 2**32) for counters `(0 .. num_blocks-1, 0, stream, 0)` under each row's key.
+    """Philox 4x32-10 words in [0, 2**32) of counters `(0 .. num_blocks-1, 0, stream, 0)` under each key.
 
-    A counter-based generator: word i of row r depends on (key[r], stream, i) and on nothing else, so a row draws
-    the same numbers whatever micro-batch, rank or device count it lands on, and all rows are computed at once.
+    A counter-based generator: word i of row r depends on (key[r], stream, i) and on nothing else, so a row
+    draws the same numbers whatever micro-batch, rank or device count it lands on, and all rows are computed
+    at once.
 
     Args:
         key: one 63-bit number per row.
@@ -92,7 +93,9 @@ def row_uniform(key: Int[Tensor, " row"], num: int, *, purpose: str) -> Float[Te
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 
-def row_normal(key: Int[Tensor, " row"], shape: tuple[int, ...], *, purpose: str) -> Float[Tensor, "row *event"]:
+def row_normal(
+    key: Int[Tensor, " row"], shape: tuple[int, ...], *, purpose: str
+) -> Float[Tensor, " row *event"]:
     """Standard normal float32 numbers of `shape` per row, decided by (key, purpose), by Box and Muller."""
     num = math.prod(shape)
     words = philox(key, -(-num // 4), stream_of(purpose))

@@ -1,7 +1,7 @@
 """Axis vocabulary and the shape checks that also run in production.
 
-Annotations such as `Float[Tensor, "prompt candidate"]` are checked while tests run; the functions here guard the
-few public entry points a user's own script calls directly.
+Annotations such as `Float[Tensor, "prompt candidate"]` are checked while tests run; the functions here guard
+the few public entry points a user's own script calls directly.
 
 Legend, one for the project:
 
@@ -18,7 +18,13 @@ from torch import Tensor
 
 from mmalign.errors import ShapeError
 
-__all__ = ["align_to_event", "flatten_candidates", "require_same_shape", "require_shape", "unflatten_candidates"]
+__all__ = [
+    "align_to_event",
+    "flatten_candidates",
+    "require_same_shape",
+    "require_shape",
+    "unflatten_candidates",
+]
 
 
 def require_shape(where: str, value: Tensor, shape: tuple[int | None, ...], axes: str) -> None:
@@ -49,16 +55,16 @@ def require_same_shape(where: str, first: Tensor, second: Tensor, names: tuple[s
         raise ShapeError(message)
 
 
-def flatten_candidates(value: Shaped[Tensor, "prompt candidate *event"]) -> Shaped[Tensor, "row *event"]:
+def flatten_candidates(value: Shaped[Tensor, "prompt candidate *event"]) -> Shaped[Tensor, " row *event"]:
     """`[prompt, candidate, ...]` to `[prompt * candidate, ...]`, prompt-major."""
     return value.flatten(0, 1)
 
 
 def unflatten_candidates(
-    value: Shaped[Tensor, "row *event"], num_candidates: int
+    value: Shaped[Tensor, " row *event"], num_candidates: int
 ) -> Shaped[Tensor, "prompt candidate *event"]:
     """Inverse of `flatten_candidates`."""
-    return value.unflatten(0, (-1, num_candidates))
+    return torch.unflatten(value, 0, (-1, num_candidates))
 
 
 def align_to_event(value: Float[Tensor, "*batch"], event: Tensor) -> Float[Tensor, "..."]:

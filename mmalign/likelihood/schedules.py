@@ -236,7 +236,7 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class VPSchedule(Schedule):
-    """Variance-preserving diffusion, `alpha = sqrt(abar_t)`, `sigma = sqrt(1 - abar_t)`; timesteps are indices.
+    """Variance-preserving diffusion: `alpha = sqrt(abar_t)`, `sigma = sqrt(1 - abar_t)`, t an index.
 
     Args:
         alphas_cumprod: `abar_t` for every timestep, in [0, 1], decreasing.

@@ -128,8 +128,8 @@ def require_same_facts(where: str, stored: Mapping[str, str], wanted: Mapping[st
         for name in names
     )
     message = (
-        f"{where}: the stored reference errors belong to another set-up ({listing}). They would be wrong here. "
-        "Compute them again, or restore these settings."
+        f"{where}: the stored reference errors belong to another set-up ({listing}). They would be wrong "
+        "here. Compute them again, or restore these settings."
     )
     raise CheckpointError(message)
 
@@ -187,9 +187,9 @@ class StoredReference:
         rows = missing.nonzero().flatten().tolist()
         named = [ids[row] if row < len(ids) else f"row {row} of the batch" for row in rows[:3]]
         message = (
-            f"reference stored: no stored errors for {len(rows)} rows of this batch, first: {', '.join(named)} "
-            f"({len(self.table)} entries). Precompute them for every row and draw, with the run's seed and "
-            "draws_per_row."
+            f"reference stored: no stored errors for {len(rows)} rows of this batch, first: "
+            f"{', '.join(named)} ({len(self.table)} entries). Precompute them for every row and draw, with "
+            "the run's seed and draws_per_row."
         )
         raise CheckpointError(message)
 
