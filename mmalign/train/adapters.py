@@ -1,0 +1,164 @@
+"""What is trained: LoRA through peft, or the whole network; always in float32.
+
+Low-precision weights do not move at the learning rates of preference training (1e-5 is below the spacing of
+bfloat16 around 1), so trainable weights are float32 whatever the frozen ones are held in.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from mmalign.errors import CheckpointError, ConfigError, explain
+from mmalign.train.config import AdapterConfig
+
+__all__ = ["Trainables", "attach"]
+
+
+@dataclass(frozen=True)
+class Trainables:
+    """The trained weights of a network, listed once.
+
+    Args:
+        network: the network they live in.
+        parameters: name to float32 parameter, in a fixed order.
+        lora: the peft configuration, None for full fine-tuning.
+        layers: peft layers, for switching adapters off without walking the network.
+    """
+
+    network: nn.Module
+    parameters: dict[str, nn.Parameter]
+    lora: LoraConfig | None = None
+    layers: tuple[BaseTunerLayer, ...] = field(default=())
+
+    @property
+    def count(self) -> int:
+        """Number of trained scalars."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The network without its adapters, for example to draw the base model's samples."""
+        for layer in self.layers:
+            layer._disable_adapters = True  # the flag alone: enable_adapters() would also walk requires_grad
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer._disable_adapters = False
+
+    def state(self) -> dict[str, Tensor]:
+        """Trained weights by name; adapters use peft's names."""
+        if self.lora is not None:
+            state: dict[str, Tensor] = get_peft_model_state_dict(self.network, adapter_name="default")
+            return state
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Raises:
+            CheckpointError: names are missing or unknown.
+        """
+        expected, got = set(self.state()), set(state)
+        if expected != got:
+            message = (
+                f"checkpoint weights: {len(expected - got)} missing (first: {sorted(expected - got)[:3]}), "
+                f"{len(got - expected)} unknown (first: {sorted(got - expected)[:3]}). "
+                "Was the run made with another adapter.rank, adapter.targets or adapter.kind?"
+            )
+            raise CheckpointError(message)
+        if self.lora is not None:
+            set_peft_model_state_dict(self.network, dict(state), adapter_name="default")
+            return
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    @contextmanager
+    def swapped(self, weights: list[Tensor]) -> Iterator[None]:
+        """The network with other trained weights (the average), given in the order of `parameters`."""
+        kept = [parameter.detach().clone() for parameter in self.parameters.values()]
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters.values(), weights, strict=True):
+                parameter.copy_(weight)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, weight in zip(self.parameters.values(), kept, strict=True):
+                    parameter.copy_(weight)
+
+
+def attach(
+    network: nn.Module, config: AdapterConfig, *, default_targets: tuple[str, ...], seed: int
+) -> Trainables:
+    """Freeze what is not trained, put LoRA on the network if asked, and list what trains.
+
+    Args:
+        network: changed in place.
+        config: LoRA or none.
+        default_targets: the family's module name endings.
+        seed: of the adapter's initial weights; drawn without touching the global generator.
+
+    Raises:
+        ConfigError: the targets match no module.
+    """
+    if config.kind == "none":
+        network.requires_grad_(True)
+        network.to(torch.float32)
+        return Trainables(network, _named(network))
+    network.requires_grad_(False)
+    targets = config.targets if config.targets is not None else default_targets
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha if config.alpha is not None else config.rank,  # type: ignore[arg-type]  # floats work
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        lora_dropout=config.dropout,
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        init_lora_weights="gaussian" if config.init == "gaussian" else True,
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if hasattr(network, "add_adapter"):
+                network.add_adapter(lora)
+            else:
+                inject_adapter_in_model(lora, network, adapter_name="default")
+    except ValueError as error:
+        if "not found" not in str(error) and "No modules" not in str(error):
+            raise
+        endings = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in network.named_modules() if _is_linear(module)}
+        )
+        message = explain(
+            "adapter.targets",
+            got=str(targets),
+            expected="endings of module names of the network",
+            do=f"It has: {endings}.",
+        )
+        raise ConfigError(message) from error
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    layers = tuple(module for module in network.modules() if isinstance(module, BaseTunerLayer))
+    return Trainables(network, _named(network), lora, layers)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def _named(network: nn.Module) -> dict[str, nn.Parameter]:
+    named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if not named:
+        message = explain(
+            "adapter", got="no trainable weights", expected="at least one", do="Check adapter.targets."
+        )
+        raise ConfigError(message)
+    return named

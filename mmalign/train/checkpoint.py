@@ -1,0 +1,168 @@
+"""Checkpoints that survive kill -9 and a full disk, and continue bit for bit.
+
+A checkpoint is a folder, written aside, synced and renamed. It holds the trained weights, the optimiser, the
+schedule, the average of the weights, the objective's running statistics, the step, and the resolved
+configuration. Random
+state is not in it: every draw of a step follows from the seed and the row (see `mmalign.seeding`).
+"""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.errors import CheckpointError
+from mmalign.files import atomic_directory, load_tensors, read_json, save_tensors, write_json
+
+__all__ = [
+    "Checkpoint",
+    "find_latest",
+    "flatten_optimizer",
+    "load_checkpoint",
+    "restore_optimizer",
+    "save_checkpoint",
+]
+
+_FOLDER = re.compile(r"step-(\d+)")
+STATE_FILE = "state.json"
+_TENSOR_FILES = ("weights", "optimizer", "ema", "objective")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to continue.
+
+    Args:
+        step: optimiser steps done.
+        weights: trained weights by name.
+        optimizer: flattened tensors of the optimiser.
+        ema: averaged weights, empty without an average.
+        objective: running statistics of the objective.
+        state: everything else as JSON values (schedule, optimiser scalars, meters, counters, identity of the
+            run).
+    """
+
+    step: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    objective: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and JSON values (safetensors hold tensors only)."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for number, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{name}"] = value
+            elif value is None or isinstance(value, int | float | str | bool):
+                scalars[f"{number}.{name}"] = value
+            else:
+                message = f"optimiser state {name!r} of type {type(value).__name__} cannot be saved."
+                raise CheckpointError(message)
+    groups = [
+        {key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]
+    ]
+    return tensors, {"scalars": scalars, "groups": [_plain(group) for group in groups]}
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in group.items()}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], described: Mapping[str, Any]
+) -> None:
+    """Inverse of `flatten_optimizer`.
+
+    Raises:
+        CheckpointError: the optimiser has another number of parameter groups.
+    """
+    current = optimizer.state_dict()
+    groups = described["groups"]
+    if len(groups) != len(current["param_groups"]):
+        message = (
+            f"checkpoint optimiser: got {len(groups)} parameter groups, "
+            f"expected {len(current['param_groups'])}. Was the run made with another train.optimizer?"
+        )
+        raise CheckpointError(message)
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *described["scalars"].items()]:
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    merged = []
+    for saved, now in zip(groups, current["param_groups"], strict=True):
+        typed = {
+            key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()
+        }
+        merged.append({**typed, "params": now["params"]})
+    optimizer.load_state_dict({"state": state, "param_groups": merged})
+
+
+def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write `root/step-NNNNNNNN`, then remove all but the newest `keep`.
+
+    Raises:
+        CheckpointError: the disk refused; earlier checkpoints are untouched.
+    """
+    final = root / f"step-{checkpoint.step:08d}"
+    with atomic_directory(final) as folder:
+        for name in _TENSOR_FILES:
+            tensors: Mapping[str, Tensor] = getattr(checkpoint, name)
+            if tensors:
+                save_tensors(folder / f"{name}.safetensors", tensors)
+        write_json(folder / STATE_FILE, {"step": checkpoint.step, **checkpoint.state})
+    complete = sorted(_complete(root))
+    for _, old in complete[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    # Leftovers of a killed writer are hidden folders; nobody else writes here.
+    for partial in root.glob(".step-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _complete(root: Path) -> list[tuple[int, Path]]:
+    if not root.is_dir():
+        return []
+    found = []
+    for folder in root.iterdir():
+        match = _FOLDER.fullmatch(folder.name)
+        if match and (folder / STATE_FILE).is_file():
+            found.append((int(match.group(1)), folder))
+    return found
+
+
+def find_latest(root: Path) -> Path | None:
+    """The newest complete checkpoint under `root`, or None."""
+    complete = _complete(root)
+    return max(complete)[1] if complete else None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: missing or damaged; the message names the file.
+    """
+    if not (folder / STATE_FILE).is_file():
+        message = (
+            f"{folder}: got no {STATE_FILE}, expected a checkpoint such as RUN/checkpoints/step-00000200."
+        )
+        raise CheckpointError(message)
+    state = read_json(folder / STATE_FILE)
+    tensors = {
+        name: load_tensors(folder / f"{name}.safetensors")
+        if (folder / f"{name}.safetensors").exists()
+        else {}
+        for name in _TENSOR_FILES
+    }
+    return Checkpoint(step=int(state["step"]), state=state, **tensors)

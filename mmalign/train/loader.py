@@ -1,0 +1,265 @@
+"""From row numbers to micro-batches: a loader whose place in the data is one number.
+
+Position p of a run is row `order.row(p)` of the data set, whatever the number of ranks and workers; the
+micro-batch of (step, micro-step, rank) covers fixed positions. So a run resumes by starting at a step, and
+two ranks see the rows one rank would see.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mmalign.batch import Batch, Labels, PreferenceRow, RowKeys
+from mmalign.data.readers import RowTable
+from mmalign.data.sampler import RowOrder
+from mmalign.errors import MmalignError, RowError, TrainingError
+from mmalign.train.model import Example, PreferenceModel
+
+__all__ = ["BadRow", "Layout", "MicroBatch", "make_loader", "to_batch"]
+
+_MAX_SUBSTITUTES = 1000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How positions are spread over devices.
+
+    Args:
+        batch_size: rows per device and micro-step.
+        accumulation: micro-steps per optimiser step.
+        world_size: devices.
+        rank: this device.
+    """
+
+    batch_size: int
+    accumulation: int
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows per optimiser step over all devices."""
+        return self.batch_size * self.accumulation * self.world_size
+
+    def positions(self, step: int, micro_step: int) -> range:
+        """Positions of one micro-batch of this rank."""
+        start = step * self.effective_batch + (micro_step * self.world_size + self.rank) * self.batch_size
+        return range(start, start + self.batch_size)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be used, for the counts and the quarantine file."""
+
+    index: int
+    source: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a loader worker hands over: CPU tensors, ready to be moved.
+
+    Args:
+        collated: the model's inputs.
+        labels: preference data per prompt.
+        weight: per prompt.
+        valid: False where a row was unreadable (another row stands in, with no effect).
+        keys: randomness per row.
+        ids: row ids.
+        bad: the unreadable rows.
+    """
+
+    collated: Mapping[str, Any]
+    labels: Labels
+    weight: Tensor
+    valid: Tensor
+    keys: RowKeys
+    ids: tuple[str, ...] = ()
+    bad: tuple[BadRow, ...] = field(default=())
+
+    def pin_memory(self) -> "MicroBatch":
+        """Called by the loader when pinned memory is asked for."""
+        pinned = {
+            key: value.pin_memory() if isinstance(value, Tensor) else value
+            for key, value in self.collated.items()
+        }
+        return MicroBatch(
+            pinned,
+            self.labels,
+            self.weight.pin_memory(),
+            self.valid.pin_memory(),
+            self.keys,
+            self.ids,
+            self.bad,
+        )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    position: int
+    row: PreferenceRow
+    example: Example | None
+    bad: BadRow | None = None
+
+
+class _Positions(Dataset[_Loaded]):
+    """Positions of the run as a map-style data set; an unreadable row gives a `BadRow`, never an error."""
+
+    def __init__(self, table: RowTable, order: RowOrder, model: PreferenceModel) -> None:
+        self.table, self.order, self.model = table, order, model
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, position: int) -> _Loaded:
+        index, _ = self.order.at(position)
+        row = self.table[index]
+        try:
+            return _Loaded(position, row, self.model.example(row, key=self.order.key(position)))
+        except RowError as error:
+            return _Loaded(position, row, None, BadRow(index, row.source, error.reason, str(error)))
+
+
+class _Collator:
+    """Stacks examples; an unreadable row is replaced by a readable one that counts nowhere."""
+
+    def __init__(self, rows: _Positions, layout: Layout) -> None:
+        self.rows, self.layout = rows, layout
+
+    def __call__(self, loaded: Sequence[_Loaded]) -> MicroBatch:
+        readable = [item.example for item in loaded if item.example is not None]
+        stand_in = readable[0] if readable else self._substitute(loaded[-1].position)
+        examples = [item.example if item.example is not None else stand_in for item in loaded]
+        effective = self.layout.effective_batch
+        keys = RowKeys(
+            key=torch.tensor([self.rows.order.key(item.position) for item in loaded], dtype=torch.int64),
+            stratum=torch.tensor(
+                [item.position % effective / effective for item in loaded], dtype=torch.float32
+            ),
+            num_strata=effective,
+        )
+        valid = torch.tensor([item.example is not None for item in loaded])
+        return MicroBatch(
+            collated=self.rows.model.collate(examples),
+            labels=_labels([item.row for item in loaded], valid),
+            weight=torch.tensor([item.row.weight for item in loaded], dtype=torch.float32),
+            valid=valid,
+            keys=keys,
+            ids=tuple(item.row.id or str(item.row.index) for item in loaded),
+            bad=tuple(item.bad for item in loaded if item.bad is not None),
+        )
+
+    def _substitute(self, position: int) -> Example:
+        """The next readable example after `position` (a whole micro-batch was unreadable)."""
+        for offset in range(1, _MAX_SUBSTITUTES + 1):
+            loaded = self.rows[position + offset]
+            if loaded.example is not None:
+                return loaded.example
+        message = (
+            f"{_MAX_SUBSTITUTES} rows in a row could not be read; "
+            f"the last: {loaded.bad.message if loaded.bad else ''} Run `mmalign data check` on the data."
+        )
+        raise TrainingError(message)
+
+
+def _labels(rows: Sequence[PreferenceRow], valid: Tensor) -> Labels:
+    """Labels of one micro-batch; all rows are of one kind (the reader checked)."""
+    kind = rows[0].kind
+    if kind == "pairs":
+        return Labels(probability=torch.tensor([row.preference for row in rows], dtype=torch.float32))
+    if kind == "unpaired":
+        return Labels.unpaired(torch.tensor([bool(row.desirable) for row in rows]))
+    sizes = {len(row.candidates) for row in rows}
+    if len(sizes) != 1:
+        message = (
+            f"rows {rows[0].source} ...: lists of {sorted(sizes)} candidates in one micro-batch, "
+            "expected one length. Set train.batch_size=1 or cut the lists to one length (data.list_size)."
+        )
+        raise TrainingError(message)
+    relevance = [row.relevance or (0.0,) * len(row.candidates) for row in rows]
+    return Labels(
+        relevance=torch.tensor(relevance, dtype=torch.float32),
+        valid=valid.unsqueeze(1).expand(len(rows), sizes.pop()),
+    )
+
+
+class _StepSampler(Sampler[list[int]]):
+    """Lists of positions, one per micro-step, from `start_step` to `steps`."""
+
+    def __init__(self, layout: Layout, *, start_step: int, steps: int) -> None:
+        self.layout, self.start_step, self.steps = layout, start_step, steps
+
+    def __len__(self) -> int:
+        return (self.steps - self.start_step) * self.layout.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.steps):
+            for micro_step in range(self.layout.accumulation):
+                yield list(self.layout.positions(step, micro_step))
+
+
+def _single_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def make_loader(
+    table: RowTable,
+    order: RowOrder,
+    model: PreferenceModel,
+    layout: Layout,
+    *,
+    start_step: int,
+    steps: int,
+    num_workers: int | None,
+    pin_memory: bool,
+) -> DataLoader[_Loaded]:
+    """A loader of `MicroBatch`es for this rank, from `start_step` to `steps`."""
+    if num_workers is None:
+        num_workers = min(4, max((os.cpu_count() or 1) // max(layout.world_size, 1), 1))
+    rows = _Positions(table, order, model)
+    return DataLoader(
+        rows,
+        batch_sampler=_StepSampler(layout, start_step=start_step, steps=steps),
+        collate_fn=_Collator(rows, layout),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_single_thread,
+        prefetch_factor=2 if num_workers else None,
+        # An iterator without its own generator would consume the global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) -> Batch:
+    """Move a micro-batch to the device and encode it there."""
+    keys = micro.keys.to(device)
+    collated = {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in micro.collated.items()
+    }
+    clean, conditioning = model.encode(collated, keys)
+    if clean.shape[0] != len(micro.valid):
+        message = f"encode: got {clean.shape[0]} prompts, expected {len(micro.valid)}."
+        raise MmalignError(message)
+    labels = Labels(
+        **{
+            name: value.to(device, non_blocking=True) if value is not None else None
+            for name, value in vars(micro.labels).items()
+        }
+    )
+    return Batch(
+        clean=clean,
+        conditioning=conditioning,
+        labels=labels,
+        weight=micro.weight.to(device, non_blocking=True),
+        valid=micro.valid.to(device, non_blocking=True),
+        keys=keys,
+        ids=micro.ids,
+    )

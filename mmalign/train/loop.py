@@ -1,0 +1,376 @@
+"""The loop: micro-steps, one update, now and then a record or a checkpoint. It wires; it computes nothing."""
+
+import contextlib
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from mmalign.errors import CheckpointError, TrainingError
+from mmalign.files import append_json_line
+from mmalign.train.adapters import Trainables
+from mmalign.train.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
+from mmalign.train.config import ResolvedRun
+from mmalign.train.loader import Layout, MicroBatch, to_batch
+from mmalign.train.metrics import Meter
+from mmalign.train.model import PreferenceModel
+from mmalign.train.optim import Updater
+from mmalign.train.step import StepParts, preference_step
+from mmalign.train.tracking import Tracking
+
+__all__ = ["CHECKPOINTS", "QUARANTINE_FILE", "Loop", "Progress"]
+
+CHECKPOINTS = "checkpoints"
+QUARANTINE_FILE = "quarantine.jsonl"
+
+
+@dataclass
+class Progress:
+    """What changes while a run goes on, besides weights.
+
+    Args:
+        step: optimiser steps done.
+        num_bad_rows: unreadable rows met by this rank.
+        num_rows: rows met by this rank.
+        num_dropped: updates dropped because they were not finite.
+        interrupted: a signal asked the run to stop.
+    """
+
+    step: int = 0
+    num_bad_rows: int = 0
+    num_rows: int = 0
+    num_dropped: int = 0
+    interrupted: bool = False
+
+
+@dataclass
+class Loop:
+    """One run, ready to go.
+
+    Args:
+        run: resolved configuration.
+        accelerator: devices and mixed precision.
+        model: the loaded family.
+        network: the prepared (distributed) network.
+        trainables: the trained weights.
+        parts: what a step reads.
+        optimizer: torch optimiser (unwrapped).
+        schedule: learning-rate schedule.
+        updater: applies gradients.
+        ema: average of the trained weights, or None.
+        layout: rows per device.
+        tracking: records.
+        folder: run folder.
+        identity: what must agree for a checkpoint to continue this run.
+        on_update: called after each optimiser step with the step number (sample grids).
+    """
+
+    run: ResolvedRun
+    accelerator: Accelerator
+    model: PreferenceModel
+    network: nn.Module
+    trainables: Trainables
+    parts: StepParts
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    updater: Updater
+    ema: EMAModel | None
+    layout: Layout
+    tracking: Tracking
+    folder: Path
+    identity: Mapping[str, Any]
+    on_update: Callable[[int], None] = lambda _: None
+    progress: Progress = field(default_factory=Progress)
+    meter: Meter = field(default_factory=Meter)
+    updates: Meter = field(default_factory=Meter)
+
+    def __post_init__(self) -> None:
+        """Device counters of dropped updates: in all, and in a row."""
+        device = self.accelerator.device
+        self.dropped = torch.zeros(2, device=device)
+
+    # --- checkpoints
+    # -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after `progress.step` (main process)."""
+        if self.accelerator.is_main_process:
+            tensors, described = flatten_optimizer(self.optimizer)
+            ema: dict[str, Tensor] = {}
+            if self.ema is not None:
+                ema = dict(zip(self.trainables.parameters, self.ema.shadow_params, strict=True))
+            checkpoint = Checkpoint(
+                step=self.progress.step,
+                weights=self.trainables.state(),
+                optimizer=tensors,
+                ema=ema,
+                objective=self.parts.state.state_dict(),
+                state={
+                    "identity": dict(self.identity),
+                    "optimizer": described,
+                    "schedule": _schedule_state(self.schedule),
+                    "scaler": self.updater.scaler.state_dict() if self.updater.scaler is not None else None,
+                    "ema_steps": self.ema.optimization_step if self.ema is not None else None,
+                    "meter": self.meter.state(),
+                    "updates": self.updates.state(),
+                    "dropped": self.dropped.tolist(),
+                    "num_bad_rows": self.progress.num_bad_rows,
+                    "num_rows": self.progress.num_rows,
+                },
+            )
+            save_checkpoint(
+                self.folder / CHECKPOINTS, checkpoint, keep=self.run.config.train.keep_checkpoints
+            )
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            CheckpointError: it belongs to another run; the message lists what differs.
+        """
+        saved = checkpoint.state["identity"]
+        different = [name for name, value in self.identity.items() if saved.get(name) != value]
+        if different:
+            listing = "; ".join(
+                f"{name}: checkpoint {saved.get(name)!r}, this run {self.identity[name]!r}"
+                for name in different
+            )
+            message = (
+                f"train.resume: the checkpoint in {self.folder} was made by another run ({listing}). "
+                "Use another train.output, or undo the change; train.resume=none refuses to overwrite, too."
+            )
+            raise CheckpointError(message)
+        state = checkpoint.state
+        device = self.accelerator.device
+        self.trainables.load({name: value.to(device) for name, value in checkpoint.weights.items()})
+        restore_optimizer(self.optimizer, checkpoint.optimizer, state["optimizer"])
+        self.schedule.load_state_dict(dict(state["schedule"]))
+        if self.updater.scaler is not None and state["scaler"] is not None:
+            self.updater.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.shadow_params = [checkpoint.ema[name].to(device) for name in self.trainables.parameters]
+            self.ema.optimization_step = int(state["ema_steps"])
+        self.parts.state.load_state_dict(
+            {name: value.to(device) for name, value in checkpoint.objective.items()}
+        )
+        if self.accelerator.is_main_process:
+            # The accumulators of the other ranks are part of these sums only through the reduction at a
+            # reading; a partial interval keeps the main process's share.
+            self.meter.load(state["meter"], device)
+            self.updates.load(state["updates"], device)
+        self.dropped = torch.tensor(state["dropped"], device=device)
+        self.progress.step = checkpoint.step
+        self.progress.num_bad_rows = int(state["num_bad_rows"])
+        self.progress.num_rows = int(state["num_rows"])
+
+    # --- training
+    # --------------------------------------------------------------------------------------------------
+
+    def train(self, micro_batches: Iterator[MicroBatch]) -> None:
+        """Run to `train.steps`, or to a signal.
+
+        Raises:
+            TrainingError: too many unreadable rows, or too many updates in a row that were not finite.
+        """
+        config = self.run.config
+        total = config.train.steps or 0
+        started, rows_since = time.perf_counter(), 0
+        self.tracking.start(total=total, done=self.progress.step)
+        try:
+            with self._stop_on_signal():
+                while self.progress.step < total:
+                    is_record = (
+                        self.progress.step + 1
+                    ) % config.log.every == 0 or self.progress.step + 1 == total
+                    self._update(micro_batches, with_drift=is_record)
+                    rows_since += self.layout.effective_batch
+                    self.progress.step += 1
+                    self.tracking.advance()
+                    if is_record:
+                        self._record(rows_since / max(time.perf_counter() - started, 1e-9))
+                    self.on_update(self.progress.step)
+                    stop = self._should_stop(is_record)
+                    if (
+                        stop
+                        or self.progress.step % config.train.checkpoint_every == 0
+                        or self.progress.step == total
+                    ):
+                        self.save()
+                    if is_record:
+                        started, rows_since = time.perf_counter(), 0
+                    if stop:
+                        self.tracking.say(
+                            f"stopped by a signal after step {self.progress.step}; "
+                            "the same command continues from here."
+                        )
+                        return
+        except torch.cuda.OutOfMemoryError as error:
+            raise TrainingError(_out_of_memory(self.run)) from error
+        finally:
+            self.tracking.close()
+
+    def _update(self, micro_batches: Iterator[MicroBatch], *, with_drift: bool) -> None:
+        """One optimiser step: accumulate sums, then scale to the mean over valid prompts, clip, step."""
+        device = self.accelerator.device
+        num_valid = torch.zeros((), device=device)
+        local_rows = self.layout.batch_size * self.layout.accumulation
+        for micro_step in range(self.layout.accumulation):
+            micro = next(micro_batches)
+            self._count_bad(micro)
+            batch = to_batch(micro, self.model, device)
+            is_last = micro_step == self.layout.accumulation - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
+                output = preference_step(self.parts, batch, with_drift=with_drift)
+                # The mean over ranks is taken by the gradient reduction; `mean_factor` corrects for invalid
+                # rows.
+                self.accelerator.backward(output.loss / local_rows)
+            num_valid += output.num_valid
+            self.meter.add(output.values, output.weights)
+        total_valid = self._sum_across(num_valid)
+        mean_factor = self.layout.effective_batch / torch.clamp(total_valid, min=1.0)
+        stats = self.updater.apply(mean_factor)
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.step(list(self.trainables.parameters.values()))
+        self.parts.reference.update(self.progress.step + 1)
+        streak = (self.dropped[1] + 1.0) * stats.dropped
+        self.dropped = torch.stack([self.dropped[0] + stats.dropped, streak])
+        one = torch.ones(1, device=device)
+        self.updates.add({"grad_norm": stats.grad_norm[None]}, {"": one})
+
+    def _sum_across(self, value: Tensor) -> Tensor:
+        if self.layout.world_size == 1:
+            return value
+        reduced: Tensor = self.accelerator.reduce(value, reduction="sum")
+        return reduced
+
+    def _record(self, prompts_per_second: float) -> None:
+        """Read the accumulators (the only host synchronisation of the interval) and log."""
+        values = self.meter.read(self._sum_across)
+        values |= self.updates.read(lambda sums: sums)
+        dropped, streak = self.dropped.tolist()
+        self.progress.num_dropped = int(dropped)
+        values["dropped_updates"] = dropped
+        values["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        values["bad_rows"] = float(self.progress.num_bad_rows)
+        values["prompts_per_second"] = prompts_per_second
+        values["peak_memory_gib"] = peak_memory_gib(self.accelerator.device)
+        self.tracking.log(self.progress.step, values)
+        if streak >= self.run.config.train.max_nonfinite:
+            self.save()
+            message = (
+                f"{int(streak)} updates in a row were not finite and were dropped (train.max_nonfinite "
+                f"{self.run.config.train.max_nonfinite}); the state is saved in "
+                f"{self.folder / CHECKPOINTS}. Usual causes: fp16 overflow (use mixed_precision bf16, or the "
+                "fp16-fix VAE for SDXL), a learning rate that is too high, broken latents. Look "
+                "at grad_norm in "
+                "metrics.jsonl before the first dropped update."
+            )
+            raise TrainingError(message)
+
+    def _count_bad(self, micro: MicroBatch) -> None:
+        self.progress.num_rows += len(micro.ids)
+        for bad in micro.bad:
+            self.progress.num_bad_rows += 1
+            append_json_line(
+                self.folder / QUARANTINE_FILE,
+                {"index": bad.index, "source": bad.source, "reason": bad.reason, "message": bad.message},
+            )
+        share = self.progress.num_bad_rows / max(self.progress.num_rows, 1)
+        limit = self.run.config.data.max_bad_share
+        # A share of few rows means nothing; 20 unreadable ones in a young run do.
+        if micro.bad and share > limit and self.progress.num_bad_rows >= 20:
+            message = (
+                f"{self.progress.num_bad_rows} of {self.progress.num_rows} rows could not be used "
+                f"({share:.1%}, "
+                f"allowed data.max_bad_share {limit:.1%}). The last: {micro.bad[-1].message} All of them: "
+                f"{self.folder / QUARANTINE_FILE}. Run `mmalign data check`, or raise data.max_bad_share."
+            )
+            raise TrainingError(message)
+
+    @contextlib.contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """SIGTERM and SIGINT finish the step, save, and end the run in order."""
+
+        def note(_: int, __: FrameType | None) -> None:
+            if self.progress.interrupted:
+                raise KeyboardInterrupt
+            self.progress.interrupted = True
+
+        try:
+            previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: the caller handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _should_stop(self, is_record: bool) -> bool:
+        """Whether to stop now; ranks agree because they ask at the same step."""
+        if self.layout.world_size == 1:
+            return self.progress.interrupted
+        if not is_record:
+            return False
+        flag = torch.tensor(float(self.progress.interrupted), device=self.accelerator.device)
+        return bool(self._sum_across(flag) > 0)
+
+
+def _schedule_state(schedule: torch.optim.lr_scheduler.LambdaLR) -> dict[str, Any]:
+    """The schedule's counters; its functions follow from the configuration."""
+    return {
+        key: value
+        for key, value in schedule.state_dict().items()
+        if isinstance(value, int | float | list | bool)
+    }
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: of the device's allocator on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def _out_of_memory(run: ResolvedRun) -> str:
+    """Which settings would help, largest effect first."""
+    config = run.config
+    helps = []
+    if config.train.batch_size > 1:
+        helps.append(
+            f"train.batch_size={config.train.batch_size // 2} "
+            f""
+            f""
+            f"with train.accumulation={config.train.accumulation * 2} (same result, about half "
+            f"the activations)"
+        )
+    if not config.model.gradient_checkpointing:
+        helps.append(
+            "model.gradient_checkpointing=true (about 90 % of the activations, 15 to 20 % more time)"
+        )
+    if config.adapter.kind == "none":
+        helps.append("adapter.kind=lora (12 bytes per network weight of optimiser state and master weights)")
+        if config.reference.kind in ("auto", "frozen"):
+            helps.append("reference.kind=stored or reference.offload=true (the second copy of the network)")
+        if config.train.optimizer == "adamw":
+            helps.append("train.optimizer=adamw_8bit (6 bytes per network weight)")
+    if config.image.cache is None:
+        helps.append("image.cache from `mmalign data cache` (VAE and text encoders)")
+    if config.train.mixed_precision == "no":
+        helps.append("train.mixed_precision=bf16 (half of the frozen weights and activations)")
+    listing = "\n  ".join(helps) or "a smaller image.resolution"
+    return f"out of memory on the device. Settings that help, largest first:\n  {listing}"

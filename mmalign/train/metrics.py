@@ -1,0 +1,203 @@
+"""The is-it-learning panel: sums on the device, one copy to the host per interval, and a verdict in words.
+
+Every method is watched through the same numbers: the logit and the implicit accuracy, the errors of chosen
+and rejected candidates relative to the reference, how saturated the link is, how large its gradient is, the
+drift from the reference, all of it also by timestep.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["NUM_TIMESTEP_BINS", "SATURATION_LOGIT", "Meter", "panel_values", "verdict"]
+
+NUM_TIMESTEP_BINS = 5
+SATURATION_LOGIT = 5.0  # |logit| beyond which the logistic link passes less than 0.7 % of its gradient
+
+
+class Meter:
+    """Weighted means accumulated on the device, read once per logging interval.
+
+    The names are fixed by the first call; sums are kept in one float64 tensor `[2, name]` (weighted sum,
+    weight), so that a reduction over ranks is one call and a copy to the host another.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+
+    def add(
+        self, values: Mapping[str, Float[Tensor, " prompt"]], weights: Mapping[str, Float[Tensor, " prompt"]]
+    ) -> None:
+        """Add one micro-batch.
+
+        Args:
+            values: per-prompt numbers; non-finite ones count with weight 0.
+            weights: name to weight per prompt; the entry "" is the default.
+        """
+        names = list(values)
+        stacked = torch.stack([values[name].detach().to(torch.float64) for name in names])
+        weight = torch.stack([weights.get(name, weights[""]).to(torch.float64) for name in names])
+        finite = torch.isfinite(stacked)
+        weight = torch.where(finite, weight, 0.0)
+        sums = torch.stack([(torch.where(finite, stacked, 0.0) * weight).sum(1), weight.sum(1)])
+        if self.sums is None:
+            self.names, self.sums = names, sums
+            return
+        if names != self.names:
+            # Restored accumulators keep their order; a new set of names means a programming error upstream.
+            order = [names.index(name) for name in self.names]
+            sums = sums[:, order]
+        self.sums = self.sums + sums
+
+    def read(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means since the last read, over all ranks; clears the sums. Names without weight are left out."""
+        if self.sums is None:
+            return {}
+        total = reduce_sum(self.sums).tolist()
+        self.sums = torch.zeros_like(self.sums)
+        return {
+            name: weighted / weight
+            for name, weighted, weight in zip(self.names, *total, strict=True)
+            if weight > 0
+        }
+
+    def state(self) -> dict[str, object]:
+        """Names and sums as JSON values, for a checkpoint between two readings."""
+        return {"names": self.names, "sums": [] if self.sums is None else self.sums.tolist()}
+
+    def load(self, state: Mapping[str, object], device: torch.device | str) -> None:
+        """Continue from `state`."""
+        names, sums = state.get("names"), state.get("sums")
+        if isinstance(names, list) and isinstance(sums, list) and sums:
+            self.names = [str(name) for name in names]
+            self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
+
+
+def panel_values(
+    *,
+    metrics: Mapping[str, Float[Tensor, " prompt"]],
+    loss: Float[Tensor, " prompt"],
+    logit: Float[Tensor, " prompt"],
+    error_policy: Float[Tensor, "prompt candidate"],
+    error_reference: Float[Tensor, "prompt candidate"] | None,
+    drift: Float[Tensor, " prompt"] | None,
+    level: Float[Tensor, " prompt"],
+    valid: Bool[Tensor, " prompt"],
+    num_candidates_named: bool,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Per-prompt values and weights of the panel.
+
+    Args:
+        metrics: what the objective reported.
+        loss: per-prompt loss.
+        logit: what went into the link.
+        error_policy: denoising error per candidate.
+        error_reference: the same under the reference, or None.
+        drift: mean squared distance of the two predictions, or None when it was not computed.
+        level: noise level of the prompt in [0, 1): timestep / number of timesteps.
+        valid: False for rows that count nowhere.
+        num_candidates_named: True for pairs: candidate 0 is chosen, 1 rejected; else errors are reported
+            together.
+    """
+    values: dict[str, Tensor] = {"loss": loss, "logit": logit, **metrics}
+    values["saturated"] = (logit.abs() > SATURATION_LOGIT).to(torch.float32)
+    sides = {"chosen": 0, "rejected": 1} if num_candidates_named else {"candidates": None}
+    for side, column in sides.items():
+        policy = error_policy.mean(1) if column is None else error_policy[:, column]
+        values[f"error/policy_{side}"] = policy
+        if error_reference is not None:
+            reference = error_reference.mean(1) if column is None else error_reference[:, column]
+            values[f"error/reference_{side}"] = reference
+            values[f"error/relative_{side}"] = policy / reference - 1.0
+    if drift is not None:
+        values["drift"] = drift
+    weight = valid.to(torch.float32)
+    weights: dict[str, Tensor] = {"": weight}
+    bins = torch.clamp((level * NUM_TIMESTEP_BINS).to(torch.int64), 0, NUM_TIMESTEP_BINS - 1)
+    for number in range(NUM_TIMESTEP_BINS):
+        inside = weight * (bins == number)
+        for name in ("logit", "accuracy"):
+            if name in values:
+                key = f"by_timestep/{name}_{number}"
+                values[key] = values[name]
+                weights[key] = inside
+    return values, weights
+
+
+def _mean(records: Sequence[Mapping[str, float]], name: str) -> float:
+    found = [record[name] for record in records if name in record]
+    return sum(found) / len(found) if found else math.nan
+
+
+def verdict(records: Sequence[Mapping[str, float]], *, num_dropped: int = 0) -> list[str]:
+    """What a run's records say, in plain words.
+
+    Args:
+        records: logged metrics in order.
+        num_dropped: updates dropped because they were not finite.
+
+    Returns:
+        One sentence per finding; the first says whether the policy separates chosen from rejected.
+    """
+    if len(records) < 2:
+        return ["Too few records to say anything: log more often or train longer."]
+    tail = list(records[-max(len(records) // 4, 1) :])
+    head = list(records[: max(len(records) // 4, 1)])
+    findings: list[str] = []
+    accuracy, logit = _mean(tail, "accuracy"), _mean(tail, "logit")
+    if not math.isnan(accuracy):
+        if accuracy > 0.55:
+            findings.append(
+                "It is learning: the policy prefers the chosen side more than the reference does in "
+                f"{accuracy:.0%} of the pairs (mean logit {logit:.2f})."
+            )
+        elif accuracy < 0.45:
+            findings.append(
+                f"It is learning the opposite: implicit accuracy is {accuracy:.0%}. Are the labels swapped?"
+            )
+        else:
+            findings.append(
+                f"It is not separating yet: implicit accuracy {accuracy:.0%}, mean logit {logit:.3f}. "
+                "Train longer, raise the learning rate, or check with `mmalign data check` that "
+                "the pairs differ."
+            )
+    else:
+        change = _mean(tail, "loss") - _mean(head, "loss")
+        findings.append(
+            f"The loss went from {_mean(head, 'loss'):.4f} to {_mean(tail, 'loss'):.4f} ({change:+.4f})."
+        )
+    findings += _error_findings(tail)
+    saturated = _mean(tail, "saturated")
+    if saturated > 0.5:
+        findings.append(
+            f"{saturated:.0%} of the pairs are saturated (|logit| > {SATURATION_LOGIT:.0f}): "
+            "they no longer teach. Lower beta, lower the learning rate, or stop earlier."
+        )
+    if num_dropped:
+        findings.append(
+            f"{num_dropped} updates were not finite and were dropped; look at grad_norm before them."
+        )
+    return findings
+
+
+def _error_findings(tail: Sequence[Mapping[str, float]]) -> list[str]:
+    """How both sides' denoising errors moved against the reference."""
+    chosen, rejected = _mean(tail, "error/relative_chosen"), _mean(tail, "error/relative_rejected")
+    if math.isnan(chosen) or math.isnan(rejected):
+        return []
+    if chosen > 0.02 and rejected > 0.02:
+        return [
+            f"Both errors rise against the reference (chosen {chosen:+.1%}, rejected "
+            f"{rejected:+.1%}): the margin "
+            "grows by making rejected images unlikely, not chosen ones likely. Expect worse "
+            "images; lower the "
+            "learning rate, raise beta, or add a supervised term."
+        ]
+    if chosen <= 0:
+        found = f"chosen {chosen:+.1%}; rejected {rejected:+.1%}"
+        return [f"The chosen side is denoised better than by the reference ({found})."]
+    return [f"The chosen side's error is nearly unchanged ({chosen:+.1%}; rejected {rejected:+.1%})."]

@@ -1,0 +1,84 @@
+"""What the training loop needs from a loaded model; image, audio and video families provide it.
+
+The loop knows no modality: it asks for an example of a row (on the CPU, in a loader worker), collates,
+encodes on the device and denoises. Saving and sampling are the family's, in its ecosystem's own formats.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.likelihood.schedules import Prediction, Schedule
+
+__all__ = ["Example", "PreferenceModel"]
+
+Example = Mapping[str, Any]
+"""Tensors and texts of one row, before collation."""
+
+
+class PreferenceModel(Protocol):
+    """A loaded generative model with a trainable network.
+
+    Attributes:
+        family: name in the registry.
+        network: the trained network. The loop replaces it by its prepared form (distributed, compiled); code
+            here only calls it.
+        schedule: noise schedule.
+        prediction: what the network predicts.
+        adapter_targets: module name endings LoRA goes on by default.
+        latent_shape: event shape of one candidate at the configured resolution.
+    """
+
+    family: str
+    network: nn.Module
+    schedule: Schedule
+    prediction: Prediction
+    adapter_targets: tuple[str, ...]
+    latent_shape: tuple[int, ...]
+
+    def example(self, row: PreferenceRow, *, key: int) -> Example:
+        """Decoded media of a row; every random choice is decided by `key`. Raises RowError."""
+        ...
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """One micro-batch of readable examples."""
+        ...
+
+    def encode(
+        self, collated: Mapping[str, Any], keys: RowKeys
+    ) -> tuple[Float[Tensor, "prompt candidate *event"], Conditioning]:
+        """Clean latents and conditioning on the device, without gradients."""
+        ...
+
+    def denoise(
+        self,
+        noised: Float[Tensor, " row *event"],
+        timestep: Shaped[Tensor, " row"],
+        conditioning: Mapping[str, Tensor],
+        *,
+        network: nn.Module | None = None,
+    ) -> Float[Tensor, " row *event"]:
+        """The prediction of `network` (default: the trained one), in its own space."""
+        ...
+
+    def meta_inputs(self, num_rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Inputs of `denoise` on the meta device, for counting memory."""
+        ...
+
+    def sample(
+        self, prompts: Sequence[str], *, seed: int, num_steps: int, guidance_scale: float
+    ) -> list[Any]:
+        """Media for prompts; the noise of prompt i depends on (seed, i) only."""
+        ...
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the adapter in the format the ecosystem's loaders read."""
+        ...
+
+    def save_model(self, folder: str | Path) -> Path:
+        """Write the whole model in the format the ecosystem's loaders read."""
+        ...

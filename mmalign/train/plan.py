@@ -1,0 +1,171 @@
+"""What a run would do and need, before it does it: `mmalign train CONFIG --dry-run`."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from mmalign.likelihood import beta_conventions
+from mmalign.train.adapters import Trainables
+from mmalign.train.config import ResolvedRun
+from mmalign.train.loader import Layout
+
+__all__ = ["MemoryItem", "derived_values", "memory_estimate", "print_plan", "saved_activation_bytes"]
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryItem:
+    """Bytes one component holds on the device."""
+
+    component: str
+    num_bytes: int
+    note: str = ""
+
+
+def derived_values(run: ResolvedRun, layout: Layout, num_elements: int) -> dict[str, str]:
+    """What follows from the settings and people get wrong: effective batch, effective rate, beta's unit."""
+    config = run.config
+    values = {
+        "effective batch": f"{layout.effective_batch} prompts ({layout.batch_size} per device x "
+        f"{layout.accumulation} micro-steps x {layout.world_size} devices)",
+        "effective learning rate": f"{config.train.learning_rate:g} (used as it stands, not "
+        "scaled by the batch)",
+        "elements per sample": f"{num_elements}",
+    }
+    beta = run.objective_arguments.get("beta")
+    if isinstance(beta, int | float) and run.method.likelihood == "elbo":
+        # With sum reduction the configured beta multiplies the summed error / 2: the mean unit is
+        # larger by the count.
+        factor = num_elements if config.likelihood.reduction == "sum" else 1
+        values["beta"] = str(beta_conventions(float(beta) * factor, num_elements))
+    return values
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Float[Tensor, "..."]]) -> int:
+    """Bytes autograd keeps for the backward pass of `forward`, counted without computing anything.
+
+    Args:
+        network: its parameters give shapes and dtypes; nothing is copied.
+        forward: calls the network it is given (a stand-in on the meta device) on meta inputs.
+    """
+    own = {
+        name: torch.empty_like(value, device="meta")
+        for name, value in network.state_dict(keep_vars=True).items()
+    }
+    for name, value in network.named_parameters():
+        own[name].requires_grad_(value.requires_grad)
+    held: dict[int, int] = {}
+    parameters = {value.untyped_storage()._cdata for value in own.values()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            held[storage._cdata] = storage.nbytes()
+        kept.append(tensor)  # alive, so that no two storages share an address
+        return tensor
+
+    kept: list[Tensor] = []
+
+    class _OnMeta(nn.Module):
+        def forward(self, *args: object, **kwargs: object) -> object:
+            return torch.func.functional_call(network, own, args, kwargs)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward(_OnMeta())
+    return sum(held.values())
+
+
+def memory_estimate(
+    run: ResolvedRun,
+    trainables: Trainables,
+    *,
+    encoders: dict[str, nn.Module],
+    activation_bytes: int,
+    reference_kind: str,
+) -> list[MemoryItem]:
+    """Device memory per component; the sum is a lower bound of the peak (workspaces come on top)."""
+    config = run.config
+    parameters = list(trainables.network.parameters())
+    trained = _bytes(parameter for parameter in parameters if parameter.requires_grad)
+    frozen = _bytes(parameter for parameter in parameters if not parameter.requires_grad)
+    per_weight = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}[config.train.optimizer or "adamw"]
+    items = [
+        MemoryItem("network, frozen weights", frozen),
+        MemoryItem("network, trained weights (float32)", trained),
+    ]
+    items.append(MemoryItem("gradients", trained))
+    items.append(
+        MemoryItem(
+            f"optimiser state ({config.train.optimizer})",
+            trainables.count * per_weight,
+            "adafactor: factored, small",
+        )
+    )
+    if config.train.ema_decay is not None:
+        items.append(MemoryItem("average of the weights", trained))
+    if reference_kind in ("frozen", "ema"):
+        where = "on the CPU between uses" if config.reference.offload else ""
+        items.append(MemoryItem(f"reference ({reference_kind} copy)", frozen + trained, where))
+    for name, module in encoders.items():
+        items.append(MemoryItem(name, _bytes(module.parameters()), "none with image.cache"))
+    note = (
+        "with gradient checkpointing"
+        if config.model.gradient_checkpointing
+        else "without gradient checkpointing"
+    )
+    items.append(MemoryItem(f"activations of {config.train.batch_size} prompts", activation_bytes, note))
+    return items
+
+
+def print_plan(
+    run: ResolvedRun,
+    *,
+    derived: dict[str, str],
+    trainables: Trainables,
+    memory: list[MemoryItem] | None,
+    console: Console,
+) -> None:
+    """Print what was resolved, what differs from the row, what trains, and the memory it needs."""
+    method = run.method
+    console.print(f"[bold]{method.name}[/bold]  {method.title} (arXiv {method.paper})", highlight=False)
+    for name, value in derived.items():
+        console.print(f"  {name}: {value}", highlight=False)
+    total = sum(parameter.numel() for parameter in trainables.network.parameters())
+    console.print(f"  trained: {trainables.count:,} of {total:,} weights", highlight=False)
+    if run.filled:
+        console.print(
+            "  from the method's row: "
+            + ", ".join(f"{name}={item.value} ({item.mark})" for name, item in run.filled.items()),
+            highlight=False,
+            markup=False,
+        )
+    if run.differences:
+        table = Table(
+            "setting",
+            "this run",
+            "row",
+            "row's source",
+            title="differs from the method's row",
+            title_justify="left",
+        )
+        for item in run.differences:
+            table.add_row(item.setting, str(item.value), str(item.row_value), item.mark)
+        console.print(table)
+    else:
+        console.print("  nothing differs from the method's row")
+    if memory is not None:
+        table = Table("component", "GiB", "note", title="device memory, lower bound", title_justify="left")
+        for entry in memory:
+            table.add_row(entry.component, f"{entry.num_bytes / GIB:.3f}", entry.note)
+        table.add_row("sum", f"{sum(entry.num_bytes for entry in memory) / GIB:.3f}", "")
+        console.print(table)
