@@ -6,14 +6,13 @@ reference = AdaptersOff(denoise, adapter_toggle(network)).evaluate(elbo, batch, 
 policy = elbo.evaluate(denoise, batch, draw)
 """
 
-from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood
+from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood, Reference
 from mmalign.likelihood.elbo import BetaUnits, Elbo, beta_conventions, squared_error
 from mmalign.likelihood.reference import (
     AdaptersOff,
     EmaReference,
     FrozenCopy,
     NoReference,
-    Reference,
     adapter_toggle,
     make_reference,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmalign.batch import Batch
 
-__all__ = ["Denoiser", "Draw", "Evaluation", "Likelihood"]
+__all__ = ["Denoiser", "Draw", "Evaluation", "Likelihood", "Reference"]
 
 
 @runtime_checkable
@@ -90,3 +90,22 @@ class Likelihood(Protocol):
 
     def describe(self) -> dict[str, str]:
         """What the scores depend on, for fingerprints of stored ones."""
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Supplies the reference's scores of a batch.
+
+    Attributes:
+        kind: name in the run config.
+    """
+
+    kind: str
+
+    def evaluate(
+        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+    ) -> Evaluation | None:
+        """Scores on the policy's own draw, without gradients; None when there is no reference."""
+
+    def update(self, step: int) -> None:
+        """Called after optimiser step `step` (from 1); moving references follow the policy here."""

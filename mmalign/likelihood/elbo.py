@@ -17,7 +17,7 @@ from torch import Tensor
 from mmalign.batch import Batch
 from mmalign.errors import ConfigError, HyperparameterError, ShapeError, explain, unknown_name
 from mmalign.likelihood.base import Denoiser, Draw, Evaluation
-from mmalign.likelihood.schedules import PREDICTIONS, Prediction, Schedule
+from mmalign.likelihood.schedules import PREDICTIONS, Number, Prediction, Schedule
 from mmalign.likelihood.timesteps import TimestepSampler
 from mmalign.seeding import row_normal
 from mmalign.shapes import flatten_candidates, unflatten_candidates
@@ -34,7 +34,7 @@ class BetaUnits(NamedTuple):
         num_elements: of one sample, which converts one into the other.
     """
 
-    mean: float
+    mean: Number
     sum: float
     num_elements: int
 
@@ -46,7 +46,7 @@ class BetaUnits(NamedTuple):
         )
 
 
-def beta_conventions(beta: float, num_elements: int) -> BetaUnits:
+def beta_conventions(beta: Number, num_elements: int) -> BetaUnits:
     """Beta in both units: `beta_sum = beta / (2 * num_elements)`.
 
     5000 is 0.153 for a 4 x 64 x 64 latent and 0.0381 for 4 x 128 x 128: the same beta is a quarter of the

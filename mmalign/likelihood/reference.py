@@ -14,14 +14,15 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, explain, unknown_name
-from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood
+from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood, Reference
+from mmalign.likelihood.schedules import Number
 from mmalign.likelihood.stored import ReferenceTable, StoredReference
 
 __all__ = [
@@ -29,32 +30,12 @@ __all__ = [
     "EmaReference",
     "FrozenCopy",
     "NoReference",
-    "Reference",
     "adapter_toggle",
     "make_reference",
 ]
 
 Toggle = Callable[[], AbstractContextManager[None]]
 """Makes a context in which the network answers without its adapters."""
-
-
-@runtime_checkable
-class Reference(Protocol):
-    """Supplies the reference's scores of a batch.
-
-    Attributes:
-        kind: name in the run config.
-    """
-
-    kind: str
-
-    def evaluate(
-        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
-    ) -> Evaluation | None:
-        """Scores on the policy's own draw, without gradients; None when there is no reference."""
-
-    def update(self, step: int) -> None:
-        """Called after optimiser step `step` (from 1); moving references follow the policy here."""
 
 
 class NoReference:
@@ -259,7 +240,7 @@ class EmaReference:
 
     kind = "ema"
 
-    def __init__(self, network: nn.Module, denoise: Denoiser, *, decay: float, every: int = 1) -> None:
+    def __init__(self, network: nn.Module, denoise: Denoiser, *, decay: Number, every: int = 1) -> None:
         if not 0.0 <= decay <= 1.0:
             raise HyperparameterError(
                 explain("EmaReference decay", got=decay, expected="a number between 0 and 1")
@@ -335,7 +316,7 @@ def make_reference(
     make_denoise: Callable[[nn.Module], Denoiser] | None = None,
     offload: bool = False,
     dtype: torch.dtype | None = None,
-    decay: float | None = None,
+    decay: Number | None = None,
     every: int = 1,
     table: ReferenceTable | None = None,
     facts: Mapping[str, str] | None = None,

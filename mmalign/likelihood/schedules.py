@@ -31,6 +31,7 @@ __all__ = [
     "PREDICTIONS",
     "DeviceTable",
     "FlowSchedule",
+    "Number",
     "Prediction",
     "Schedule",
     "VPSchedule",
@@ -40,6 +41,9 @@ __all__ = [
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 """What a network predicts: the noise, `alpha * noise - sigma * clean`, the clean sample, `noise - clean`."""
+
+Number = int | float
+"""A setting that users may write with or without a decimal point; the shape hook tells the two apart."""
 
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
@@ -90,7 +94,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def between(
-        self, fraction: Float[Tensor, "*batch"], low: float, high: float | None
+        self, fraction: Float[Tensor, "*batch"], low: Number, high: Number | None
     ) -> Shaped[Tensor, "*batch"]:
         """Timestep at `fraction` in [0, 1) of the range from `low` to `high` (None: to the end)."""
 
@@ -99,11 +103,11 @@ class Schedule(ABC):
         """What the network is given as its time input."""
 
     @abstractmethod
-    def check_timesteps(self, where: str, values: tuple[float, ...]) -> None:
+    def check_timesteps(self, where: str, values: tuple[Number, ...]) -> None:
         """Raise `HyperparameterError` unless all `values` are timesteps of this schedule."""
 
     @abstractmethod
-    def table_of(self, values: tuple[float, ...]) -> Tensor:
+    def table_of(self, values: tuple[Number, ...]) -> Tensor:
         """`values` as a tensor of timesteps."""
 
     @abstractmethod
@@ -297,7 +301,7 @@ class VPSchedule(Schedule):
         return self.num_timesteps - 1 - steps_left
 
     def between(
-        self, fraction: Float[Tensor, "*batch"], low: float, high: float | None
+        self, fraction: Float[Tensor, "*batch"], low: Number, high: Number | None
     ) -> Int[Tensor, "*batch"]:
         """`low + floor(fraction * (high - low))`: every index of [low, high) is equally likely."""
         first, end = int(low), self.num_timesteps if high is None else int(high)
@@ -307,7 +311,7 @@ class VPSchedule(Schedule):
         """The index as it is."""
         return timestep
 
-    def check_timesteps(self, where: str, values: tuple[float, ...]) -> None:
+    def check_timesteps(self, where: str, values: tuple[Number, ...]) -> None:
         """Every value must be a whole number in [0, num_timesteps)."""
         for value in values:
             if value != int(value) or not 0 <= value < self.num_timesteps:
@@ -316,7 +320,7 @@ class VPSchedule(Schedule):
                 )
                 raise HyperparameterError(message)
 
-    def table_of(self, values: tuple[float, ...]) -> Int[Tensor, " value"]:
+    def table_of(self, values: tuple[Number, ...]) -> Int[Tensor, " value"]:
         """`values` as indices."""
         return torch.tensor([int(value) for value in values], dtype=torch.int64)
 
@@ -342,7 +346,7 @@ class FlowSchedule(Schedule):
     Source: 2209.03003 equation 1; shift 2403.03206 equation 23.
     """
 
-    shift: float = 1.0
+    shift: Number = 1.0
     num_timesteps: int = 1000
     grid: bool = False
 
@@ -416,7 +420,7 @@ class FlowSchedule(Schedule):
         return self.shifted((self.num_timesteps - index) / self.num_timesteps)
 
     def between(
-        self, fraction: Float[Tensor, "*batch"], low: float, high: float | None
+        self, fraction: Float[Tensor, "*batch"], low: Number, high: Number | None
     ) -> Float[Tensor, "*batch"]:
         """Sigma in [low, high], uniform before the shift."""
         first, last = self._unshifted(low), self._unshifted(1.0 if high is None else high)
@@ -426,7 +430,7 @@ class FlowSchedule(Schedule):
         """`num_timesteps * sigma`, as diffusers' flow transformers expect."""
         return timestep * self.num_timesteps
 
-    def check_timesteps(self, where: str, values: tuple[float, ...]) -> None:
+    def check_timesteps(self, where: str, values: tuple[Number, ...]) -> None:
         """Every value must be a sigma in [0, 1]."""
         for value in values:
             if not 0.0 <= value <= 1.0:
@@ -438,7 +442,7 @@ class FlowSchedule(Schedule):
                 )
                 raise HyperparameterError(message)
 
-    def table_of(self, values: tuple[float, ...]) -> Float[Tensor, " value"]:
+    def table_of(self, values: tuple[Number, ...]) -> Float[Tensor, " value"]:
         """`values` as sigmas."""
         return torch.tensor([float(value) for value in values], dtype=torch.float32)
 
@@ -451,7 +455,7 @@ class FlowSchedule(Schedule):
         grid = "grid" if self.grid else "continuous"
         return {"schedule": f"rectified flow, shift {self.shift!r}, {self.num_timesteps} timesteps, {grid}"}
 
-    def _unshifted(self, sigma: float) -> float:
+    def _unshifted(self, sigma: Number) -> float:
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
 
@@ -504,7 +508,10 @@ def prediction_from_config(config: Mapping[str, Any]) -> Prediction:
     Raises:
         ConfigError: an unknown `prediction_type`.
     """
-    if "FlowMatch" in str(config.get("_class_name", "")):
+    # A scheduler in memory does not carry its class name; only flow-match ones shift and have no betas.
+    if "FlowMatch" in str(config.get("_class_name", "")) or (
+        "shift" in config and "beta_schedule" not in config
+    ):
         return "flow"
     kind = str(config.get("prediction_type", "epsilon"))
     names: dict[str, Prediction] = {name: name for name in PREDICTIONS} | {"flow_prediction": "flow"}

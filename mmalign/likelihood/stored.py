@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +18,7 @@ from torch import Tensor
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, ConfigError, ShapeError, explain
 from mmalign.files import load_tensors, save_tensors
-from mmalign.likelihood.base import Draw, Evaluation, Likelihood
+from mmalign.likelihood.base import Draw, Evaluation, Likelihood, Reference
 from mmalign.likelihood.schedules import DeviceTable
 
 __all__ = ["ReferenceTable", "StoredReference", "precompute_errors"]
@@ -194,16 +193,8 @@ class StoredReference:
         raise CheckpointError(message)
 
 
-class _Computed(Protocol):
-    """A reference whose errors can be stored."""
-
-    kind: str
-
-    def evaluate(self, likelihood: Likelihood, batch: Batch, draw: Draw) -> Evaluation | None: ...
-
-
 def precompute_errors(
-    reference: _Computed,
+    reference: Reference,
     likelihood: Likelihood,
     batches: Iterable[Batch],
     *,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmalign.batch import RowKeys
 from mmalign.errors import HyperparameterError, explain
-from mmalign.likelihood.schedules import DeviceTable, Schedule
+from mmalign.likelihood.schedules import DeviceTable, Number, Schedule
 from mmalign.seeding import row_uniform
 
 __all__ = ["ListedTimesteps", "LogitNormalTimesteps", "TimestepSampler", "UniformTimesteps"]
@@ -73,8 +73,8 @@ class UniformTimesteps(TimestepSampler):
         high: index after the last, or highest sigma; None is the end of the schedule.
     """
 
-    low: float = 0
-    high: float | None = None
+    low: Number = 0
+    high: Number | None = None
 
     def place(self, fraction: Float[Tensor, "*batch"], schedule: Schedule) -> Shaped[Tensor, "*batch"]:
         """Indices: `low + floor(fraction * (high - low))`; sigmas: uniform before the shift."""
@@ -100,7 +100,7 @@ class ListedTimesteps(TimestepSampler):
         values: indices, or sigmas.
     """
 
-    values: tuple[float, ...]
+    values: tuple[Number, ...]
     _tables: dict[Schedule, DeviceTable] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def place(self, fraction: Float[Tensor, "*batch"], schedule: Schedule) -> Shaped[Tensor, "*batch"]:
@@ -133,8 +133,8 @@ class LogitNormalTimesteps(TimestepSampler):
     Source: 2403.03206, equation 19; diffusers training_utils.compute_density_for_timestep_sampling.
     """
 
-    mean: float
-    std: float
+    mean: Number
+    std: Number
 
     def place(self, fraction: Float[Tensor, "*batch"], schedule: Schedule) -> Shaped[Tensor, "*batch"]:
         """The quantile of the distribution at `fraction`."""
