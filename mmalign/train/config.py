@@ -504,7 +504,15 @@ def _differences(
         **{name: (f"objective.{name}", value) for name, value in arguments.items()},
         **{
             name: (f"train.{name}", getattr(config.train, name))
-            for name in ("steps", "learning_rate", "optimizer", "warmup_steps")
+            for name in (
+                "steps",
+                "learning_rate",
+                "optimizer",
+                "warmup_steps",
+                "schedule",
+                "weight_decay",
+                "max_grad_norm",
+            )
         },
         "effective_batch": (
             "effective batch on one device",

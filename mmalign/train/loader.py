@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmalign.batch import Batch, Labels, PreferenceRow, RowKeys
 from mmalign.data.readers import RowTable
-from mmalign.data.sampler import RowOrder
+from mmalign.data.sampler import RowOrder, step_positions
 from mmalign.errors import MmalignError, RowError, TrainingError
 from mmalign.train.model import Example, PreferenceModel
 
@@ -48,8 +48,14 @@ class Layout:
 
     def positions(self, step: int, micro_step: int) -> range:
         """Positions of one micro-batch of this rank."""
-        start = step * self.effective_batch + (micro_step * self.world_size + self.rank) * self.batch_size
-        return range(start, start + self.batch_size)
+        return step_positions(
+            step,
+            micro_step,
+            self.rank,
+            batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            world_size=self.world_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -120,11 +126,12 @@ class _Positions(Dataset[_Loaded]):
 
     def __getitem__(self, position: int) -> _Loaded:
         index, _ = self.order.at(position)
-        row = self.table[index]
         try:
+            row = self.table[index]
             return _Loaded(position, row, self.model.example(row, key=self.order.key(position)))
         except RowError as error:
-            return _Loaded(position, row, None, BadRow(index, row.source, error.reason, str(error)))
+            bad = BadRow(index, self.table.where(index), error.reason, str(error))
+            return _Loaded(position, self.table.placeholder(index), None, bad)
 
 
 class _Collator:
@@ -137,13 +144,8 @@ class _Collator:
         readable = [item.example for item in loaded if item.example is not None]
         stand_in = readable[0] if readable else self._substitute(loaded[-1].position)
         examples = [item.example if item.example is not None else stand_in for item in loaded]
-        effective = self.layout.effective_batch
-        keys = RowKeys(
-            key=torch.tensor([self.rows.order.key(item.position) for item in loaded], dtype=torch.int64),
-            stratum=torch.tensor(
-                [item.position % effective / effective for item in loaded], dtype=torch.float32
-            ),
-            num_strata=effective,
+        keys = self.rows.order.keys(
+            [item.position for item in loaded], rows_per_step=self.layout.effective_batch
         )
         valid = torch.tensor([item.example is not None for item in loaded])
         return MicroBatch(
@@ -248,18 +250,21 @@ def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) ->
     if clean.shape[0] != len(micro.valid):
         message = f"encode: got {clean.shape[0]} prompts, expected {len(micro.valid)}."
         raise MmalignError(message)
-    labels = Labels(
-        **{
-            name: value.to(device, non_blocking=True) if value is not None else None
-            for name, value in vars(micro.labels).items()
-        }
-    )
+    moved = {
+        name: value.to(device, non_blocking=True) if value is not None else None
+        for name, value in vars(micro.labels).items()
+    }
+    valid = micro.valid.to(device, non_blocking=True)
+    # A stand-in for an unreadable row must not enter statistics over the batch (KTO's zero point).
+    real = valid.unsqueeze(1).expand(-1, clean.shape[1])
+    moved["valid"] = real if moved["valid"] is None else moved["valid"] & real
+    labels = Labels(**moved)
     return Batch(
         clean=clean,
         conditioning=conditioning,
         labels=labels,
         weight=micro.weight.to(device, non_blocking=True),
-        valid=micro.valid.to(device, non_blocking=True),
+        valid=valid,
         keys=keys,
         ids=micro.ids,
     )

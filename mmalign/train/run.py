@@ -352,7 +352,7 @@ def train(
         accelerator.num_processes,
         accelerator.process_index,
     )
-    table = table if table is not None else open_rows(config.data)
+    table = table if table is not None else open_rows(config.data, kind=run.method.data)
     model = model if model is not None else load_model(run, accelerator.device)
     kind = reference_kind(run)
     order = RowOrder.for_table(
