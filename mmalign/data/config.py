@@ -1,7 +1,7 @@
-"""Settings of the data section: where rows come from, what their columns mean, what happens to ties and bad rows.
+"""Settings of the data section: where rows come from, what columns mean, what ties and bad rows become.
 
-Only declarations; nothing here reads a file. The run configuration embeds `DataConfig` as its section `data`, and
-`mmalign data check` builds one from its options.
+Only declarations; nothing here reads a file. The run configuration embeds `DataConfig` as its section `data`,
+and `mmalign data check` builds one from its options.
 """
 
 from typing import Any, Literal
@@ -26,11 +26,17 @@ class _Section(BaseModel):
 class ImageLimits(_Section):
     """Sizes beyond which an image is refused instead of decoded."""
 
-    max_pixels: int = Field(2**26, ge=1, description="pixels of one image (width times height) before resizing")
+    max_pixels: int = Field(
+        2**26, ge=1, description="pixels of one image (width times height) before resizing"
+    )
     max_bytes: int = Field(2**28, ge=1, description="bytes of one encoded image")
-    min_side: int = Field(16, ge=1, description="pixels of the shorter side; smaller ones are placeholders, not images")
+    min_side: int = Field(
+        16, ge=1, description="pixels of the shorter side; smaller ones are placeholders, not images"
+    )
     max_aspect_ratio: float = Field(
-        8.0, ge=1, description="longer side over shorter side; beyond it the crop shows a sliver and resizing explodes"
+        8.0,
+        ge=1,
+        description="longer side over shorter side; beyond it the crop shows a sliver and resizing explodes",
     )
 
 
@@ -38,31 +44,39 @@ class SourceConfig(_Section):
     """One data set."""
 
     path: str = Field(
-        description="parquet, JSON, JSONL, CSV or TSV file; a folder of parquet shards, a saved `datasets` folder, "
+        description="parquet, JSON, JSONL, CSV or TSV file; parquet shards, saved `datasets` folder, "
         "a folder with metadata.jsonl or metadata.csv, two matched folders (chosen/, rejected/), "
         "or a hub data set id (owner/name)"
     )
     format: str = Field(
         "auto",
-        description="layout of the rows: auto, pickapic, chosen_rejected, two_images, rankings, ranked_images, unpaired",
+        description="layout: auto, pickapic, chosen_rejected, two_images, rankings, ranked_images, unpaired",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="role: column name, for columns that are not recognised, e.g. {prompt: caption, a: left, b: right, "
+        description="role: column name, where not recognised, e.g. {prompt: caption, a: left, b: right, "
         "label: preferred}; `mmalign data check` lists the roles",
     )
     media: Media = Field("image", description="what the candidates are")
     split: str | None = Field(None, description="split of the data set (file name, column or hub split)")
     revision: str | None = Field(None, description="hub revision to pin")
-    root: str | None = Field(None, description="folder that relative media paths start from; default: beside the file")
-    allow_outside: bool = Field(False, description="accept media paths that leave `root` (also through symbolic links)")
-    lists: ListPolicy = Field("keep", description="rankings: keep as lists, or make pairs or best_worst pairs of them")
-    weight: float = Field(1.0, gt=0, description="visits of each row per epoch when several sources are mixed")
+    root: str | None = Field(
+        None, description="folder that relative media paths start from; default: beside the file"
+    )
+    allow_outside: bool = Field(
+        False, description="accept media paths that leave `root` (also through symbolic links)"
+    )
+    lists: ListPolicy = Field(
+        "keep", description="rankings: keep as lists, or make pairs or best_worst pairs of them"
+    )
+    weight: float = Field(
+        1.0, gt=0, description="visits of each row per epoch when several sources are mixed"
+    )
     limit: int | None = Field(None, ge=1, description="use only the first rows that pass the filters")
 
     @field_validator("columns", mode="before")
     @classmethod
-    def _text_columns(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    def _text_columns(cls, value: Any) -> Any:
         # A CSV without header has columns named 0, 1, ...: YAML reads those as numbers.
         return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else value
 
@@ -76,11 +90,15 @@ class DataConfig(_Section):
         "drop", description="ties: drop the row, decide by a seeded coin, or keep as preference 0.5 (soft)"
     )
     identical: Literal["drop", "keep"] = Field(
-        "drop", description="pairs whose two candidates are the same file: their gradient is zero for most objectives"
+        "drop",
+        description="pairs of twice the same file: most objectives have no gradient there",
     )
     allow_empty_prompt: bool = Field(False, description="accept rows without a prompt")
     max_bad_share: float = Field(
-        0.01, ge=0, le=1, description="share of unusable rows (unreadable, malformed) above which the run ends"
+        0.01,
+        ge=0,
+        le=1,
+        description="share of unusable rows (unreadable, malformed) above which the run ends",
     )
     seed: int = Field(0, description="of the coin for ties")
     shuffle: bool = Field(True, description="a new seeded order every epoch; false keeps the file's order")
@@ -91,12 +109,12 @@ class DataConfig(_Section):
 
     @field_validator("source", mode="before")
     @classmethod
-    def _path_alone(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
     @field_validator("sources", mode="before")
     @classmethod
-    def _paths_alone(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    def _paths_alone(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             return value
         return tuple({"path": item} if isinstance(item, str) else item for item in value)

@@ -1,7 +1,8 @@
 """Label columns to probabilities, whole columns at a time: a million rows take a fraction of a second.
 
-Data sets write "the first one won" in many ways: 1 of {0, 0.5, 1}, 1 of {-1, 1}, the index 0, the word "left", the
-winner's id. Everything becomes the probability that candidate a is preferred; what cannot be read becomes NaN.
+Data sets write "the first one won" in many ways: 1 of {0, 0.5, 1}, 1 of {-1, 1}, the index 0, the word
+"left", the winner's id. Everything becomes the probability that candidate a is preferred; what cannot be read
+becomes NaN.
 """
 
 from typing import Any
@@ -9,16 +10,73 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["desirable_flags", "numbers", "preference_from_label", "preference_from_scores", "preference_from_winner"]
+__all__ = [
+    "desirable_flags",
+    "numbers",
+    "preference_from_label",
+    "preference_from_scores",
+    "preference_from_winner",
+]
 
 Vector = NDArray[np.float64]
 
-_WORDS_A = ("a", "left", "first", "image_a", "image_0", "image1", "img_a", "chosen_a", "model_a", "0", "yes_a")
-_WORDS_B = ("b", "right", "second", "image_b", "image_1", "image2", "img_b", "chosen_b", "model_b", "1", "yes_b")
+_WORDS_A = (
+    "a",
+    "left",
+    "first",
+    "image_a",
+    "image_0",
+    "image1",
+    "img_a",
+    "chosen_a",
+    "model_a",
+    "0",
+    "yes_a",
+)
+_WORDS_B = (
+    "b",
+    "right",
+    "second",
+    "image_b",
+    "image_1",
+    "image2",
+    "img_b",
+    "chosen_b",
+    "model_b",
+    "1",
+    "yes_b",
+)
 _WORDS_TIE = ("tie", "draw", "equal", "both", "neither", "same", "none", "c", "0.5")
-_WORDS_LIKED = ("1", "true", "yes", "y", "like", "liked", "good", "chosen", "desirable", "positive", "up", "win", "+1")
+_WORDS_LIKED = (
+    "1",
+    "true",
+    "yes",
+    "y",
+    "like",
+    "liked",
+    "good",
+    "chosen",
+    "desirable",
+    "positive",
+    "up",
+    "win",
+    "+1",
+)
 _WORDS_DISLIKED = (
-    *("0", "false", "no", "n", "dislike", "disliked", "bad", "rejected", "undesirable", "negative", "down", "lose"),
+    *(
+        "0",
+        "false",
+        "no",
+        "n",
+        "dislike",
+        "disliked",
+        "bad",
+        "rejected",
+        "undesirable",
+        "negative",
+        "down",
+        "lose",
+    ),
     *("-1", "0.0"),
 )
 
@@ -51,7 +109,8 @@ def preference_from_label(values: NDArray[Any]) -> Vector:
         parsed = numbers(values)
         if np.isnan(parsed).all():
             return preference_from_winner(values, None, None)
-        values = parsed
+        ties = np.array([_word(value) in _WORDS_TIE for value in values])
+        values = np.where(ties, 0.5, parsed)
     given = numbers(values)
     if np.nanmin(given, initial=0.0) < 0.0:
         given = (given + 1.0) / 2.0

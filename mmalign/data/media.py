@@ -1,8 +1,8 @@
 """Encoded media to pixels: one place that opens files from data sets, and believes nothing about them.
 
-Everything a data set can get wrong ends in a `RowError` with a reason: missing and empty files, truncated images,
-decompression bombs, files that are no images, paths that leave their folder. Exotic but valid images (CMYK, 16-bit,
-palette, alpha, EXIF rotation) come out as plain 8-bit RGB.
+Everything a data set can get wrong ends in a `RowError` with a reason: missing and empty files, truncated
+images, decompression bombs, files that are no images, paths that leave their folder. Exotic but valid images
+(CMYK, 16-bit, palette, alpha, EXIF rotation) come out as plain 8-bit RGB.
 """
 
 import contextlib
@@ -27,7 +27,17 @@ __all__ = ["DecodedImage", "decode_image", "read_media", "safe_path"]
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
 # What Pillow's decoders raise on damaged input, besides OSError; seen by flipping bytes in valid files.
-_DAMAGED = (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
+_DAMAGED = (
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 _ORIENTATION_TAG = 0x0112
 
@@ -55,11 +65,14 @@ def safe_path(path: str, *, root: Path, where: str, allow_outside: bool = False)
         allow_outside: accept any path.
 
     Raises:
-        RowError: reason `path_outside` (absolute, `..` or a symbolic link leads out of `root`), `remote_path` (an
-            address) or `bad_path`.
+        RowError: reason `path_outside` (absolute, `..` or a symbolic link leads out of `root`), `remote_path`
+            (an address) or `bad_path`.
     """
     if "://" in path:
-        message = f"{where}: got the address {path!r}, expected a file. Download the media first; rows are never fetched."
+        message = (
+            f"{where}: got the address {path!r}, expected a file. Download the media first; rows are never "
+            "fetched."
+        )
         raise RowError(message, reason="remote_path")
     if "\0" in path or not path.strip():
         message = f"{where}: got the path {path!r}, expected the name of a file."
@@ -96,7 +109,9 @@ def read_media(media: bytes | str, *, where: str, max_bytes: int) -> bytes:
         try:
             size = os.stat(media).st_size
             if not os.path.isfile(media):
-                message = f"{where}: got {media}, expected a file. Is the column's path relative to another root?"
+                message = (
+                    f"{where}: got {media}, expected a file. Is the column's path relative to another root?"
+                )
                 raise RowError(message, reason="missing_file")
             data = b"" if size > max_bytes else Path(media).read_bytes()
         except FileNotFoundError as error:
@@ -135,10 +150,15 @@ def _damage_reported(where: str, kind: str) -> Iterator[None]:
         raise RowError(message, reason="too_many_pixels") from error
     except OSError as error:
         truncated = "truncated" in str(error)
-        message = f"{where}: the image is {'truncated' if truncated else 'damaged'} ({error}). Copy or download it again."
+        message = (
+            f"{where}: the image is {'truncated' if truncated else 'damaged'} ({error}). Copy or download "
+            "it again."
+        )
         raise RowError(message, reason="truncated_image" if truncated else "damaged_image") from error
     except _DAMAGED as error:
-        message = f"{where}: the image is damaged ({type(error).__name__}: {error}). Copy or download it again."
+        message = (
+            f"{where}: the image is damaged ({type(error).__name__}: {error}). Copy or download it again."
+        )
         raise RowError(message, reason="damaged_image") from error
 
 
@@ -146,17 +166,22 @@ def _check_size(size: tuple[int, int], limits: ImageLimits, where: str) -> None:
     width, height = size
     if width * height > limits.max_pixels:
         message = (
-            f"{where}: got {width} x {height} = {width * height} pixels, expected at most {limits.max_pixels} "
+            f"{where}: got {width} x {height} = {width * height} pixels, expected at most "
+            f"{limits.max_pixels} "
             "(a decompression bomb looks like this). Raise data.images.max_pixels if the image is real."
         )
         raise RowError(message, reason="too_many_pixels")
     if min(size) < limits.min_side:
-        message = f"{where}: got {width} x {height} pixels, expected at least {limits.min_side} on the shorter side."
+        message = (
+            f"{where}: got {width} x {height} pixels, expected at least {limits.min_side} on the shorter "
+            "side."
+        )
         raise RowError(message, reason="too_small")
     if max(size) > limits.max_aspect_ratio * min(size):
         message = (
             f"{where}: got {width} x {height} pixels, expected a longer side of at most "
-            f"{limits.max_aspect_ratio:g} times the shorter one. Raise data.images.max_aspect_ratio to accept it."
+            f"{limits.max_aspect_ratio:g} times the shorter one. Raise data.images.max_aspect_ratio to "
+            "accept it."
         )
         raise RowError(message, reason="extreme_aspect")
 
@@ -192,15 +217,15 @@ def decode_image(
 ) -> DecodedImage:
     """The upright RGB image in some bytes.
 
-    EXIF orientation is applied; alpha is laid over white; the first frame of an animation is taken. Colour profiles
-    are not applied (the official training codes do not either).
+    EXIF orientation is applied; alpha is laid over white; the first frame of an animation is taken. Colour
+    profiles are not applied (the official training codes do not either).
 
     Args:
         data: encoded image.
         where: file, row and field, for messages.
         limits: sizes that are refused before anything is decoded.
-        shorter_side: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size when that is still no smaller than
-            this, which is several times faster.
+        shorter_side: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size when that is still no smaller
+            than this, which is several times faster.
 
     Raises:
         RowError: reason `not_an_image`, `truncated_image`, `damaged_image`, `too_many_pixels`, `too_small` or
@@ -214,7 +239,11 @@ def decode_image(
             _check_size(image.size, limits, where)
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-            if shorter_side is not None and image.format in ("JPEG", "MPO") and min(image.size) > shorter_side:
+            if (
+                shorter_side is not None
+                and image.format in ("JPEG", "MPO")
+                and min(image.size) > shorter_side
+            ):
                 scale = shorter_side / min(image.size)
                 image.draft(None, (-int(-width * scale // 1), -int(-height * scale // 1)))
             image.load()

@@ -1,7 +1,8 @@
-"""What happens to rows that cannot be used: counted by reason, listed in a quarantine file, never a silent stop.
+"""What happens to rows that cannot be used: counted by reason, listed in a file, never a silent stop.
 
-Two kinds of rows are left out. *Dropped* rows are left out on purpose (ties, pairs without a label). *Bad* rows are
-broken (unreadable image, missing file, empty prompt); above `data.max_bad_share` of them the run ends, with counts.
+Two kinds of rows are left out. *Dropped* rows are left out on purpose (ties, pairs without a label). *Bad*
+rows are broken (unreadable image, missing file, empty prompt); above `data.max_bad_share` of them the run
+ends, with counts.
 """
 
 from collections import Counter
@@ -57,7 +58,9 @@ def issue_of(error: RowError, source: str) -> RowIssue:
     """The issue of a row whose `source` is `file:row`."""
     file, _, row = source.rpartition(":")
     name = error.field_name if isinstance(error, FieldError) else ""
-    return RowIssue(file=file or source, row=row if file else "", field=name, reason=error.reason, message=str(error))
+    return RowIssue(
+        file=file or source, row=row if file else "", field=name, reason=error.reason, message=str(error)
+    )
 
 
 class Quarantine:
@@ -158,7 +161,9 @@ class RowReport:
         """One line: rows read, kept, and left out by reason."""
         parts = [f"{self.read} rows read", f"{self.kept} kept"]
         if self.dropped:
-            parts.append("dropped " + ", ".join(f"{count} {name}" for name, count in self.dropped.most_common()))
+            parts.append(
+                "dropped " + ", ".join(f"{count} {name}" for name, count in self.dropped.most_common())
+            )
         if self.bad:
             parts.append("bad " + ", ".join(f"{count} {name}" for name, count in self.bad.most_common()))
         return "; ".join(parts)
@@ -168,7 +173,8 @@ class RowReport:
 
         Args:
             max_bad_share: `data.max_bad_share`.
-            min_rows: look only after this many rows: while training, one bad row among the first three says little.
+            min_rows: look only after this many rows: while training, one bad row among the first three says
+                little.
             quarantine: where the rows are listed, for the message.
 
         Raises:
@@ -198,19 +204,24 @@ def check_prompt(prompt: object, *, where: str, allow_empty: bool = False) -> st
     if prompt is None or (isinstance(prompt, float) and prompt != prompt):
         if allow_empty:
             return ""
-        message = explain(where, got=None, expected="a prompt", do="data.allow_empty_prompt: true accepts such rows.")
+        message = explain(
+            where, got=None, expected="a prompt", do="data.allow_empty_prompt: true accepts such rows."
+        )
         raise FieldError(message, "missing_prompt", name)
     if not isinstance(prompt, str):
         message = explain(where, got=prompt, expected="a text")
         raise FieldError(message, "invalid_text", name)
     if not prompt.strip() and not allow_empty:
-        message = explain(where, got=prompt, expected="a prompt", do="data.allow_empty_prompt: true accepts such rows.")
+        message = explain(
+            where, got=prompt, expected="a prompt", do="data.allow_empty_prompt: true accepts such rows."
+        )
         raise FieldError(message, "empty_prompt", name)
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         message = (
-            f"{where}: the text holds half of a surrogate pair at position {error.start} (a cut emoji), expected "
+            f"{where}: the text holds half of a surrogate pair at position {error.start} (a cut emoji), "
+            "expected "
             "valid Unicode. Write the file again without cutting characters."
         )
         raise FieldError(message, "invalid_text", name) from error
@@ -221,15 +232,19 @@ def check_row(row: PreferenceRow) -> PreferenceRow:
     """The row, if its parts fit its kind.
 
     Raises:
-        RowError: wrong number of candidates or relevances, a preference outside [0.5, 1], a negative or non-finite
-            weight, an unpaired row that is neither liked nor disliked.
+        RowError: wrong number of candidates or relevances, a preference outside [0.5, 1], a negative or
+            non-finite weight, an unpaired row that is neither liked nor disliked.
     """
     where, count = row.source or row.id or f"row {row.index}", len(row.candidates)
     if not (row.weight >= 0 and row.weight != float("inf")):
-        raise FieldError(explain(f"{where} weight", got=row.weight, expected="a number >= 0"), "bad_weight", "weight")
+        raise FieldError(
+            explain(f"{where} weight", got=row.weight, expected="a number >= 0"), "bad_weight", "weight"
+        )
     if row.kind == "pairs":
         if count != 2:
-            raise FieldError(explain(where, got=f"{count} candidates", expected="2 for a pair"), "wrong_count")
+            raise FieldError(
+                explain(where, got=f"{count} candidates", expected="2 for a pair"), "wrong_count"
+            )
         if not 0.5 <= row.preference <= 1.0:
             message = explain(
                 f"{where} preference",
@@ -241,12 +256,18 @@ def check_row(row: PreferenceRow) -> PreferenceRow:
     elif row.kind == "lists":
         relevance = row.relevance or ()
         if count < 2:
-            raise FieldError(explain(where, got=f"{count} candidates", expected="2 or more for a list"), "wrong_count")
+            raise FieldError(
+                explain(where, got=f"{count} candidates", expected="2 or more for a list"), "wrong_count"
+            )
         if len(relevance) != count or any(value != value for value in relevance):
-            message = explain(f"{where} relevance", got=str(relevance), expected=f"{count} numbers, one per candidate")
+            message = explain(
+                f"{where} relevance", got=str(relevance), expected=f"{count} numbers, one per candidate"
+            )
             raise FieldError(message, "bad_label", "relevance")
     elif count != 1:
-        raise FieldError(explain(where, got=f"{count} candidates", expected="1 for an unpaired row"), "wrong_count")
+        raise FieldError(
+            explain(where, got=f"{count} candidates", expected="1 for an unpaired row"), "wrong_count"
+        )
     elif row.desirable is None:
         message = explain(f"{where} desirable", got=None, expected="true or false")
         raise FieldError(message, "missing_label", "desirable")

@@ -1,0 +1,430 @@
+"""Data sets as tables of `PreferenceRow`s: opened in seconds, read row by row, cheap to send to workers.
+
+`open_rows(config)` recognises each source, applies the tie policy on label columns alone, and returns a
+`RowTable`. Media stay encoded: rows carry bytes or paths (see `media` for decoding).
+"""
+
+import bisect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmalign.batch import Candidate, DataKind, PreferenceRow
+from mmalign.data import labels
+from mmalign.data.config import DataConfig, SourceConfig
+from mmalign.data.layouts import Match, detect
+from mmalign.data.media import safe_path
+from mmalign.data.records import ParquetRecords, Records
+from mmalign.data.rows import FieldError, RowIssue, RowReport, check_prompt, check_row
+from mmalign.data.selection import Selection, select
+from mmalign.data.sources import open_records
+from mmalign.errors import ConfigError, explain
+
+__all__ = ["RowTable", "SourceTable", "open_rows"]
+
+_LARGE_GROUP_BYTES = 64 * 2**20
+
+
+@dataclass
+class SourceTable:
+    """The rows of one source.
+
+    Args:
+        source: its settings.
+        config: the data settings.
+        records: raw records.
+        match: layout and columns.
+        selection: which records are rows.
+    """
+
+    source: SourceConfig
+    config: DataConfig
+    records: Records
+    match: Match
+    selection: Selection
+
+    def __post_init__(self) -> None:
+        heavy = self.records.heavy()
+        mapped = set(self.match.columns.values())
+        # Extra columns travel along unless they hold media nobody asked for.
+        self._read = tuple(name for name in self.records.columns if name in mapped or name not in heavy)
+        self._extra = tuple(name for name in self._read if name not in mapped)
+        self._light = tuple(name for name in self._read if name not in heavy)
+
+    def __len__(self) -> int:
+        return len(self.selection)
+
+    def where(self, number: int) -> str:
+        """`file:row` of a row."""
+        return self.records.where(int(self.selection.record[number]))
+
+    def row(self, number: int, index: int) -> PreferenceRow:
+        """One row; `index` is its number in the whole table."""
+        record = int(self.selection.record[number])
+        where = self.records.where(record)
+        values = self.records.read(record, self._read)
+        prompt = self._prompt(values, where)
+        common: dict[str, Any] = {
+            "prompt": prompt,
+            "weight": self._number(values, "weight", where, default=1.0),
+            "index": index,
+            "id": str(self._value(values, "id") or where),
+            "source": where,
+            "extras": {name: values[name] for name in self._extra},
+        }
+        structure = self.match.layout.structure
+        if structure == "unpaired":
+            liked = bool(self.selection.desirable[number]) if self.selection.desirable is not None else None
+            reward = self._number(values, "score", where, default=None)
+            single = self._candidate(values, "candidate", where, reward=reward)
+            return check_row(PreferenceRow(candidates=(single,), kind="unpaired", desirable=liked, **common))
+        if structure in ("ranking", "ranked_items"):
+            return self._list_row(number, values, where, common)
+        return self._pair_row(number, values, where, common)
+
+    def _pair_row(
+        self, number: int, values: Mapping[str, Any], where: str, common: dict[str, Any]
+    ) -> PreferenceRow:
+        if self.match.layout.structure == "chosen_rejected":
+            roles = (("chosen", "score_chosen", "", ""), ("rejected", "score_rejected", "", ""))
+        else:
+            roles = (("a", "score_a", "id_a", "model_a"), ("b", "score_b", "id_b", "model_b"))
+        first, second = (
+            self._candidate(
+                values,
+                role,
+                where,
+                reward=self._number(values, score, where, default=None),
+                id=_text(self._value(values, identity)),
+                model=_text(self._value(values, model)),
+            )
+            for role, score, identity, model in roles
+        )
+        preferences = self.selection.preference
+        probability = float(preferences[number]) if preferences is not None else 1.0
+        return self._finished_pair(first, second, probability, where, common)
+
+    def _finished_pair(
+        self, first: Candidate, second: Candidate, probability: float, where: str, common: dict[str, Any]
+    ) -> PreferenceRow:
+        if probability < 0.5:
+            first, second, probability = second, first, 1.0 - probability
+        media = self.source.media
+        if self.config.identical == "drop" and getattr(first, media) == getattr(second, media):
+            message = (
+                f"{where}: both candidates are the same {media}; such a pair teaches nothing. "
+                "data.identical: keep accepts it."
+            )
+            raise FieldError(message, "identical_candidates")
+        return check_row(PreferenceRow(candidates=(first, second), preference=probability, **common))
+
+    def _list_row(
+        self, number: int, values: Mapping[str, Any], where: str, common: dict[str, Any]
+    ) -> PreferenceRow:
+        if self.match.layout.structure == "ranking":
+            candidates, relevance = self._listed(values, where)
+        else:
+            candidates, relevance = self._grouped(number)
+        selection = self.selection
+        if selection.first is None or selection.second is None or selection.preference is None:
+            return check_row(
+                PreferenceRow(
+                    candidates=tuple(candidates), kind="lists", relevance=tuple(relevance), **common
+                )
+            )
+        i, j = int(selection.first[number]), int(selection.second[number])
+        common["id"] = f"{common['id']}/{i}-{j}"
+        return self._finished_pair(
+            candidates[i], candidates[j], float(selection.preference[number]), where, common
+        )
+
+    def _listed(self, values: Mapping[str, Any], where: str) -> tuple[list[Candidate], list[float]]:
+        """Candidates and relevance of a record that holds a list."""
+        column = self.match.columns["candidates"]
+        ranks = "ranks" in self.match.columns
+        given = values[self.match.columns["ranks" if ranks else "scores"]]
+        media = values[column]
+        if not isinstance(media, list) or len(media) != len(given):
+            count = len(media) if isinstance(media, list) else 0
+            message = explain(
+                f"{where} {column}",
+                got=f"{count} candidates and {len(given)} labels",
+                expected="one label per candidate",
+            )
+            raise FieldError(message, "wrong_count", column)
+        relevance = [float(value) * (-1.0 if ranks else 1.0) for value in given]
+        candidates = [
+            self._media(value, f"{where} {column}[{place}]", reward=None if ranks else relevance[place])
+            for place, value in enumerate(media)
+        ]
+        return candidates, relevance
+
+    def _grouped(self, number: int) -> tuple[list[Candidate], list[float]]:
+        """Candidates and relevance of a group of records."""
+        selection, columns = self.selection, self.match.columns
+        if selection.group is None or selection.group_starts is None or selection.members is None:
+            message = "a selection of ranked items has groups"
+            raise AssertionError(message)
+        group = int(selection.group[number])
+        start, stop = int(selection.group_starts[group]), int(selection.group_starts[group + 1])
+        ranks = "rank" in columns
+        candidates, relevance = [], []
+        for record in selection.members[start:stop]:
+            where = self.records.where(int(record))
+            values = self.records.read(int(record), self._read)
+            value = float(values[columns["rank" if ranks else "score"]])
+            relevance.append(-value if ranks else value)
+            candidates.append(self._candidate(values, "candidate", where, reward=None if ranks else value))
+        return candidates, relevance
+
+    def _value(self, values: Mapping[str, Any], role: str) -> Any:
+        column = self.match.columns.get(role)
+        return values.get(column) if column is not None else None
+
+    def _prompt(self, values: Mapping[str, Any], where: str) -> str:
+        column = self.match.columns["prompt"]
+        return check_prompt(
+            values.get(column), where=f"{where} {column}", allow_empty=self.config.allow_empty_prompt
+        )
+
+    def _number(self, values: Mapping[str, Any], role: str, where: str, *, default: Any) -> Any:
+        value = self._value(values, role)
+        if value is None:
+            return default
+        number = labels.numbers(np.array([value], dtype=object))[0]
+        if np.isnan(number):
+            column = self.match.columns[role]
+            raise FieldError(
+                explain(f"{where} {column}", got=value, expected="a number"), "bad_number", column
+            )
+        return float(number)
+
+    def _candidate(
+        self,
+        values: Mapping[str, Any],
+        role: str,
+        where: str,
+        *,
+        reward: float | None,
+        id: str | None = None,
+        model: str | None = None,
+    ) -> Candidate:
+        column = self.match.columns[role]
+        found = self._media(values.get(column), f"{where} {column}", reward=reward)
+        return replace(found, id=id, model=model)
+
+    def _media(self, value: Any, where: str, *, reward: float | None) -> Candidate:
+        """A candidate of the source's kind of media; paths are resolved and kept inside the root."""
+        media, column = self.source.media, where.rpartition(" ")[2]
+        if isinstance(value, dict):  # the stored form of a `datasets` Image, Audio or Video
+            value = value.get("bytes") or value.get("path")
+        if value is None:
+            message = explain(where, got=None, expected=f"{'an' if media[0] in 'aeiou' else 'a'} {media}")
+            raise FieldError(message, f"missing_{media}", column)
+        if media == "text":
+            return Candidate(text=check_prompt(value, where=where), reward=reward)
+        if isinstance(value, bytes | bytearray | memoryview):
+            found: dict[str, Any] = {media: bytes(value)}
+            if not found[media]:
+                message = explain(where, got="0 bytes", expected=f"an encoded {media}")
+                raise FieldError(message, "empty_file", column)
+        elif isinstance(value, str):
+            root = self.records.root
+            found = {media: safe_path(value, root=root, where=where, allow_outside=self.source.allow_outside)}
+        else:
+            message = explain(where, got=type(value).__name__, expected="encoded bytes or a path")
+            raise FieldError(message, "bad_media", column)
+        return Candidate(**found, reward=reward)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+class RowTable:
+    """Rows of one or several sources, by number.
+
+    `table[i]` reads row i now and raises `RowError` (with its reason) when the row is unusable;
+    `table.where(i)` and `table.placeholder(i)` never raise.
+
+    Args:
+        parts: the sources, of one kind.
+        config: the data settings.
+        as_unpaired: each pair counts as a liked and a disliked candidate.
+    """
+
+    def __init__(
+        self, parts: tuple[SourceTable, ...], config: DataConfig, *, as_unpaired: bool = False
+    ) -> None:
+        self.parts, self.config = parts, config
+        self._twice = 2 if as_unpaired else 1
+        self._starts = [0]
+        for part in parts:
+            self._starts.append(self._starts[-1] + len(part) * self._twice)
+
+    @property
+    def kind(self) -> DataKind:
+        """Pairs, lists or unpaired; the same for all rows."""
+        return "unpaired" if self._twice == 2 else self.parts[0].selection.kind
+
+    @property
+    def report(self) -> RowReport:
+        """What opening found: rows read, kept, dropped by reason, labels that cannot be read."""
+        return RowReport().merge(part.selection.report for part in self.parts)
+
+    @property
+    def issues(self) -> list[RowIssue]:
+        """Records whose labels cannot be read."""
+        return [issue for part in self.parts for issue in part.selection.issues]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each source."""
+        return tuple(len(part) * self._twice for part in self.parts)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Visits per epoch of each source's rows."""
+        return tuple(part.source.weight for part in self.parts)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _find(self, index: int) -> tuple[SourceTable, int]:
+        if not 0 <= index < len(self):
+            message = f"row {index}: the table has {len(self)} rows"
+            raise IndexError(message)
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self.parts[number], index - self._starts[number]
+
+    def __getitem__(self, index: int) -> PreferenceRow:
+        part, local = self._find(index)
+        row = part.row(local // self._twice, index)
+        return row if self._twice == 1 else _half(row, local % 2)
+
+    def __iter__(self) -> Iterator[PreferenceRow]:
+        return (self[index] for index in range(len(self)))
+
+    def where(self, index: int) -> str:
+        """`file:row` of a row, for messages."""
+        part, local = self._find(index)
+        return part.where(local // self._twice)
+
+    def placeholder(self, index: int) -> PreferenceRow:
+        """A row of the right kind that counts nowhere (weight 0), to stand for one that cannot be used."""
+        kind, where = self.kind, self.where(index)
+        count = 1 if kind == "unpaired" else 2
+        return PreferenceRow(
+            prompt="",
+            candidates=(Candidate(),) * count,
+            kind=kind,
+            relevance=(0.0,) * count if kind == "lists" else None,
+            desirable=True if kind == "unpaired" else None,
+            weight=0.0,
+            index=index,
+            id=where,
+            source=where,
+        )
+
+    def prompts(self) -> list[str]:
+        """Every distinct usable prompt, in order of appearance; reads the prompt column only."""
+        found: dict[str, None] = {}
+        for part in self.parts:
+            column = part.records.column(part.match.columns["prompt"])
+            for value in column[part.selection.record]:
+                if isinstance(value, str):
+                    found.setdefault(value)
+        return list(found)
+
+    def describe(self) -> str:
+        """What was opened, one line per source."""
+        lines = []
+        for part in self.parts:
+            name = Path(part.source.path).name if Path(part.source.path).exists() else part.source.path
+            lines.append(
+                f"{name}: {part.records.description}; {part.match.describe()}; "
+                f"{part.selection.report.summary()}"
+            )
+        return "\n".join(lines)
+
+    def advice(self) -> list[str]:
+        """What would make reading faster, in sentences."""
+        found = []
+        for part in self.parts:
+            records = part.records
+            if isinstance(records, ParquetRecords) and records.largest_group_bytes > _LARGE_GROUP_BYTES:
+                found.append(
+                    f"{part.source.path}: row groups of up to {records.largest_group_bytes / 2**20:.0f} "
+                    "MiB; a random row "
+                    "reads a whole group. `mmalign data convert` rewrites the file in small groups."
+                )
+        return found
+
+
+def _half(row: PreferenceRow, side: int) -> PreferenceRow:
+    """The liked (0) or disliked (1) candidate of a pair as an unpaired row."""
+    return replace(
+        row,
+        candidates=(row.candidates[side],),
+        kind="unpaired",
+        desirable=side == 0,
+        preference=1.0,
+        id=f"{row.id}/{side}",
+    )
+
+
+def open_rows(config: DataConfig, *, kind: DataKind | None = None) -> RowTable:
+    """The rows of all sources; label columns are read, media are not.
+
+    Args:
+        config: the data settings.
+        kind: what the method needs; pairs become unpaired rows when it needs those. None takes what is there.
+
+    Raises:
+        ConfigError: nothing there, unknown layout, sources of different kinds, no rows left, or another kind
+            than the method needs.
+    """
+    parts = []
+    for source in config.all_sources:
+        records = open_records(source)
+        match = detect(records, format=source.format, columns=source.columns, where=source.path)
+        parts.append(SourceTable(source, config, records, match, select(records, match, source, config)))
+    kinds = {part.selection.kind for part in parts}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{part.source.path} ({part.selection.kind})" for part in parts)
+        message = (
+            f"data.sources: got rows of several kinds, expected one: {listed}. lists: pairs makes pairs of "
+            "rankings."
+        )
+        raise ConfigError(message)
+    found = kinds.pop()
+    if kind is not None and kind != found and not (kind == "unpaired" and found == "pairs"):
+        hint = (
+            " Set lists: pairs (or best_worst) on the source." if (kind, found) == ("pairs", "lists") else ""
+        )
+        message = (
+            f"data: got {found} rows ({parts[0].match.describe()}), expected {kind} for this method.{hint}"
+        )
+        raise ConfigError(message)
+    as_unpaired = kind == "unpaired" and found == "pairs"
+    if as_unpaired:
+        for part in parts:
+            _without_ties(part.selection)
+    table = RowTable(tuple(parts), config, as_unpaired=as_unpaired)
+    if len(table) == 0:
+        message = f"data: no rows are left. {table.report.summary()}.\n{table.describe()}"
+        raise ConfigError(message)
+    return table
+
+
+def _without_ties(selection: Selection) -> None:
+    """A tie likes neither candidate: it has no place among unpaired rows."""
+    if selection.preference is not None:
+        tied = selection.preference == 0.5
+        if tied.any():
+            selection.report.dropped["tie"] += int(tied.sum())
+            selection.keep(~tied)
+            selection.report.kept = len(selection)

@@ -1,0 +1,171 @@
+"""From a path or hub id to raw records: which reader, which files, which split."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mmalign.data import folders
+from mmalign.data.config import SourceConfig
+from mmalign.data.records import ArrowRecords, JsonLinesRecords, ParquetRecords, Records, read_csv, read_json
+from mmalign.errors import ConfigError
+
+__all__ = ["open_records"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+
+
+def open_records(source: SourceConfig) -> Records:
+    """The raw records of a source, opened but not read.
+
+    Raises:
+        ConfigError: nothing there, several splits to choose from, or a kind of file nobody reads.
+    """
+    text = source.path.removeprefix("hf://datasets/")
+    path = Path(text).expanduser()
+    if path.is_file():
+        return _open_file(path, source)
+    if path.is_dir():
+        return _open_folder(path, source)
+    if _HUB_ID.fullmatch(text) and path.suffix not in _ENDINGS:
+        return _open_hub(text, source)
+    message = (
+        f"data source {source.path!r}: no such file or folder, and not a hub id (owner/name). "
+        f"The current folder is {Path.cwd()}."
+    )
+    raise ConfigError(message)
+
+
+def _open_file(path: Path, source: SourceConfig) -> Records:
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        return _rooted(ParquetRecords([path]), source)
+    if ending == ".jsonl" or (ending == ".json" and _looks_like_lines(path)):
+        return _rooted(JsonLinesRecords(path), source)
+    if ending == ".json":
+        return _rooted(read_json(path), source)
+    if ending in (".csv", ".tsv"):
+        return _rooted(read_csv(path, delimiter="\t" if ending == ".tsv" else ","), source)
+    if ending == ".arrow":
+        return _open_saved(path.parent, source)
+    message = f"{path}: got a file ending in {ending!r}, expected one of {', '.join(_ENDINGS)}."
+    raise ConfigError(message)
+
+
+def _looks_like_lines(path: Path) -> bool:
+    """Whether a .json file holds one object per line: the hub has many of those."""
+    with path.open("rb") as file:
+        first, second = file.readline().strip(), file.readline().strip()
+    return first.startswith(b"{") and first.endswith(b"}") and (not second or second.startswith(b"{"))
+
+
+def _rooted(records: Any, source: SourceConfig) -> Records:
+    if source.root is not None:
+        records.root = Path(source.root).expanduser()
+        if not records.root.is_dir():
+            message = (
+                f"data root {source.root!r}: no such folder; relative media paths of {source.path} start "
+                "there."
+            )
+            raise ConfigError(message)
+    found: Records = records
+    return found
+
+
+def _open_folder(path: Path, source: SourceConfig) -> Records:
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _open_saved(path, source)
+    if folders.is_matched(path):
+        return _rooted(folders.read_matched(path), source)
+    if folders.is_kohya(path):
+        return _rooted(folders.read_kohya(path), source)
+    inside = path / source.split if source.split is not None and (path / source.split).is_dir() else path
+    for name in _METADATA:
+        if (inside / name).is_file():
+            return _open_file(inside / name, source)
+    shards = sorted([*inside.glob("*.parquet"), *inside.glob("data/*.parquet")])
+    if shards:
+        chosen = shards if inside != path else _of_split(shards, source, path)
+        return _rooted(ParquetRecords(chosen), source)
+    tables = sorted(file for ending in _ENDINGS for file in inside.glob(f"*{ending}"))
+    if len(tables) == 1:
+        return _open_file(tables[0], source)
+    named = [file for file in tables if source.split is not None and file.stem == source.split]
+    if len(named) == 1:
+        return _open_file(named[0], source)
+    found = sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir())
+    message = (
+        f"{path}: expected parquet shards, a saved data set (dataset_info.json), "
+        f"{' or '.join(_METADATA[:2])}, one table, "
+        f"or folders chosen/ and rejected/; found {', '.join(found[:12]) or 'an empty folder'}"
+        f"{' ...' if len(found) > 12 else ''}. Give the file itself, or set split."
+    )
+    raise ConfigError(message)
+
+
+def _of_split(shards: list[Path], source: SourceConfig, folder: Path) -> list[Path]:
+    """Shards of the wanted split, by the hub's naming `SPLIT-00000-of-00012.parquet`."""
+    by_split: dict[str, list[Path]] = {}
+    for shard in shards:
+        by_split.setdefault(re.split(r"-\d{3,}", shard.stem)[0], []).append(shard)
+    if source.split is not None:
+        # A split column may do the choosing instead, when no file is named for a split.
+        if source.split in by_split:
+            return by_split[source.split]
+        if len(by_split) == 1:
+            return shards
+        message = f"{folder}: no shards of split {source.split!r}; found splits {', '.join(by_split)}."
+        raise ConfigError(message)
+    if len(by_split) == 1:
+        return shards
+    if "train" in by_split:
+        return by_split["train"]
+    message = f"{folder}: got shards of several splits ({', '.join(by_split)}), expected one. Set split."
+    raise ConfigError(message)
+
+
+def _open_saved(path: Path, source: SourceConfig) -> Records:
+    """A folder written by `datasets`' save_to_disk."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        message = f"{path}: not a complete saved data set ({error})."
+        raise ConfigError(message) from error
+    return _arrow(loaded, source, root=path, description="saved datasets folder")
+
+
+def _open_hub(name: str, source: SourceConfig) -> Records:
+    """A hub data set; without a network (HF_HUB_OFFLINE=1) only what is already downloaded."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    failures = (OSError, ValueError, datasets.exceptions.DatasetsError, HfHubHTTPError, OfflineModeIsEnabled)
+    try:
+        loaded = datasets.load_dataset(name, revision=source.revision)
+    except failures as error:
+        message = (
+            f"data source {name!r}: no such file or folder here, and the hub did not give a data set of "
+            "that name "
+            f"({type(error).__name__}: {error}). Check the path, log in with `hf auth login`, or unset "
+            "HF_HUB_OFFLINE."
+        )
+        raise ConfigError(message) from error
+    return _arrow(loaded, source, root=Path.cwd(), description="hub data set")
+
+
+def _arrow(loaded: Any, source: SourceConfig, *, root: Path, description: str) -> Records:
+    import datasets
+
+    if isinstance(loaded, datasets.DatasetDict | dict):
+        names = list(loaded)
+        split = source.split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
+        if split not in names:
+            wanted = f"split {source.split!r}" if source.split else "a split named train"
+            message = f"{source.path}: expected {wanted}, found {', '.join(names)}. Set split to one of them."
+            raise ConfigError(message)
+        loaded = loaded[split]
+        description = f"{description}, split {split}"
+    return _rooted(ArrowRecords(loaded, description=description, root=root, name=source.path), source)
