@@ -1,7 +1,8 @@
 """Attention backends and checkpointing of a diffusers network, verified after they are applied.
 
-diffusers accepts a backend for networks that then ignore it, so a request counts only when the processors that will
-really run have been looked at. UNets know three: torch's own choice, torch's flash kernel and nothing else, xformers.
+diffusers accepts a backend for networks that then ignore it, so a request counts only when the processors
+that will really run have been looked at. UNets know three: torch's own choice, torch's flash kernel and
+nothing else, xformers.
 """
 
 from collections import Counter
@@ -41,7 +42,8 @@ class AttentionReport:
 class FlashOnly:
     """An attention processor that lets torch pick its flash kernel and no other.
 
-    The restriction is taken at every call and not around the whole forward pass: gradient checkpointing runs the
+    The restriction is taken at every call and not around the whole forward pass: gradient checkpointing runs
+    the
     forward again during backward, and must meet the same kernel there.
     """
 
@@ -175,8 +177,8 @@ def _require_xformers(device: torch.device) -> None:
         import xformers.ops  # noqa: F401 - asked whether it can be imported
     except ImportError as error:
         message = (
-            f"{where}: xformers cannot be imported ({error}). Install it with `pip install mmalign[xformers]`, or set "
-            "model.attention: sdpa, which runs the same kernels on current torch."
+            f"{where}: xformers cannot be imported ({error}). Install it: `pip install mmalign[xformers]`; "
+            "or set model.attention: sdpa, which runs the same kernels on current torch."
         )
         raise MissingExtraError(message) from error
 

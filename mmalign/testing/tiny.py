@@ -1,8 +1,9 @@
 """Tiny image pipelines with random weights, in the very folder layout that real ones have.
 
-A test that trains, samples or exports one of these runs the code that Stable Diffusion or SDXL would run: tokenizers,
-text encoders, VAE, UNet with text-time embedding, scheduler. About six megabytes each, built in a second, no download.
-Pictures are 32 pixels wide, latents 16.
+A test that trains, samples or exports one of these runs the code that Stable Diffusion or SDXL would run:
+tokenizers,
+text encoders, VAE, UNet with text-time embedding, scheduler. About six megabytes each, built in a second, no
+download. Pictures are 32 pixels wide, latents 16.
 """
 
 import json
@@ -25,7 +26,8 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 def _byte_alphabet() -> list[str]:
     """The 256 printable characters that stand for bytes in byte-level BPE, in byte order.
 
-    Source: the published vocabularies of GPT-2 and CLIP: printable bytes stand for themselves, the rest are moved
+    Source: the published vocabularies of GPT-2 and CLIP: printable bytes stand for themselves, the rest are
+    moved
     to code points from 256 on.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -38,7 +40,8 @@ def _byte_alphabet() -> list[str]:
 def _write_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77) -> int:
     """A CLIP tokenizer without merges: every byte is a token. Returns the size of its vocabulary.
 
-    The end token has the highest id, as in the published vocabulary: CLIP's pooled state is read at that position.
+    The end token has the highest id, as in the published vocabulary: CLIP's pooled state is read at that
+    position.
     """
     folder.mkdir(parents=True)
     letters = _byte_alphabet()
@@ -57,7 +60,7 @@ def _write_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77) -> i
     return len(tokens)
 
 
-def _text_encoder(vocabulary: int, *, projected: bool) -> Any:  # noqa: ANN401 - transformers types
+def _text_encoder(vocabulary: int, *, projected: bool) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -75,7 +78,7 @@ def _text_encoder(vocabulary: int, *, projected: bool) -> Any:  # noqa: ANN401 -
     return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
 
 
-def _autoencoder(scaling_factor: float) -> Any:  # noqa: ANN401 - diffusers types
+def _autoencoder(scaling_factor: float) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -89,7 +92,7 @@ def _autoencoder(scaling_factor: float) -> Any:  # noqa: ANN401 - diffusers type
     )
 
 
-def _scheduler_config(prediction: str, **extra: Any) -> dict[str, Any]:  # noqa: ANN401 - scheduler settings
+def _scheduler_config(prediction: str, **extra: Any) -> dict[str, Any]:
     return {
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
@@ -104,7 +107,7 @@ def _scheduler_config(prediction: str, **extra: Any) -> dict[str, Any]:  # noqa:
 def write_tiny_sd15(
     folder: str | Path, *, prediction: Literal["epsilon", "v_prediction"] = "epsilon", seed: int = 0
 ) -> Path:
-    """A Stable Diffusion 1.x-structured pipeline folder; with "v_prediction" it is structured like 2.x. Returns it.
+    """A Stable Diffusion 1.x-structured pipeline folder, 2.x-structured with "v_prediction". Returns it.
 
     Args:
         folder: where to write; replaced when it exists.
@@ -148,12 +151,12 @@ def write_tiny_sd15(
 def write_tiny_sdxl(
     folder: str | Path, *, variant: Literal["base", "turbo", "refiner"] = "base", seed: int = 0
 ) -> Path:
-    """An SDXL-structured pipeline folder: two text encoders, text-time embedding, penultimate states. Returns it.
+    """An SDXL-structured pipeline folder: two text encoders and text-time embedding. Returns it.
 
     Args:
         folder: where to write; replaced when it exists.
-        variant: "turbo" differs in its scheduler, "refiner" has only the second text encoder and five time ids
-            with the aesthetic score.
+        variant: "turbo" differs in its scheduler, "refiner" has only the second text encoder and five time
+            ids with the aesthetic score.
         seed: decides the random weights.
     """
     from diffusers import (

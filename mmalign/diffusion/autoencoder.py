@@ -1,0 +1,165 @@
+"""The VAE of a pipeline: pixels to latents and back, in a dtype in which it does not overflow.
+
+SDXL's own VAE gives infinities in float16, so it runs in float32 unless the fp16 fix replaces it; bfloat16
+has too few bits for latents and is never used. Loaded when first needed, freed on request, optionally kept on
+the CPU.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mmalign.files import fingerprint
+
+__all__ = ["Autoencoder", "Moments", "on_device", "weight_digest"]
+
+_AT_ONCE = 4
+"""Images per call: at 1024 pixels a float32 encode holds about 2 GB of feature maps per image."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The VAE's Gaussian over unscaled latents of each image.
+
+    Args:
+        mean: `[..., channel, height, width]`.
+        std: of the same shape, positive.
+    """
+
+    mean: Float[Tensor, "*shape"]
+    std: Float[Tensor, "*shape"]
+
+
+@contextmanager
+def on_device(*modules: Any, device: torch.device, home: torch.device) -> Iterator[None]:
+    """Frozen modules on the device, outside of any autocast (which would undo the dtype chosen for them)."""
+    travels = home != device
+    for module in modules if travels else ():
+        module.to(device)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for module in modules if travels else ():
+            module.to(home)
+
+
+class Autoencoder:
+    """A VAE that is there when it is needed.
+
+    Args:
+        load: reads the VAE in a dtype.
+        device: where it works.
+        home: where it waits between uses.
+        dtype: of the run's frozen parts.
+        overflows: whether it gives infinities in float16 when its config asks for `force_upcast`.
+        origin: what it is called in notes.
+
+    Attributes:
+        note: what dtype was chosen, and why.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[torch.dtype], Any],
+        *,
+        device: torch.device,
+        home: torch.device,
+        dtype: torch.dtype,
+        overflows: bool,
+        origin: str,
+    ) -> None:
+        self._load, self.device, self.home = load, device, home
+        self._vae: Any = load(torch.float32)
+        self.config: Mapping[str, Any] = dict(self._vae.config)
+        cannot_halve = overflows and bool(self.config.get("force_upcast", True))
+        half = dtype in (torch.float16, torch.bfloat16) and device.type == "cuda" and not cannot_halve
+        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.dtype = torch.float16 if half else self.wide
+        why = ""
+        if cannot_halve and dtype in (torch.float16, torch.bfloat16):
+            why = " (it overflows in float16; madebyollin/sdxl-vae-fp16-fix as model.vae is faster)"
+        self.note = f"latents: {origin} in {str(self.dtype).removeprefix('torch.')}{why}"
+        self._vae = (self._vae if self.dtype == torch.float32 else load(self.dtype)).to(home)
+
+    @property
+    def module(self) -> Any:
+        """The VAE itself, loaded again if it was released."""
+        if self._vae is None:
+            self._vae = self._load(self.dtype).to(self.home)
+        return self._vae
+
+    def release(self) -> None:
+        """Free its memory."""
+        self._vae = None
+
+    @property
+    def shrink(self) -> int:
+        """Pixels per latent, along one side."""
+        return int(2 ** (len(self.config["block_out_channels"]) - 1))
+
+    @torch.no_grad()
+    def moments(self, pixels: UInt8[Tensor, "row 3 height width"]) -> Moments:
+        """Mean and standard deviation of the unscaled latents, float32."""
+        vae = self.module
+        means, stds = [], []
+        with on_device(vae, device=self.device, home=self.home):
+            for part in pixels.split(_AT_ONCE):
+                values = part.to(self.device, non_blocking=True).to(self.wide) / 127.5 - 1.0
+                gaussian = vae.encode(values.to(self.dtype)).latent_dist
+                means.append(gaussian.mean.to(self.wide))
+                stds.append(gaussian.std.to(self.wide))
+        return Moments(torch.cat(means), torch.cat(stds))
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "row channel height width"]
+    ) -> UInt8[Tensor, "row 3 height width"]:
+        """Pixels of scaled latents, on the CPU."""
+        vae = self.module
+        pictures = []
+        with on_device(vae, device=self.device, home=self.home):
+            for part in self.unscale(latents.to(self.device, self.wide)).split(_AT_ONCE):
+                values = vae.decode(part.to(self.dtype)).sample.to(torch.float32)
+                pictures.append(((values / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+        return torch.cat(pictures)
+
+    def scale(self, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Unscaled latents to what the network is trained on."""
+        shift, factor = self._statistics(latents)
+        return (latents - shift) * factor
+
+    def unscale(self, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Inverse of `scale`."""
+        shift, factor = self._statistics(latents)
+        return latents / factor + shift
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """(shift, factor): per channel where the config has statistics, else its two factors."""
+        factor = float(self.config["scaling_factor"])
+        mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
+        if mean is None or std is None:
+            return float(self.config.get("shift_factor") or 0.0), factor
+        return latents.new_tensor(mean).view(-1, 1, 1), factor / latents.new_tensor(std).view(-1, 1, 1)
+
+    def fingerprint(self) -> str:
+        """Identity of what turns pixels into moments: config, dtype and the encoder's weights."""
+        vae = self.module
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        return fingerprint(config, str(self.dtype), weight_digest(vae.encoder), weight_digest(vae.quant_conv))
+
+
+def weight_digest(module: Any) -> list[float]:
+    """Sums of a module's weights and of their squares, in float64."""
+    if module is None:
+        return []
+    sums: list[float] = []
+    for value in module.parameters():
+        wide = value.detach().double()
+        sums += [float(f"{wide.sum().item():.6e}"), float(f"{wide.square().sum().item():.6e}")]
+    return sums

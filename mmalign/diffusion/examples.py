@@ -1,0 +1,101 @@
+"""From a row of a data set to tensors on the CPU: what a loader worker does for an image family.
+
+An `ExampleReader` holds tokenizers and settings and no network, so that it can travel to worker processes.
+With a cache it opens no image at all.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mmalign.batch import PreferenceRow
+from mmalign.errors import ShapeError
+
+__all__ = ["ExampleReader", "collate"]
+
+
+@dataclass(frozen=True)
+class ExampleReader:
+    """Turns rows into examples; calling it with a row gives tensors, decided by the row's key.
+
+    Args:
+        tokenizers: of the pipeline, in the order of its encoders.
+        resolution: pixels of the square crop.
+        crop: where the crop lies, the same relative window for all candidates of a row.
+        flip: whether half of the rows are mirrored, all candidates of a row together.
+        cache: moments and text states by content, or None.
+    """
+
+    tokenizers: tuple[Any, ...]
+    resolution: int
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    cache: Any = None
+
+    def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """Pixels [candidate 3 height width] or cached moments, geometry, tokens or cached text states.
+
+        Raises:
+            RowError: an image cannot be read, or the cache lacks the row.
+        """
+        from mmalign.diffusion.images import load_candidates
+
+        loaded = load_candidates(row, resolution=self.resolution, crop=self.crop, flip=self.flip, key=key)
+        tokens = self.tokens([row.prompt])
+        return {
+            "pixels": loaded.pixels,
+            "geometry": loaded.geometry,
+            **{f"tokens_{number}": ids[0] for number, ids in enumerate(tokens)},
+        }
+
+    def tokens(self, prompts: Sequence[str]) -> list[Int[Tensor, "prompt token"]]:
+        """Token ids, padded and cut to each tokenizer's length as the pipelines do."""
+        with warnings.catch_warnings():
+            # Long prompts are cut on purpose; `mmalign data check` counts them.
+            warnings.simplefilter("ignore")
+            return [
+                tokenizer(
+                    list(prompts),
+                    padding="max_length",
+                    max_length=tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).input_ids
+                for tokenizer in self.tokenizers
+            ]
+
+    def cached_text(self, prompt: str) -> dict[str, Tensor] | None:
+        """Text states `[1, ...]` of a prompt from the cache, None without one."""
+        return None if self.cache is None else self.cache.text(prompt)
+
+    def with_cache(self, folder: str | Path) -> "ExampleReader":
+        """A reader that takes moments and text states from the cache in `folder`."""
+        return replace(self, cache=folder)
+
+
+def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Examples stacked along a new leading prompt axis.
+
+    Raises:
+        ShapeError: they have different numbers of candidates.
+    """
+    stacked: dict[str, Any] = {}
+    for name, first in examples[0].items():
+        if not isinstance(first, Tensor):
+            stacked[name] = [example[name] for example in examples]
+            continue
+        shapes = {tuple(example[name].shape) for example in examples}
+        if len(shapes) > 1:
+            message = (
+                f"collate: rows of one micro-batch differ in {name}: shapes {sorted(shapes)}. Rows need the "
+                "same number of candidates: cut the lists to one length, or set train.batch_size: 1."
+            )
+            raise ShapeError(message)
+        stacked[name] = torch.stack([example[name] for example in examples])
+    return stacked
