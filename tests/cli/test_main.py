@@ -1,6 +1,8 @@
 """The command line: light, forgiving about the order of words, silent about tracebacks."""
 
 import argparse
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -152,9 +154,6 @@ def test_the_parser_and_the_function_behind_it_agree(
     words: list[str], signature_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the parser hands over is what the function takes."""
-    import importlib
-    import inspect
-
     module_name, _, name = signature_of.partition(":")
     function = getattr(importlib.import_module(module_name), name)
     received: dict[str, object] = {}
