@@ -18,7 +18,9 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--parity-dir DIR` runs the parity adapters over another folder of cases with the same names."""
-    parser.addoption("--parity-dir", default=None, help="folder with golden cases (default: tests/parity/cases)")
+    parser.addoption(
+        "--parity-dir", default=None, help="folder with golden cases (default: tests/parity/cases)"
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")
