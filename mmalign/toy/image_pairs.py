@@ -1,7 +1,7 @@
 """Preference data of the toy world of images: pairs, unpaired rows, and the files they travel in.
 
 The chosen picture follows its caption and is painted in the preferred style (night). The rejected one is the
-same scene in the base's style (day), or has one fact broken, or both: minimal pairs, which differ in nothing but
+same scene in the base's style (day), or has one fact broken, or both: minimal pairs, differing in nothing but
 what the preference is about.
 """
 

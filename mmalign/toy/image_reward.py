@@ -89,7 +89,8 @@ def _colour_masks(
     nearest = functional.one_hot(distance.argmin(dim=1), len(COLOURS)).permute(0, 3, 1, 2).bool()
     masks = (nearest & unlike[:, None]).float()
     opened = _dilated(-_dilated(-masks)) * masks
-    return _dilated(_dilated(opened) * masks) * masks  # tips and corners that belong to what is left
+    reopened: Tensor = _dilated(_dilated(opened) * masks) * masks  # tips and corners of what is left
+    return reopened
 
 
 def _dilated(maps: Float[Tensor, "image colour height width"]) -> Float[Tensor, "image colour height width"]:
@@ -130,7 +131,7 @@ def _templates() -> Float[Tensor, "shape side side"]:
     pictures = to_tensor([render(Scene((mark,), STYLES["day"])) for row in marks for mark in row])
     masks = _colour_masks(pictures)[:, list(COLOURS).index("blue")].bool()
     crops = torch.stack([_crop(mask)[0] for mask in masks])
-    return crops.unflatten(0, (len(SHAPES), len(sizes))).mean(dim=1)
+    return crops.view(len(SHAPES), len(sizes), _CROP, _CROP).mean(dim=1)
 
 
 def _classify(mask: Bool[Tensor, "height width"]) -> str | None:
@@ -177,7 +178,6 @@ def _group_facts(group: Group, parts: list[Part]) -> list[tuple[str, bool]]:
 
 def _relation_holds(facts: Facts, parts: list[Part]) -> bool:
     """Whether all centres of the first group lie beyond all of the second in the stated direction."""
-    assert facts.second is not None
     across = facts.relation in {"left of", "right of"}
     first, second = (
         [part.x if across else part.y for part in parts if part.colour == group.colour]

@@ -105,7 +105,9 @@ def test_the_mirrored_scene_breaks_the_relation_and_nothing_else() -> None:
 
 
 def test_an_empty_picture_and_a_picture_with_more_than_was_asked_are_not_faithful() -> None:
-    extra = Scene((Mark("red", "circle", 20, 20, 8), Mark("blue", "cross", 45, 45, 8)), STYLES["day"])
+    extra = Scene(
+        (Mark("red", "circle", 20.0, 20.0, 8.0), Mark("blue", "cross", 45.0, 45.0, 8.0)), STYLES["day"]
+    )
     pictures = [Image.new("RGB", (64, 64), STYLES["night"]), render(extra)]
     empty, more = score_images(pictures, ["a red circle"] * 2)
     assert empty.faithfulness == 0.0
