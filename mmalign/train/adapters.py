@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from diffusers.loaders.peft import PeftAdapterMixin
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ def attach(
     targets = config.targets if config.targets is not None else default_targets
     lora = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha if config.alpha is not None else config.rank,  # type: ignore[arg-type]  # floats work
+        lora_alpha=config.alpha if config.alpha is not None else config.rank,
         target_modules=targets if isinstance(targets, str) else list(targets),
         lora_dropout=config.dropout,
         use_dora=config.use_dora,
@@ -126,7 +127,7 @@ def attach(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if hasattr(network, "add_adapter"):
+            if isinstance(network, PeftAdapterMixin):
                 network.add_adapter(lora)
             else:
                 inject_adapter_in_model(lora, network, adapter_name="default")

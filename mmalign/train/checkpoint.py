@@ -30,7 +30,7 @@ __all__ = [
 
 _FOLDER = re.compile(r"step-(\d+)")
 STATE_FILE = "state.json"
-_TENSOR_FILES = ("weights", "optimizer", "ema", "objective")
+_TENSOR_FILES = ("weights", "optimizer", "ema", "objective", "reference")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Checkpoint:
         optimizer: flattened tensors of the optimiser.
         ema: averaged weights, empty without an average.
         objective: running statistics of the objective.
+        reference: weights of a reference that moves, else empty.
         state: everything else as JSON values (schedule, optimiser scalars, meters, counters, identity of the
             run).
     """
@@ -52,6 +53,7 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
     objective: Mapping[str, Tensor]
+    reference: Mapping[str, Tensor]
     state: Mapping[str, Any]
 
 

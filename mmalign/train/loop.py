@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError, TrainingError
 from mmalign.files import append_json_line
+from mmalign.likelihood.reference import EmaReference
 from mmalign.train.adapters import Trainables
 from mmalign.train.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
 from mmalign.train.config import ResolvedRun
@@ -115,6 +116,7 @@ class Loop:
                 optimizer=tensors,
                 ema=ema,
                 objective=self.parts.state.state_dict(),
+                reference=self._moving_reference.state_dict() if self._moving_reference else {},
                 state={
                     "identity": dict(self.identity),
                     "optimizer": described,
@@ -164,6 +166,8 @@ class Loop:
         self.parts.state.load_state_dict(
             {name: value.to(device) for name, value in checkpoint.objective.items()}
         )
+        if self._moving_reference is not None:
+            self._moving_reference.load_state_dict(checkpoint.reference)
         if self.accelerator.is_main_process:
             # The accumulators of the other ranks are part of these sums only through the reduction at a
             # reading; a partial interval keeps the main process's share.

@@ -36,7 +36,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> t
     if config.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 
-        return Adafactor(
+        factored: torch.optim.Optimizer = Adafactor(
             parameters,
             lr=rate,
             scale_parameter=False,
@@ -44,6 +44,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> t
             clip_threshold=1.0,
             weight_decay=config.weight_decay,
         )
+        return factored
     if config.optimizer == "adamw_8bit":
         try:
             from bitsandbytes.optim import AdamW8bit

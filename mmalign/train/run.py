@@ -3,12 +3,12 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -36,7 +36,7 @@ from mmalign.objectives import ObjectiveState
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.checkpoint import find_latest, load_checkpoint
 from mmalign.train.config import LikelihoodConfig, ResolvedRun, load_run
-from mmalign.train.loader import Layout, make_loader
+from mmalign.train.loader import Layout, MicroBatch, make_loader
 from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib
 from mmalign.train.metrics import verdict
 from mmalign.train.model import PreferenceModel
@@ -46,7 +46,7 @@ from mmalign.train.samples import SampleGrids
 from mmalign.train.step import StepParts
 from mmalign.train.tracking import Tracking, available_trackers
 
-__all__ = ["CONFIG_FILE", "SUMMARY_FILE", "RunResult", "main", "train"]
+__all__ = ["CONFIG_FILE", "SUMMARY_FILE", "RunResult", "describe", "main", "prepare", "train"]
 
 CONFIG_FILE = "mmalign_config.yaml"
 SUMMARY_FILE = "training_summary.json"
@@ -341,6 +341,17 @@ def train(
     Raises:
         MmalignError: anything a user can mend; the message says how.
     """
+    loop, loader = prepare(run, model=model, table=table)
+    started = time.perf_counter()
+    loop.train(iter(loader))
+    loop.model.network = loop.trainables.network
+    return _finish(loop, seconds=time.perf_counter() - started)
+
+
+def prepare(
+    run: ResolvedRun, *, model: PreferenceModel | None = None, table: RowTable | None = None
+) -> tuple[Loop, Iterable[MicroBatch]]:
+    """A run short of its first step: the loop, restored if there is a checkpoint, and its loader."""
     config = run.config
     accelerator = make_accelerator(run)
     folder = Path(config.train.output)
@@ -361,43 +372,10 @@ def train(
         shuffle=config.data.shuffle,
         draws_per_row=config.reference.draws_per_row if kind == "stored" else None,
     )
-    likelihood = make_likelihood(config.likelihood, model)
-    autocast = _autocast(accelerator, config.train.mixed_precision)
-    # A copy is taken before adapters are attached; switching adapters off needs them attached.
-    early = _reference(
-        run, kind, model, likelihood, table=table, order=order, autocast=autocast, when="before"
-    )
-    trainables = attach(
-        model.network, config.adapter, default_targets=model.adapter_targets, seed=config.train.seed
-    )
-    reference = early or _reference(
-        run, kind, model, likelihood, table=table, order=order, autocast=autocast, when="after"
-    )
+    trainables, parts = _attach_and_refer(run, kind, accelerator, model, table=table, order=order)
     parameters = list(trainables.parameters.values())
     optimizer = make_optimizer(parameters, config.train)
-    ema = (
-        EMAModel(parameters, decay=config.train.ema_decay, foreach=True)
-        if config.train.ema_decay is not None
-        else None
-    )
-    network = accelerator.prepare_model(trainables.network)
-    model.network = network
-    objective = objectives.build(run.method.objective, **run.objective_arguments)
-    updater = Updater(
-        parameters,
-        optimizer,
-        max_grad_norm=config.train.max_grad_norm,
-        scaler=getattr(accelerator, "scaler", None),
-    )
-    sum_across = (lambda value: accelerator.reduce(value, reduction="sum")) if layout.world_size > 1 else None
-    parts = StepParts(
-        denoise=denoiser_of(model)(network),
-        likelihood=likelihood,
-        reference=reference,
-        objective=objective,
-        state=ObjectiveState(sum_across=sum_across) if sum_across else ObjectiveState(),
-        autocast=autocast,
-    )
+    decay = config.train.ema_decay
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / CONFIG_FILE, yaml.safe_dump(_resolved(run), sort_keys=False))
@@ -407,13 +385,18 @@ def train(
         run=run,
         accelerator=accelerator,
         model=model,
-        network=network,
+        network=model.network,
         trainables=trainables,
         parts=parts,
         optimizer=optimizer,
         schedule=make_schedule(optimizer, config.train),
-        updater=updater,
-        ema=ema,
+        updater=Updater(
+            parameters,
+            optimizer,
+            max_grad_norm=config.train.max_grad_norm,
+            scaler=getattr(accelerator, "scaler", None),
+        ),
+        ema=None if decay is None else EMAModel(parameters, decay=decay, foreach=True),
         layout=layout,
         tracking=tracking,
         folder=folder,
@@ -424,7 +407,6 @@ def train(
         loop.restore(checkpoint)
         tracking.say(f"continuing {folder} after step {checkpoint.step}")
     _opening_lines(run, layout, model, trainables, kind, tracking)
-    started = time.perf_counter()
     loader = make_loader(
         table,
         order,
@@ -435,9 +417,53 @@ def train(
         num_workers=config.train.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    loop.train(iter(loader))
-    model.network = trainables.network
-    return _finish(loop, seconds=time.perf_counter() - started)
+    return loop, cast("Iterable[MicroBatch]", loader)
+
+
+def _attach_and_refer(
+    run: ResolvedRun,
+    kind: str,
+    accelerator: Accelerator,
+    model: PreferenceModel,
+    *,
+    table: RowTable,
+    order: RowOrder,
+) -> tuple[Trainables, StepParts]:
+    """Attach the adapter, make the reference at the right moment, prepare the network for the devices.
+
+    A frozen copy and stored errors belong to the network before anything is attached; switching adapters
+    off and averaging need them attached.
+    """
+    config = run.config
+    likelihood = make_likelihood(config.likelihood, model)
+    autocast = _autocast(accelerator, config.train.mixed_precision)
+
+    def reference_at(moment: str) -> Reference | None:
+        return _reference(
+            run, kind, model, likelihood, table=table, order=order, autocast=autocast, moment=moment
+        )
+
+    before = reference_at("before")
+    trainables = attach(
+        model.network, config.adapter, default_targets=model.adapter_targets, seed=config.train.seed
+    )
+    reference = before or reference_at("after")
+    if reference is None:
+        message = explain("reference", got=kind, expected="a kind that is made before or after attaching")
+        raise ConfigError(message)
+    model.network = accelerator.prepare_model(trainables.network)
+    state = ObjectiveState()
+    if accelerator.num_processes > 1:
+        state = ObjectiveState(sum_across=lambda value: accelerator.reduce(value, reduction="sum"))
+    parts = StepParts(
+        denoise=denoiser_of(model)(model.network),
+        likelihood=likelihood,
+        reference=reference,
+        objective=objectives.build(run.method.objective, **run.objective_arguments),
+        state=state,
+        autocast=autocast,
+    )
+    return trainables, parts
 
 
 def _autocast(accelerator: Accelerator, precision: str) -> Callable[[], AbstractContextManager[None]]:
@@ -456,10 +482,10 @@ def _reference(
     table: RowTable,
     order: RowOrder,
     autocast: Callable[[], AbstractContextManager[None]],
-    when: str,
+    moment: str,
 ) -> Reference | None:
     """The reference, or None when it is made at the other moment."""
-    if (kind in ("frozen", "stored")) != (when == "before"):
+    if (kind in ("frozen", "stored")) != (moment == "before"):
         return None
     if kind == "stored":
         from mmalign.train.stored import stored_reference
