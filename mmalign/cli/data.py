@@ -73,9 +73,10 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from mmalign.data.prepare import prepare
+    from mmalign.cli.encoding import encode_run
 
-    return prepare(options.config, options.overrides, output=options.output, batch_size=options.batch_size)
+    encode_run(options.config, options.overrides, output=options.output, batch_size=options.batch_size)
+    return 0
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +142,7 @@ def add_commands(subparsers: Any) -> None:
 
     convert = commands.add_parser(
         "convert",
-        help="write a data set in another layout",
+        help="write another layout",
         description="Unusable rows are counted and left out.",
     )
     _add_source_options(convert)
@@ -150,7 +151,7 @@ def add_commands(subparsers: Any) -> None:
         "--to",
         required=True,
         choices=("pickapic", "jsonl", "folders"),
-        help="pickapic: one parquet file with the images inside, in small row groups; jsonl: rows.jsonl and images/; "
+        help="pickapic: a parquet file with the images inside, in small row groups; jsonl: rows.jsonl, images/; "
         "folders: chosen/, rejected/, captions/",
     )
     convert.add_argument("--force", action="store_true", help="replace OUT if it exists")
@@ -159,7 +160,7 @@ def add_commands(subparsers: Any) -> None:
     cache = commands.add_parser(
         "cache",
         help="encode images and prompts once, before training",
-        description="Writes VAE moments (so that sampling is kept; flips have their own entry) and text states of every "
+        description="Writes VAE moments (sampling is kept; flips have their own entry) and text states of every "
         "unique prompt. Interrupt and run again: it goes on.",
     )
     cache.add_argument("config", metavar="CONFIG", help="YAML file of the run")

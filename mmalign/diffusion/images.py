@@ -81,7 +81,7 @@ def augmentation_of(key: int, *, crop: Crop, flip: bool) -> Augmentation:
 
 
 def _resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at `resolution`; the longer side is rounded down, as torchvision does."""
+    """(width, height) with the shorter side at `resolution`; the longer one is rounded down, as in torchvision."""
     if width <= height:
         return resolution, int(resolution * height / width)
     return int(resolution * width / height), resolution
@@ -108,7 +108,7 @@ def _place(image: Image.Image, resolution: int, augmentation: Augmentation) -> t
 
 
 def image_key(data: bytes, *, resolution: int, flipped: bool) -> str:
-    """The name of a centre-cropped image's moments in a cache: a hash of its bytes and of all that was done to it."""
+    """The name of a centred crop's moments in a cache: a hash of the image's bytes and of all that was done."""
     digest = hashlib.blake2b(data, digest_size=16, person=b"mmalign-image")
     digest.update(f"|{RESIZE_RULE}|{resolution}|center|{'flip' if flipped else 'plain'}".encode())
     return digest.hexdigest()
@@ -172,6 +172,14 @@ class ImageLoader:
             geometry=torch.tensor(geometry, dtype=torch.int64),
             flipped=augmentation.flip,
         )
+
+    def centered(self, row: PreferenceRow, encoded: list[bytes], *, flipped: bool) -> Candidates:
+        """What a cache holds of a row: the centre crops, plain or mirrored.
+
+        Raises:
+            RowError: an image cannot be decoded.
+        """
+        return self.decode(row, encoded, Augmentation(flip=flipped))
 
     def load(self, row: PreferenceRow, *, key: int) -> Candidates:
         """The candidates of a row; crop and flip are decided by `key`.

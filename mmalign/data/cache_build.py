@@ -1,0 +1,207 @@
+"""Filling a cache: every image and every unique prompt of a table is encoded once.
+
+Rows are read in order on one thread, images decoded on a few, encoded in batches on the device. What the
+folder holds already is skipped before anything is decoded, so an interrupted build goes on where it stopped.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from mmalign.data.cache import CacheIdentity, CacheWriter, CandidateLoader
+from mmalign.data.readers import RowTable
+from mmalign.data.rows import RowReport, issue_of
+from mmalign.errors import ConfigError, RowError
+
+__all__ = ["EncodingModel", "build_cache"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class EncodingModel(Protocol):
+    """What the builder needs of a model."""
+
+    def image_moments(self, pixels: UInt8[Tensor, "row 3 height width"]) -> Any:
+        """Mean and standard deviation (`mean`, `std`) of unscaled latents."""
+        ...
+
+    def text_states(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Text conditioning `[prompt, ...]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The images of one row being decoded."""
+
+    keys: list[str]
+    where: str
+    future: "Future[Any]"
+
+
+@dataclass
+class _Encoder:
+    """Collects decoded images and encodes them in batches."""
+
+    model: EncodingModel
+    writer: CacheWriter
+    report: RowReport
+    batch_size: int
+    ready: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+
+    def take(self, job: _Job) -> None:
+        """Accept the images of a row, or count it as bad (once, though its mirror image fails too)."""
+        try:
+            candidates = job.future.result()
+        except RowError as error:
+            if job.where not in self.failed:
+                self.failed.add(job.where)
+                self.report.kept -= 1
+                self.report.read -= 1
+                self.report.add_bad(issue_of(error, job.where))
+            return
+        for key, pixels, geometry in zip(job.keys, candidates.pixels, candidates.geometry, strict=True):
+            if not self.writer.has_moments(key):
+                self.ready[key] = (pixels, geometry)
+        while len(self.ready) >= self.batch_size:
+            self.encode(list(self.ready)[: self.batch_size])
+
+    def encode(self, keys: list[str]) -> None:
+        """Encode some of the images that are ready."""
+        entries = [self.ready.pop(key) for key in keys]
+        moments = self.model.image_moments(torch.stack([pixels for pixels, _ in entries]))
+        mean, std = moments.mean.cpu(), moments.std.cpu()
+        for number, (key, (_, geometry)) in enumerate(zip(keys, entries, strict=True)):
+            self.writer.add_moments(key, mean[number], std[number], geometry)
+
+
+def _jobs(
+    table: RowTable,
+    loader: CandidateLoader,
+    encoder: _Encoder,
+    pool: ThreadPoolExecutor,
+    flips: Sequence[bool],
+    progress: Progress,
+) -> Iterator[_Job]:
+    """Decoding work of every row that is not cached yet."""
+    scheduled: set[str] = set()
+    for index in range(len(table)):
+        progress("images", index + 1, len(table))
+        try:
+            row = table[index]
+            encoded = loader.encoded(row)
+        except RowError as error:
+            encoder.report.add_bad(issue_of(error, table.where(index)))
+            continue
+        encoder.report.add_kept()
+        for flipped in flips:
+            keys = loader.keys(encoded, flipped=flipped)
+            if all(encoder.writer.has_moments(key) or key in scheduled for key in keys):
+                continue
+            scheduled.update(keys)
+            # Decoding releases the interpreter lock; reading rows stays on this thread, as parquet readers
+            # need.
+            yield _Job(keys, row.source, pool.submit(loader.centered, row, encoded, flipped=flipped))
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+def build_cache(
+    table: RowTable,
+    model: EncodingModel,
+    identity: CacheIdentity,
+    folder: str | Path,
+    *,
+    loader: CandidateLoader,
+    crop: str,
+    flip: bool,
+    batch_size: int = 8,
+    text_batch_size: int = 32,
+    num_threads: int = 4,
+    shard_bytes: int = 256 * 2**20,
+    flush_seconds: float = 120.0,
+    progress: Progress = _no_progress,
+) -> RowReport:
+    """Encode every image and every unique prompt that the folder does not hold yet.
+
+    Args:
+        table: rows to encode.
+        model: gives moments and text states.
+        identity: what the cache is made for; an existing folder must agree.
+        folder: where to write; an interrupted or smaller cache there is completed.
+        loader: reads, names and decodes the images of a row.
+        crop: must be "center".
+        flip: also encode mirrored images.
+        batch_size: images per call of the VAE.
+        text_batch_size: prompts per call of the text encoders.
+        num_threads: decoding threads.
+        shard_bytes: size of a shard file.
+        flush_seconds: longest time between two shards.
+        progress: called with ("images" | "prompts", done, total).
+
+    Returns:
+        Rows kept, and unreadable ones by reason (they are left out of the cache).
+
+    Raises:
+        ConfigError: random crops, or a folder made for something else.
+        TrainingError: the VAE gives values that are not finite.
+    """
+    if crop != "center":
+        message = (
+            f"data cache: got image.crop {crop}, expected center: a random crop is another image at every "
+            "visit and "
+            "cannot be cached. Set image.crop: center, or train without image.cache."
+        )
+        raise ConfigError(message)
+    writer = CacheWriter(folder, identity, shard_bytes=shard_bytes, flush_seconds=flush_seconds)
+    encoder = _Encoder(model, writer, RowReport(), batch_size)
+    _encode_prompts(table, model, writer, text_batch_size, progress)
+    waiting: deque[_Job] = deque()
+    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+        for job in _jobs(table, loader, encoder, pool, (False, True) if flip else (False,), progress):
+            waiting.append(job)
+            # A bounded queue: decoded images of a whole data set do not fit into memory.
+            if len(waiting) > 4 * num_threads:
+                encoder.take(waiting.popleft())
+        while waiting:
+            encoder.take(waiting.popleft())
+    if encoder.ready:
+        encoder.encode(list(encoder.ready))
+    writer.flush()
+    return encoder.report
+
+
+def _encode_prompts(
+    table: RowTable,
+    model: EncodingModel,
+    writer: CacheWriter,
+    batch_size: int,
+    progress: Progress,
+) -> None:
+    """Text states of every unique prompt, and of the empty one (for prompt dropout)."""
+    prompts = ["", *(prompt for prompt in table.prompts() if prompt and _is_text(prompt))]
+    missing = [prompt for prompt in prompts if not writer.has_text(prompt)]
+    for start in range(0, len(missing), batch_size):
+        part = missing[start : start + batch_size]
+        states = model.text_states(part)
+        for number, prompt in enumerate(part):
+            writer.add_text(prompt, {name: value[number] for name, value in states.items()})
+        progress("prompts", start + len(part), len(missing))
+
+
+def _is_text(prompt: str) -> bool:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
