@@ -3,7 +3,8 @@
 A row's noise and timestep come from its key, and the key from (seed, row, draw number). The error of a frozen
 reference is therefore a constant per key: 4 bytes per candidate and draw replace a forward pass, and the
 second copy of the weights. The numbers are only valid for the model, data preparation and likelihood that
-made them, so these facts are stored beside them and compared before anything is read.
+made them, so these facts are stored beside them and compared before anything is read. They equal the live
+reference's to the bit where the arithmetic is the same, batch size included: it decides how products round.
 """
 
 import json
