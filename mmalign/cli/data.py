@@ -75,7 +75,13 @@ def _convert(options: argparse.Namespace) -> int:
 def _cache(options: argparse.Namespace) -> int:
     from mmalign.cli.encoding import encode_run
 
-    encode_run(options.config, options.overrides, output=options.output, batch_size=options.batch_size)
+    encode_run(
+        options.config,
+        options.overrides,
+        output=options.output,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+    )
     return 0
 
 
@@ -123,8 +129,8 @@ def add_commands(subparsers: Any) -> None:
     check = commands.add_parser(
         "check",
         help="what is in a data set, and what is wrong with it",
-        description="Counts, ties, drops by reason, unreadable media, prompts, sizes, duplicates. Exit code 1 above "
-        "--max-bad-share.",
+        description="Counts, ties, drops by reason, unreadable media, prompts, sizes, duplicates. Exit code 1 "
+        "above --max-bad-share.",
     )
     _add_source_options(check)
     check.add_argument("--html", metavar="OUT.html", help="write a page with a preview of rows")
@@ -151,7 +157,7 @@ def add_commands(subparsers: Any) -> None:
         "--to",
         required=True,
         choices=("pickapic", "jsonl", "folders"),
-        help="pickapic: a parquet file with the images inside, in small row groups; jsonl: rows.jsonl, images/; "
+        help="pickapic: a parquet file with images inside, in small row groups; jsonl: rows.jsonl, images/; "
         "folders: chosen/, rejected/, captions/",
     )
     convert.add_argument("--force", action="store_true", help="replace OUT if it exists")
@@ -160,13 +166,19 @@ def add_commands(subparsers: Any) -> None:
     cache = commands.add_parser(
         "cache",
         help="encode images and prompts once, before training",
-        description="Writes VAE moments (sampling is kept; flips have their own entry) and text states of every "
-        "unique prompt. Interrupt and run again: it goes on.",
+        description="Writes VAE moments (sampling is kept; flips have their own entry) and text states of "
+        "every unique prompt. Interrupt and run again: it goes on.",
     )
     cache.add_argument("config", metavar="CONFIG", help="YAML file of the run")
     cache.add_argument("overrides", metavar="section.key=value", nargs="*", default=[])
     cache.add_argument("--output", metavar="DIR", help="folder to write (default: image.cache of the config)")
     cache.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="images encoded at once (default: 8)"
+    )
+    cache.add_argument(
+        "--dtype",
+        default="float16",
+        choices=("float16", "float32"),
+        help="of stored moments (default: float16)",
     )
     cache.set_defaults(handler=_cache)

@@ -72,8 +72,8 @@ def _prompt_key(prompt: str) -> str:
     return hashlib.blake2b(prompt.encode(), digest_size=16, person=b"mmalign-text").hexdigest()
 
 
-def _check_identity(folder: Path, expected: CacheIdentity) -> None:
-    """Raise unless the folder's header says `expected`."""
+def _check_identity(folder: Path, expected: CacheIdentity, *, ignore: tuple[str, ...] = ()) -> None:
+    """Raise unless the folder's header says `expected`, but for the fields to ignore."""
     header = read_json(folder / HEADER)
     if header.get("format") != _FORMAT:
         message = (
@@ -82,7 +82,7 @@ def _check_identity(folder: Path, expected: CacheIdentity) -> None:
         )
         raise ConfigError(message)
     found, wanted = header["identity"], asdict(expected)
-    different = [name for name in wanted if found.get(name) != wanted[name]]
+    different = [name for name in wanted if name not in ignore and found.get(name) != wanted[name]]
     if different:
         listed = "; ".join(
             f"{name}: cache {found.get(name)!r}, this run {wanted[name]!r}" for name in different
@@ -228,7 +228,8 @@ class LatentCache:
             )
             raise ConfigError(message)
         if expect is not None:
-            _check_identity(self.folder, expect)
+            # Either dtype will do for reading: values are widened before they are used.
+            _check_identity(self.folder, expect, ignore=("dtype",))
         self.identity = CacheIdentity(**read_json(self.folder / HEADER)["identity"])
         self._forget()
 

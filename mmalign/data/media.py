@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mmalign.data.config import ImageLimits
 from mmalign.errors import RowError
 
-__all__ = ["DecodedImage", "decode_image", "read_media", "safe_path"]
+__all__ = ["DecodedImage", "decode_image", "image_ending", "read_media", "safe_path"]
 
 # Raster formats only: Pillow would hand PostScript to an external interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -250,3 +250,24 @@ def decode_image(
             upright = ImageOps.exif_transpose(image)
         rgb = _to_rgb(upright)
     return DecodedImage(image=rgb, original_size=(width, height) if turned else (height, width))
+
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+)
+
+
+def image_ending(data: bytes | str | None) -> str:
+    """The file ending that fits some encoded bytes; `.img` when they say nothing."""
+    if not isinstance(data, bytes):
+        return ".img"
+    if data[8:12] == b"WEBP":
+        return ".webp"
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return ".avif"
+    return next((ending for start, ending in _SIGNATURES if data.startswith(start)), ".img")

@@ -1,0 +1,95 @@
+"""`mmalign data cache CONFIG`: load the encoders of a run and fill its cache."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["encode_run"]
+
+
+def _identity(model: Any, resolution: int, dtype: Any) -> Any:
+    from mmalign.data.cache import CacheIdentity
+    from mmalign.diffusion.images import RESIZE_RULE
+
+    return CacheIdentity(
+        vae=model.vae_fingerprint(),
+        text=model.text_fingerprint(),
+        resolution=resolution,
+        resize=RESIZE_RULE,
+        dtype=dtype,
+    )
+
+
+def encode_run(
+    config_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    output: str | None = None,
+    batch_size: int = 8,
+    dtype: str = "float16",
+), *, output: str | None = None, batch_size: int = 8
+) -> Any:
+    """Encode every image and prompt of a run's data. Returns what was encoded and what could not be read.
+
+    Args:
+        config_path: YAML file of the run.
+        overrides: `section.key=value`.
+        output: folder; default `image.cache` of the config.
+        batch_size: images encoded at once.
+        dtype: of the stored moments, float16 or float32.
+
+    Raises:
+        ConfigError: no folder is named, random crops, or the folder belongs to another model.
+    """
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mmalign import registry
+    from mmalign.data.cache_build import build_cache
+    from mmalign.data.readers import open_rows
+    from mmalign.diffusion.images import ImageLoader
+    from mmalign.errors import ConfigError
+    from mmalign.train.config import load_run
+
+    run = load_run(config_path, overrides).config
+    folder = output or run.image.cache
+    if folder is None:
+        message = f"{config_path}: neither image.cache nor --output names a folder to write the cache to."
+        raise ConfigError(message)
+    table = open_rows(run.data)
+    print(table.describe())
+    # The encoders are loaded for real: the cache they fill does not exist yet.
+    image = run.image.model_copy(update={"cache": None})
+    use_cuda = torch.cuda.is_available() and run.train.device == "auto"
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.train.mixed_precision, torch.float32)
+    family = registry.find("families", run.model.family)
+    model = family.load(run.model, image, device="cuda" if use_cuda else "cpu", dtype=half)
+    loader = ImageLoader(image.resolution, crop=image.crop, flip=image.flip, limits=run.data.images)
+    size = (2 if dtype == "float16" else 4) * 2 * len(table) * (2 if image.flip else 1) * 2 * int(torch.tensor(model.latent_shape).prod())
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    needed, free = size / 2**30, shutil.disk_usage(folder).free / 2**30
+    print(f"{folder}: at most {needed:.2f} GiB of moments will be written, {free:.1f} GiB are free")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=False) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        report = build_cache(
+            table,
+            model,
+            _identity(model, image.resolution, dtype),
+            folder,
+            loader=loader,
+            crop=image.crop,
+            flip=image.flip,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    print(f"{folder}: {report.summary()}. Train with image.cache={folder}")
+    report.check(run.data.max_bad_share)
+    return report

@@ -1,0 +1,121 @@
+"""One self-contained HTML page with thumbnails of rows: what to look at before training on a data set."""
+
+import base64
+import html
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from mmalign.batch import Candidate, PreferenceRow
+from mmalign.data.config import ImageLimits
+from mmalign.data.media import decode_image, read_media
+from mmalign.errors import RowError
+from mmalign.files import atomic_write
+
+__all__ = ["write_preview"]
+
+_SIDE = 256
+"""Longer side of a thumbnail in pixels."""
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --good: #2a8f4e; --bad: #c0392b; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td, th { padding: .15rem .8rem .15rem 0; text-align: left;
+vertical-align: top; } .row { border-top: 1px solid var(--line); padding: 1rem 0; }
+.prompt { font-weight: 600; overflow-wrap: anywhere; }
+.facts { color: #888; font-size: .85rem; overflow-wrap: anywhere; }
+.candidates { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: .5rem; }
+figure { margin: 0; width: min(256px, 46%); } img { max-width: 100%; border-radius: 4px; border: 3px solid
+var(--line); } .chosen img { border-color: var(--good); } .rejected img { border-color: var(--bad); }
+figcaption { font-size: .85rem; } .problem { color: var(--bad); overflow-wrap: anywhere; font-size: .85rem; }
+.verdict { font-weight: 600; }
+"""
+
+
+def _thumbnail(candidate: Candidate, where: str, limits: ImageLimits) -> str:
+    """An <img> element, or what is wrong with the image."""
+    if candidate.image is None:
+        return f'<div class="problem">{html.escape(candidate.text or "no image")}</div>'
+    try:
+        data = read_media(candidate.image, where=where, max_bytes=limits.max_bytes)
+        image = decode_image(data, where=where, limits=limits, shorter_side=_SIDE).image
+    except RowError as error:
+        return f'<div class="problem">{html.escape(str(error))}</div>'
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{encoded}">'
+
+
+def _labels(row: PreferenceRow) -> list[tuple[str, str]]:
+    """(class, caption) of each candidate."""
+    if row.kind == "pairs":
+        if row.preference == 0.5:
+            return [("tie", "tie"), ("tie", "tie")]
+        share = "" if row.preference == 1.0 else f" ({row.preference:.2f})"
+        return [("chosen", f"chosen{share}"), ("rejected", "rejected")]
+    if row.kind == "lists":
+        best = max(row.relevance or (0.0,))
+        return [("chosen" if value == best else "", f"relevance {value:g}") for value in row.relevance or ()]
+    return [("chosen", "liked") if row.desirable else ("rejected", "disliked")]
+
+
+def _row(row: PreferenceRow, limits: ImageLimits) -> str:
+    figures = []
+    for number, (candidate, (role, caption)) in enumerate(zip(row.candidates, _labels(row), strict=True)):
+        facts = [caption]
+        if candidate.reward is not None:
+            facts.append(f"reward {candidate.reward:.4g}")
+        if candidate.model:
+            facts.append(candidate.model)
+        picture = _thumbnail(candidate, f"{row.source} candidate {number}", limits)
+        text = html.escape(" · ".join(facts))
+        figures.append(f'<figure class="{role}">{picture}<figcaption>{text}</figcaption></figure>')
+    prompt = row.prompt if len(row.prompt) <= 600 else f"{row.prompt[:600]} … ({len(row.prompt)} characters)"
+    return (
+        f'<div class="row"><div class="prompt">{html.escape(prompt)}</div>'
+        f'<div class="facts">{html.escape(row.source)}</div>'
+        f'<div class="candidates">{"".join(figures)}</div></div>'
+    )
+
+
+def write_preview(
+    path: str | Path,
+    rows: Sequence[PreferenceRow],
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    verdict: str,
+    problems: Sequence[str],
+    limits: ImageLimits,
+) -> Path:
+    """Write the page. Returns its path.
+
+    Args:
+        path: file to write.
+        rows: what to show.
+        title: name of the data set.
+        facts: (name, value) lines of the table on top.
+        verdict: one sentence.
+        problems: messages about unusable rows.
+        limits: sizes beyond which an image is refused.
+    """
+    table = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts
+    )
+    listed = "".join(f'<p class="problem">{html.escape(problem)}</p>' for problem in problems)
+    shown = "".join(_row(row, limits) for row in rows)
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        f'<p class="verdict">{html.escape(verdict)}</p><table>{table}</table>'
+        f"{'<h2>Unusable rows</h2>' + listed if listed else ''}<h2>{len(rows)} "
+        f"rows</h2>{shown}</body></html>\n"
+    )
+    # Half a surrogate pair cannot be written; the page shows a mark in its place.
+    return atomic_write(path, page.encode(errors="replace"))
