@@ -173,7 +173,7 @@ def test_every_row_builds_its_objective(row: Method) -> None:
     """The row's arguments and numbers fit the builder: no hyperparameter is named that does not exist."""
     from mmalign import objectives
 
-    parameters = objectives.signature(row.objective)
+    parameters = objectives.signature(row.objective).parameters
     assert set(row.objective_arguments) <= set(parameters)
     if not row.likelihood:
         return  # a bare objective: its arguments are the user's to choose
@@ -202,7 +202,7 @@ def test_settings_of_rows_are_settings_of_configs_or_arguments() -> None:
         for row in all_rows()
         for values in row.defaults.values()
         for setting in values
-        if setting not in known and setting not in objectives.signature(row.objective)
+        if setting not in known and setting not in objectives.signature(row.objective).parameters
     ]
     assert unknown == []
 

@@ -41,29 +41,33 @@ def _ours(value: float | int | str | bool, note: str = "") -> Default:
     return Default(value, "ours", note)
 
 
-def _pairwise(
-    *, beta_sd15: Default | None = None, beta_sdxl: Default | None = None, **extra: Default
+def _as_diffusion_dpo(
+    strength: str, sd15: Default, sdxl: Default, **shared: Default
 ) -> dict[str, dict[str, Default]]:
-    """The recipe that the methods without published image runs borrow from Diffusion-DPO, marked as ours."""
+    """The recipe of Diffusion-DPO, marked as ours, for methods without a published run on images.
+
+    Args:
+        strength: the hyperparameter that differs per family.
+        sd15: its value for Stable Diffusion 1.x and 2.x.
+        sdxl: its value for SDXL.
+        shared: further settings of every family.
+    """
     borrowed = "as Diffusion-DPO"
-    shared = {"steps": _ours(2000, borrowed), "prompt_dropout": _ours(0.2, borrowed), **extra}
-    sd15 = {
+    every = {
         "effective_batch": _ours(2048, borrowed),
         "learning_rate": _ours(2.048e-5, borrowed),
-        "warmup_steps": _ours(500, borrowed),
-        "optimizer": _ours("adamw", borrowed),
+        "steps": _ours(2000, borrowed),
+        "prompt_dropout": _ours(0.2, borrowed),
     }
-    sdxl = {
-        "effective_batch": _ours(2048, borrowed),
-        "learning_rate": _ours(2.048e-5, borrowed),
-        "warmup_steps": _ours(200, borrowed),
-        "optimizer": _ours("adafactor", borrowed),
+    return {
+        "*": {**every, **shared},
+        "sd15": {strength: sd15, "warmup_steps": _ours(500, borrowed), "optimizer": _ours("adamw", borrowed)},
+        "sdxl": {
+            strength: sdxl,
+            "warmup_steps": _ours(200, borrowed),
+            "optimizer": _ours("adafactor", borrowed),
+        },
     }
-    if beta_sd15 is not None:
-        sd15 = {"beta": beta_sd15, **sd15}
-    if beta_sdxl is not None:
-        sdxl = {"beta": beta_sdxl, **sdxl}
-    return {"*": shared, "sd15": sd15, "sdxl": sdxl}
 
 
 _DPO = Method(
@@ -115,9 +119,10 @@ _CDPO = Method(
     likelihood="elbo",
     formula=f"{_MARGIN}\nlogit = beta * margin, s = label_smoothing\n"
     "loss = -(1 - s) * log sigmoid(logit) - s * log sigmoid(-logit)",
-    defaults=_pairwise(
-        beta_sd15=_ours(2000, "as Diffusion-DPO"),
-        beta_sdxl=_ours(5000, "as Diffusion-DPO"),
+    defaults=_as_diffusion_dpo(
+        "beta",
+        _ours(2000, "as Diffusion-DPO"),
+        _ours(5000, "as Diffusion-DPO"),
         label_smoothing=_ours(0.1, "the share of labels believed to be flipped"),
     ),
     departures=("the note is about text; on images the score is the denoising error",),
@@ -136,9 +141,10 @@ _ROBUST = Method(
     likelihood="elbo",
     formula=f"{_MARGIN}\nlogit = beta * margin, s = label_smoothing\n"
     "loss = (-(1 - s) * log sigmoid(logit) + s * log sigmoid(-logit)) / (1 - 2 s); unbounded below",
-    defaults=_pairwise(
-        beta_sd15=_ours(2000, "as Diffusion-DPO"),
-        beta_sdxl=_ours(5000, "as Diffusion-DPO"),
+    defaults=_as_diffusion_dpo(
+        "beta",
+        _ours(2000, "as Diffusion-DPO"),
+        _ours(5000, "as Diffusion-DPO"),
         label_smoothing=_ours(0.1, "TRL's default for text"),
     ),
     departures=("the paper is about text; on images the score is the denoising error",),
@@ -155,10 +161,11 @@ _IPO = Method(
     year=2023,
     objective="ipo",
     likelihood="elbo",
-    formula=f"{_MARGIN}\nloss = (margin - 1 / (2 beta))^2",
-    defaults=_pairwise(
-        beta_sd15=_ours(2000, "the target margin 1 / (2 beta) is where DPO's logit is 1/2"),
-        beta_sdxl=_ours(5000, "the target margin 1 / (2 beta) is where DPO's logit is 1/2"),
+    formula=f"{_MARGIN}\nloss = (margin - 1 / (2 tau))^2",
+    defaults=_as_diffusion_dpo(
+        "tau",
+        _ours(2000, "beta of Diffusion-DPO: the target margin is where its logit would be 1/2"),
+        _ours(5000, "beta of Diffusion-DPO: the target margin is where its logit would be 1/2"),
     ),
     departures=(
         "the official branch reads an argument that does not exist and crashes; its target has text's scale, "
@@ -178,9 +185,10 @@ _HINGE = Method(
     objective="hinge",
     likelihood="elbo",
     formula=f"{_MARGIN}\nlogit = beta * margin\nloss = max(0, 1 - logit)",
-    defaults=_pairwise(
-        beta_sd15=_code(5000, "2500 in the diffusers script, which has no factor 1/2"),
-        beta_sdxl=_ours(5000, "as sd15; the SDXL script has no hinge"),
+    defaults=_as_diffusion_dpo(
+        "beta",
+        _code(5000, "2500 in the diffusers script, which has no factor 1/2"),
+        _ours(5000, "as sd15; the SDXL script has no hinge"),
     ),
     departures=("the factor 1/2 is in the score, so beta is twice the script's",),
     needs=frozenset({"reference"}),
@@ -199,13 +207,10 @@ _SIMPO = Method(
     reference="none",
     formula=f"{_MEAN_ERROR}\nlogit = beta * (score of chosen - score of rejected) - gamma\n"
     "loss = -log sigmoid(logit)",
-    defaults=_pairwise(
-        beta_sd15=_ours(
-            500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"
-        ),
-        beta_sdxl=_ours(
-            500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"
-        ),
+    defaults=_as_diffusion_dpo(
+        "beta",
+        _ours(500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"),
+        _ours(500, "the slope of MaPO's score at small errors: 1000 * 0.5, in the unit of our score"),
         gamma=_ours(0.5, "target margin in units of the logit"),
     ),
     departures=(
@@ -241,7 +246,7 @@ _MAPO = Method(
             "effective_batch": _ours(16, "as SDXL; there is no official SD 1.5 run"),
             "learning_rate": _ours(1e-5, "as SDXL; there is no official SD 1.5 run"),
             "steps": _ours(2000, "as SDXL; there is no official SD 1.5 run"),
-            "optimizer": _ours("adamw"),
+            "optimizer": _ours("adamw", "the weights are small enough"),
         },
         "sdxl": {
             "effective_batch": _code(16, "8 pairs x 2 accumulated on one GPU"),
@@ -312,11 +317,12 @@ _KTO = Method(
             "effective_batch": _code(8, "4 GPUs x 2"),
         },
         "sd15": {"optimizer": _code("adamw_8bit"), "resolution": _code(512)},
-        "sdxl": {"optimizer": _ours("adafactor", "there is no official SDXL run"), "resolution": _ours(1024)},
+        "sdxl": {
+            "optimizer": _ours("adafactor", "there is no official SDXL run"),
+            "resolution": _ours(1024, "there is no official SDXL run"),
+        },
     },
     departures=(
-        "the zero point is the mean over the whole optimiser step (official: over a local micro-batch of 2, "
-        "averaged over ranks)",
         "the reference is the same network with adapters off, or a frozen copy (official: weights swapped in "
         "place, which casts the trained network to half precision)",
     ),
@@ -338,12 +344,17 @@ _SFT = Method(
     reference="none",
     formula=f"{_MEAN_ERROR}\nloss = -score of chosen",
     defaults={
-        "*": {"prompt_dropout": _ours(0.2, "as Diffusion-DPO")},
-        "sd15": {"learning_rate": _ours(1e-5), "effective_batch": _ours(2048), "steps": _ours(2000)},
+        "*": {
+            "effective_batch": _ours(2048, "as Diffusion-DPO"),
+            "prompt_dropout": _ours(0.2, "as Diffusion-DPO"),
+        },
+        "sd15": {
+            "learning_rate": _ours(1e-5, "half of Diffusion-DPO's: nothing holds the model near its start"),
+            "steps": _ours(2000, "as Diffusion-DPO"),
+        },
         "sdxl": {
-            "learning_rate": _ours(1e-6, "the paper finds that it hurts SDXL on Pick-a-Pic at any rate"),
-            "effective_batch": _ours(2048),
-            "steps": _ours(500),
+            "learning_rate": _ours(1e-6, "low: the paper finds that it hurts SDXL on Pick-a-Pic at any rate"),
+            "steps": _ours(500, "few: the paper finds that it hurts SDXL on Pick-a-Pic at any rate"),
         },
     },
     departures=("the loss is half of the usual denoising error; Adam does not notice the factor",),

@@ -18,8 +18,8 @@ Mark = Literal["paper", "code", "ours"]
 """Where a number comes from: the paper's text, the official code, or us."""
 
 Status = Literal["parity", "world", "trained", "experimental"]
-"""parity: equals official numbers; world: also improves its toy world; trained: also a real model; experimental: some
-formula or constant could not be verified."""
+"""parity: equals official numbers; world: also improves its toy world; trained: also a real model;
+experimental: some formula or constant could not be verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,10 @@ class Method:
         data: pairs, lists or unpaired.
         rollout: where candidates come from, "" for offline data.
         objective_arguments: arguments of the builder that define the method (not defaults to tune).
-        defaults: family name to (setting to `Default`); "*" holds for every family. Settings are the run config's
-            keys: `beta`, `effective_batch`, `learning_rate` (effective), `steps`, `warmup_steps`, `optimizer`, ...
+        defaults: family name to (setting to `Default`); "*" holds for every family. Settings are the run
+            config's
+            keys: `beta`, `effective_batch`, `learning_rate` (effective), `steps`, `warmup_steps`,
+                `optimizer`, ...
         formula: plain text.
         departures: what we do differently from the official code, and why.
         couples_rows: the loss of a row depends on its batch mates (KTO's zero point, pooled lambda).
@@ -95,7 +97,7 @@ class Method:
             raise ConfigError(message)
         if self.status in ("parity",) and not self.parity:
             message = explain(
-                f"method {self.name}", got="status parity without a case", expected="the name of a parity case"
+                f"method {self.name}", got="status parity and no case", expected="the name of a parity case"
             )
             raise ConfigError(message)
         object.__setattr__(self, "objective_arguments", MappingProxyType(dict(self.objective_arguments)))
