@@ -1,8 +1,9 @@
 """Golden cases: numbers recorded from official implementations, compared through the public interface.
 
-A case is a JSON file with hyperparameters, input tensors and output tensors; some outputs are gradients. An adapter is
-a function of a `Case` that calls the public interface and returns the other outputs by name. `compare` differentiates
-the adapter's losses itself, so an adapter can forget neither a value nor a gradient. Adapters contain no formula.
+A case is a JSON file with hyperparameters, input tensors and output tensors; some outputs are gradients. An
+adapter is a function of a `Case` that calls the public interface and returns the other outputs by name.
+`compare` differentiates the adapter's losses itself, so an adapter can forget neither a value nor a gradient.
+Adapters contain no formula.
 
 A folder with other values under the same names runs through the same adapters.
 """
@@ -68,8 +69,8 @@ class Case:
     Args:
         name: file name without suffix.
         hyperparameters: as recorded.
-        inputs: tensors by name, leaves that require a gradient when the case records one for them; entries that are
-            no numbers stay as the file has them.
+        inputs: tensors by name, leaves that require a gradient when the case records one for them; entries
+            that are no numbers stay as the file has them.
         outputs: expected values by name, the same way.
         source: repository, file and commit that made the numbers.
         note: formula, layout and oddities.
@@ -87,7 +88,7 @@ class Case:
         return self.inputs[name]
 
     def gradients(self) -> dict[str, tuple[str, str]]:
-        """Gradient outputs by name as (loss output, input): `grad_x` of `loss`, `grad_x_hinge` of `loss_hinge`."""
+        """Gradient outputs as (loss output, input): `grad_x` of `loss`, `grad_x_hinge` of `loss_hinge`."""
         parsed = {name: _parse_gradient(name, self.inputs) for name in self.outputs}
         return {name: found for name, found in parsed.items() if found is not None}
 
@@ -111,20 +112,13 @@ def _leaves(entry: object) -> list[object]:
     return [leaf for part in entry for leaf in _leaves(part)] if isinstance(entry, list) else [entry]
 
 
-def _rectangular(entry: object) -> bool:
-    if not isinstance(entry, list):
-        return True
-    sizes = {len(part) if isinstance(part, list) else -1 for part in entry}
-    return len(sizes) <= 1 and all(_rectangular(part) for part in entry)
-
-
 def _value(entry: Any, dtype: torch.dtype) -> Any:
-    """A tensor from `{"shape", "data"}`, from a number or from nested lists of numbers; anything else as it is."""
+    """A tensor from `{"shape", "data"}`, a number or nested lists of numbers; anything else as it is."""
     kind, shape = "", None
     if isinstance(entry, dict) and {"shape", "data"} <= entry.keys():
         kind, shape, entry = entry.get("dtype", ""), entry["shape"], entry["data"]
     flat = _leaves(entry)
-    if not all(isinstance(leaf, bool | int | float) for leaf in flat) or not _rectangular(entry):
+    if not all(isinstance(leaf, bool | int | float) for leaf in flat):
         return entry
     if kind == "bool" or (flat and all(isinstance(leaf, bool) for leaf in flat)):
         wanted = torch.bool
@@ -132,7 +126,10 @@ def _value(entry: Any, dtype: torch.dtype) -> Any:
         wanted = torch.int64
     else:
         wanted = dtype
-    value = torch.tensor(entry, dtype=wanted)
+    try:
+        value = torch.tensor(entry, dtype=wanted)
+    except ValueError:  # ragged
+        return entry
     return value if shape is None else value.reshape(shape)
 
 
@@ -173,8 +170,8 @@ def _same(name: str, actual: Any, expected: Any, rtol: float) -> str | None:
             else f"{name}: got {actual}, expected {expected}"
         )
     actual = actual.detach().to(torch.float64)
-    # Entries that cancel to almost nothing are held against the size of the whole tensor, three digits finer. float32
-    # inputs are rounded before anything is computed, so there the whole tensor's size is the measure.
+    # Entries that cancel to almost nothing are held against the size of the whole tensor, three digits finer.
+    # float32 inputs are rounded before anything is computed, so there the whole tensor's size is the measure.
     slack = 1.0 if rtol >= 1e-4 else 1e-3
     finite = expected[torch.isfinite(expected)]
     scale = float(finite.abs().max()) if finite.numel() else 0.0

@@ -1,4 +1,5 @@
-"""How the golden text cases call the public interface. No formula stands here: what is computed is computed by mmalign."""
+"""How the golden text cases call the public interface. No formula stands here: what is computed is computed
+by mmalign."""
 
 from collections.abc import Callable
 

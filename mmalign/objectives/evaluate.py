@@ -1,0 +1,330 @@
+"""The interpreter: every objective is evaluated here, in one order, written once.
+
+1 reduce the inner axis; 2 anchor; 3 shape; 4 role scale and bonus; 5 computed temperatures, margins, labels
+and weights, detached; 6 structure and link; 7 weight and coefficient; 8 extra terms; 9 metrics from detached
+values. Everything is float32, or float64 if the policy's scores are. Nothing is reduced over prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mmalign.batch import Labels
+from mmalign.errors import ConfigError, ShapeError, explain
+from mmalign.objectives.base import (
+    CHOSEN,
+    REJECTED,
+    Context,
+    ObjectiveOutput,
+    ObjectiveState,
+    Scores,
+    per_candidate,
+    per_prompt,
+    resolve,
+    wide,
+)
+from mmalign.objectives.extras import Extra
+from mmalign.objectives.reductions import Reduction
+from mmalign.objectives.structures import Compared, Inputs, best_candidate
+from mmalign.objectives.terms import Score, Term
+
+__all__ = ["evaluate"]
+
+_SATURATED = 5.0
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """One term on one order of the candidates."""
+
+    compared: Compared
+    weighted: Float[Tensor, " prompt"]
+    context: Context
+    score: Float[Tensor, "prompt candidate"]
+    beta: float | Tensor
+
+
+def evaluate(
+    name: str,
+    terms: Sequence[Term],
+    extras: Sequence[Extra],
+    scores: Scores,
+    labels: Labels,
+    state: ObjectiveState | None,
+) -> ObjectiveOutput:
+    """Loss, logit, terms and metrics of every prompt.
+
+    Args:
+        name: of the objective, for messages.
+        terms: comparisons.
+        extras: other terms.
+        scores: what the candidates score under policy and reference.
+        labels: what the data say.
+        state: running statistics and the other ranks.
+
+    Raises:
+        ConfigError: the objective needs a reference and the scores have none.
+        ShapeError: labels and scores disagree about the number of prompts or candidates.
+    """
+    _check(name, terms, scores, labels)
+    valid = _valid_candidates(scores, labels)
+    scores = _without_padding(scores, valid)
+    rows = _valid_rows(scores, valid)
+    parts: dict[str, Tensor] = {}
+    first: _Evaluated | None = None
+    for term in terms:
+        evaluated = _term(term, scores, labels, state, valid)
+        first = first or evaluated
+        loss = evaluated.weighted
+        if term.structure.swaps and _is_soft(labels, scores):
+            # The label may be wrong: the loss is its expectation over both orders of the pair.
+            other = _term(term, scores.swapped(), _swapped(labels), _frozen(state), _flip(valid))
+            loss = _expectation(labels, loss, other.weighted)
+        _add(parts, term.name or term.link.name, loss, rows)
+    for extra in extras:
+        loss = extra.coefficient * extra.value(_context(Reduction(), 0.0, scores, labels, state, valid))
+        if extra.swaps and _is_soft(labels, scores):
+            flipped = _context(
+                Reduction(), 0.0, scores.swapped(), _swapped(labels), _frozen(state), _flip(valid)
+            )
+            loss = _expectation(labels, loss, extra.coefficient * extra.value(flipped))
+        _add(parts, extra.name, loss, rows)
+    total = torch.stack(list(parts.values())).sum(0)
+    if first is None:
+        first = _without_comparison(scores, labels, state, valid)
+    metrics, applies = _metrics(first, labels, rows)
+    logit = torch.where(rows, first.compared.logit, 0.0)
+    return ObjectiveOutput(total, logit, parts, metrics, applies, rows)
+
+
+def _check(name: str, terms: Sequence[Term], scores: Scores, labels: Labels) -> None:
+    if scores.reference is None and any("reference" in term.needs for term in terms):
+        message = explain(
+            f"objective {name}",
+            got="scores without a reference",
+            expected="reference scores of the same shape",
+            do="Choose a reference (adapters_off, frozen, ema, stored), or an objective that needs none.",
+        )
+        raise ConfigError(message)
+    prompts, candidates = scores.policy.shape[:2]
+    for field, shape in (
+        ("probability", (prompts,)),
+        ("desirable", (prompts, candidates)),
+        ("relevance", (prompts, candidates)),
+        ("valid", (prompts, candidates)),
+    ):
+        value = getattr(labels, field)
+        if value is not None and tuple(value.shape) != shape:
+            message = (
+                f"objective {name}: Labels.{field} has shape {list(value.shape)}, expected {list(shape)} to go "
+                f"with scores of {prompts} prompts and {candidates} candidates."
+            )
+            raise ShapeError(message)
+
+
+def _valid_candidates(scores: Scores, labels: Labels) -> Bool[Tensor, "prompt candidate"] | None:
+    """Candidates that count: labelled valid, and with at least one unmasked position."""
+    if scores.policy.ndim == 2 or scores.mask is None:
+        return labels.valid
+    present = (scores.mask != 0).any(-1)
+    return present if labels.valid is None else present & labels.valid
+
+
+def _without_padding(scores: Scores, valid: Tensor | None) -> Scores:
+    """Scores whose padded candidates are 0, so that nothing they hold can reach a loss or a gradient."""
+    if valid is None:
+        return scores
+
+    def clean(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        return torch.where(valid.reshape(*valid.shape, *(1,) * (value.ndim - 2)), value, 0.0)
+
+    policy = torch.where(valid.reshape(*valid.shape, *(1,) * (scores.policy.ndim - 2)), scores.policy, 0.0)
+    return replace(
+        scores,
+        policy=policy,
+        reference=clean(scores.reference),
+        kl=clean(scores.kl),
+        reward=clean(scores.reward),
+    )
+
+
+def _valid_rows(scores: Scores, valid: Tensor | None) -> Bool[Tensor, " prompt"]:
+    """Prompts that count: both candidates of a pair, one unpaired row, at least two of a list."""
+    prompts, candidates = scores.policy.shape[:2]
+    if valid is None:
+        return torch.ones(prompts, dtype=torch.bool, device=scores.policy.device)
+    return valid.sum(1) >= min(candidates, 2)
+
+
+def _is_soft(labels: Labels, scores: Scores) -> bool:
+    return (
+        labels.probability is not None
+        and labels.relevance is None
+        and labels.desirable is None
+        and scores.num_candidates == 2
+    )
+
+
+def _expectation(labels: Labels, loss: Tensor, swapped: Tensor) -> Tensor:
+    if labels.probability is None:  # never: _is_soft was asked
+        return loss
+    probability = labels.probability.to(loss.dtype)
+    return probability * loss + (1.0 - probability) * swapped
+
+
+def _flip(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.flip(1)
+
+
+def _swapped(labels: Labels) -> Labels:
+    probability = None if labels.probability is None else 1.0 - labels.probability
+    return replace(labels, probability=probability, valid=_flip(labels.valid))
+
+
+def _frozen(state: ObjectiveState | None) -> ObjectiveState | None:
+    """The state for a second look at the same rows: it is read and not updated twice."""
+    return None if state is None else replace(state, updating=False)
+
+
+def _add(parts: dict[str, Tensor], name: str, loss: Tensor, rows: Tensor) -> None:
+    """Store a term under a free name, 0 for prompts that do not count."""
+    free, number = name, 2
+    while free in parts:
+        free, number = f"{name}_{number}", number + 1
+    parts[free] = torch.where(rows, loss, 0.0)
+
+
+def _context(
+    reduction: Reduction,
+    anchor: float,
+    scores: Scores,
+    labels: Labels,
+    state: ObjectiveState | None,
+    valid: Tensor | None,
+) -> Context:
+    """Steps 1 and 2: reduced and anchored scores."""
+    placeholder = wide(scores.policy if scores.policy.ndim == 2 else scores.policy[..., 0])
+    context = Context(scores, labels, state, placeholder, None, placeholder, valid)
+    reduced = reduction(scores, context)
+    log_ratio = reduced.policy
+    if anchor and reduced.reference is not None:
+        log_ratio = log_ratio - (reduced.reference if anchor == 1.0 else anchor * reduced.reference)
+    return replace(context, policy=reduced.policy, reference=reduced.reference, log_ratio=log_ratio)
+
+
+def _scored(score: Score, context: Context) -> Float[Tensor, "prompt candidate"]:
+    """Steps 3 and 4: shape, role scale, bonus."""
+    value = score.shape.function(context.log_ratio)
+    if score.scale != 1.0:
+        value = per_candidate(resolve(score.scale, context)) * value
+    if score.bonus != 0.0:
+        value = value + per_candidate(resolve(score.bonus, context))
+    return value
+
+
+def _term(
+    term: Term, scores: Scores, labels: Labels, state: ObjectiveState | None, valid: Tensor | None
+) -> _Evaluated:
+    """Steps 1 to 7 of one term."""
+    context = _context(term.score.reduction, term.score.anchor, scores, labels, state, valid)
+    score = _scored(term.score, context)
+    beta = resolve(term.beta, context)
+    compared = term.structure.compare(
+        Inputs(
+            score=score,
+            beta=beta,
+            margin=resolve(term.margin, context),
+            link=term.link,
+            link_rejected=term.link if term.link_rejected is None else term.link_rejected,
+            labels=term.labels,
+            context=context,
+        )
+    )
+    weighted = term.coefficient * (per_prompt(resolve(term.weight, context)) * compared.loss)
+    return _Evaluated(compared, weighted, context, score, beta)
+
+
+def _without_comparison(
+    scores: Scores, labels: Labels, state: ObjectiveState | None, valid: Tensor | None
+) -> _Evaluated:
+    """What the metrics of a purely supervised objective look at: scores, and no logit."""
+    context = _context(Reduction(), 1.0, scores, labels, state, valid)
+    zero = torch.zeros_like(context.policy[:, 0])
+    return _Evaluated(Compared(zero, zero, zero), zero, context, context.log_ratio, 1.0)
+
+
+@torch.no_grad()
+def _metrics(first: _Evaluated, labels: Labels, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Detached numbers per prompt, and on which rows some of them mean something."""
+    context, logit = first.context, first.compared.logit.detach()
+    log_ratio, score = context.log_ratio.detach(), context.policy.detach()
+    reward = per_candidate(first.beta) * log_ratio
+    reward = reward.detach()
+    applies: dict[str, Tensor] = {}
+    if log_ratio.shape[1] == 1:
+        liked = torch.ones_like(rows) if labels.desirable is None else labels.desirable[:, 0]
+        roles = {"chosen": liked, "rejected": ~liked}
+        split = {
+            f"{field}_{role}": torch.where(where, value[:, 0], 0.0)
+            for field, value in (("log_ratio", log_ratio), ("score", score), ("reward", reward))
+            for role, where in roles.items()
+        }
+        applies = {
+            f"{field}_{role}": roles[role] for field in ("log_ratio", "score", "reward") for role in roles
+        }
+        margin = torch.where(liked, first.score[:, 0], -first.score[:, 0])
+        accuracy = _half_ties(logit)
+    else:
+        split = {}
+        for field, value in (("log_ratio", log_ratio), ("score", score), ("reward", reward)):
+            split[f"{field}_chosen"], split[f"{field}_rejected"] = _best_and_rest(value, context)
+        best, rest = _best_and_rest(first.score, context)
+        margin = best - rest
+        accuracy = _accuracy(first.score.detach(), labels, context)
+    numbers = {
+        "logit": logit,
+        "margin": margin.detach(),
+        "accuracy": accuracy,
+        "gradient_factor": first.compared.slope.detach(),
+        "saturated": (logit.abs() > _SATURATED).to(logit.dtype),
+        **split,
+    }
+    kept = {name: torch.where(rows, value, 0.0) for name, value in numbers.items()}
+    return kept, {name: where & rows for name, where in applies.items()}
+
+
+def _half_ties(value: Tensor) -> Tensor:
+    """1 where positive, 0 where negative, 1/2 at 0."""
+    return 0.5 * (1.0 + value.sign())
+
+
+def _best_and_rest(values: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """The value of the best candidate and the mean over the other real ones."""
+    if values.shape[1] == 2 and context.labels.relevance is None:
+        return values[:, CHOSEN], values[:, REJECTED]
+    best = best_candidate(context).unsqueeze(1)
+    real = context.real().to(values.dtype).scatter(1, best, 0.0)
+    rest = (values * real).sum(1) / real.sum(1).clamp(min=1.0)
+    return values.gather(1, best).squeeze(1), rest
+
+
+def _accuracy(score: Tensor, labels: Labels, context: Context) -> Tensor:
+    """Share of comparisons on which scores and labels agree; ties of either count half."""
+    if labels.relevance is None:
+        agree = _half_ties(score[:, :1] - score[:, 1:])
+        if _is_soft(labels, context.scores) and labels.probability is not None:
+            q = labels.probability.to(score.dtype).unsqueeze(1)
+            agree = q * agree + (1.0 - q) * (1.0 - agree)
+        others = context.real()[:, 1:].to(score.dtype)
+        return (agree * others).sum(1) / others.sum(1).clamp(min=1.0)
+    real = context.real()
+    both = real.unsqueeze(2) & real.unsqueeze(1)
+    better = (labels.relevance.unsqueeze(2) > labels.relevance.unsqueeze(1)) & both
+    agree = torch.where(better, _half_ties(score.unsqueeze(2) - score.unsqueeze(1)), 0.0).sum((1, 2))
+    count = better.sum((1, 2)).to(score.dtype)
+    return torch.where(count > 0, agree / count.clamp(min=1.0), 0.5)

@@ -1,0 +1,266 @@
+"""The objective as data, and the registry of builders that make the published ones.
+
+An `Objective` is what a builder returns: terms and extra terms. It adds, scales, prints its formula, and is
+called with scores and labels. A builder is a function with keyword-only hyperparameters under the decorator
+`objective`, which makes its method row.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, ParamSpec
+
+from mmalign.batch import DataKind, Labels
+from mmalign.errors import ConfigError, HyperparameterError, explain, unknown_name
+from mmalign.methods.row import Method, Status, Taxonomy
+from mmalign.objectives.base import ObjectiveOutput, ObjectiveState, Scores
+from mmalign.objectives.evaluate import evaluate
+from mmalign.objectives.extras import Extra
+from mmalign.objectives.terms import Term
+
+__all__ = ["Objective", "Registered", "build", "names", "objective", "registered", "row", "signature"]
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, repr=False)
+class Objective:
+    """A preference loss as data: terms (comparisons) plus extra terms.
+
+    `a + b` has the terms of both, `0.2 * a` scales every term, `print(a)` shows the formula. The first term
+    gives the logit and the metrics.
+
+    Args:
+        name: for messages and logs.
+        terms: comparisons of candidates.
+        extras: other terms.
+
+    Raises:
+        ConfigError: there is no term at all.
+    """
+
+    name: str
+    terms: tuple[Term, ...] = ()
+    extras: tuple[Extra, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.terms and not self.extras:
+            raise ConfigError(explain(f"objective {self.name}", got="no term", expected="at least one"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Scores` it reads besides the policy's, names in extras included."""
+        return frozenset().union(*(part.needs for part in (*self.terms, *self.extras)))
+
+    @property
+    def couples_rows(self) -> bool:
+        """The loss of a row depends on its batch mates, so micro-batch, ranks and accumulation matter."""
+        return any(part.couples_rows for part in (*self.terms, *self.extras))
+
+    @property
+    def formula(self) -> str:
+        """The loss in plain text, one line per definition."""
+        written = [term.formula() for term in self.terms]
+        several = len(written) > 1
+        sums: list[str] = []
+        lines: list[str] = []
+        for number, (loss, definitions) in enumerate(written, start=1):
+            if several:
+                loss, *numbered = (_numbered(text, number) for text in (loss, *definitions))
+                definitions = tuple(numbered)
+            sums.append(loss)
+            lines.extend(definitions)
+        sums += [
+            extra.formula if extra.coefficient == 1.0 else f"{extra.coefficient:g} * [{extra.formula}]"
+            for extra in self.extras
+        ]
+        written_out = " + ".join(sums).replace("((-z))", "(-z)").replace("+ -", "- ")
+        return "\n".join([f"loss = {written_out}", *lines])
+
+    def __call__(
+        self, scores: Scores, labels: Labels, state: ObjectiveState | None = None
+    ) -> ObjectiveOutput:
+        """Loss of every prompt, not reduced.
+
+        Args:
+            scores: what the candidates score under policy and reference.
+            labels: what the data say about them.
+            state: running statistics and the other ranks; without one, statistics are those of this call.
+        """
+        return evaluate(self.name, self.terms, self.extras, scores, labels, state)
+
+    def __add__(self, other: "Objective") -> "Objective":
+        """An objective with the terms of both."""
+        if not isinstance(other, Objective):
+            return NotImplemented
+        return Objective(f"{self.name}+{other.name}", self.terms + other.terms, self.extras + other.extras)
+
+    def __mul__(self, factor: float) -> "Objective":
+        """Every term multiplied by `factor`."""
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        return replace(
+            self,
+            terms=tuple(term.scaled(factor) for term in self.terms),
+            extras=tuple(extra.scaled(factor) for extra in self.extras),
+        )
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        """Name and formula."""
+        return "\n  ".join([f"{self.name}:", *self.formula.splitlines()])
+
+    __repr__ = __str__
+
+
+def _numbered(text: str, number: int) -> str:
+    """`z` and `s` of one of several terms as `z1`, `s1`."""
+    words = {"z": f"z{number}", "s": f"s{number}"}
+    pieces: list[str] = []
+    word = ""
+    for letter in text + "\0":
+        if letter.isalnum() or letter == "_":
+            word += letter
+            continue
+        pieces.append(words.get(word, word))
+        pieces.append(letter)
+        word = ""
+    return "".join(pieces)[:-1]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A builder of the catalogue with its row.
+
+    Args:
+        builder: keyword-only hyperparameters to an `Objective`.
+        row: the method row.
+        sample: hyperparameters the conformance suite builds it with.
+        equation: where in the paper the formula stands.
+        allows: properties of the conformance suite it is known not to have, each with the reason.
+    """
+
+    builder: Callable[..., Objective]
+    row: Method
+    sample: Mapping[str, float | int | str | bool]
+    equation: str = ""
+    allows: Mapping[str, str] = field(default_factory=dict)
+
+
+_REGISTRY: dict[str, Registered] = {}
+
+
+def objective(
+    name: str,
+    *,
+    title: str,
+    year: int,
+    sample: Mapping[str, float | int | str | bool],
+    paper: str = "",
+    equation: str = "",
+    data: DataKind = "pairs",
+    parity: tuple[str, ...] = (),
+    status: Status = "experimental",
+    departures: tuple[str, ...] = (),
+    official_code: str = "",
+    taxonomy: Taxonomy | None = None,
+    allows: Mapping[str, str] | None = None,
+) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
+    """Register a builder under `name` and make its method row; returns the builder as it is.
+
+    What the row says about needs, coupling and formula is read off the objective that `sample` builds.
+
+    Args:
+        name: unique, qualified where the literature collides.
+        title: of the paper.
+        year: of the first version.
+        sample: typical hyperparameters, for the conformance suite and the printed formula.
+        paper: arXiv id.
+        equation: where in the paper the formula stands.
+        data: pairs, lists or unpaired.
+        parity: golden cases that pin it.
+        status: how far it is proven.
+        departures: what we do differently from the official code, and why.
+        official_code: repository and commit.
+        taxonomy: the survey's axes.
+        allows: conformance properties it does not have, with the reason.
+    """
+
+    def register(builder: Callable[P, Objective]) -> Callable[P, Objective]:
+        if name in _REGISTRY:
+            raise ConfigError(explain(f"objective {name}", got="a second builder", expected="one per name"))
+        built = builder(**sample)  # type: ignore[arg-type,call-arg]
+        needs = built.needs
+        row = Method(
+            name=name,
+            title=title,
+            paper=paper,
+            year=year,
+            objective=name,
+            reference="frozen" if "reference" in needs else "none",
+            data=data,
+            formula=built.formula,
+            departures=departures,
+            couples_rows=built.couples_rows,
+            needs=needs,
+            parity=parity,
+            official_code=official_code,
+            status=status,
+            taxonomy=taxonomy or Taxonomy(constraint="reference" if "reference" in needs else "none"),
+        )
+        _REGISTRY[name] = Registered(
+            builder, row, MappingProxyType(dict(sample)), equation, MappingProxyType(dict(allows or {}))
+        )
+        return builder
+
+    return register
+
+
+def names() -> list[str]:
+    """All registered objectives, sorted."""
+    return sorted(_REGISTRY)
+
+
+def registered(name: str) -> Registered:
+    """Builder, row and sample of one objective.
+
+    Raises:
+        UnknownNameError: lists near and all names.
+    """
+    if name not in _REGISTRY:
+        raise unknown_name("objective", name, _REGISTRY)
+    return _REGISTRY[name]
+
+
+def row(name: str) -> Method:
+    """The method row of one objective."""
+    return registered(name).row
+
+
+def signature(name: str) -> inspect.Signature:
+    """The builder's signature: which hyperparameters there are and which have defaults."""
+    return inspect.signature(registered(name).builder)
+
+
+def build(name: str, **arguments: Any) -> Objective:
+    """The objective called `name` with these hyperparameters.
+
+    Raises:
+        UnknownNameError: no such objective.
+        HyperparameterError: an argument is unknown, missing or out of range.
+    """
+    builder, known = registered(name).builder, signature(name).parameters
+    unknown = sorted(set(arguments) - set(known))
+    missing = [
+        key
+        for key, given in known.items()
+        if given.default is inspect.Parameter.empty and key not in arguments
+    ]
+    if unknown or missing:
+        wrong = [*(f"unknown {key}" for key in unknown), *(f"missing {key}" for key in missing)]
+        raise HyperparameterError(
+            explain(f"objective {name}", got=", ".join(wrong), expected=f"{name}{signature(name)}")
+        )
+    return builder(**arguments)

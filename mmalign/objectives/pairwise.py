@@ -1,0 +1,234 @@
+"""The catalogue of one chosen and one rejected candidate, compared by the difference of their scores.
+
+Scores are log-likelihoods (text) or -error / 2 (diffusion and flow models: then beta has the unit of the
+official Diffusion-DPO code). u is the log-ratio, the score under the policy minus the score under the
+reference.
+"""
+
+from mmalign.objectives import labels, links
+from mmalign.objectives.base import require
+from mmalign.objectives.objective import Objective, objective
+from mmalign.objectives.reductions import Reduction, ReductionName
+from mmalign.objectives.structures import Pair
+from mmalign.objectives.terms import Score, Term
+
+__all__ = ["cdpo", "dpo", "dpo_reference_free", "hinge", "ipo", "ipo_reference_free", "robust_dpo"]
+
+_BETA = (
+    "a number > 0; text with summed log-probabilities 0.05 to 0.5, diffusion with mean errors 2000 to 5000"
+)
+
+
+def positive_beta(where: str, beta: float) -> None:
+    """Raise `HyperparameterError` unless beta > 0."""
+    require(f"{where} beta", beta, beta > 0, _BETA)
+
+
+@objective(
+    "dpo",
+    title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+    paper="2305.18290",
+    year=2023,
+    equation="7",
+    sample={"beta": 0.1},
+    parity=("text_dpo", "text_dpo_sigmoid_norm", "diffusion_dpo", "diffusion_dpo_diffusers"),
+    official_code="eric-mitchell/direct-preference-optimization; trl 1.16.0",
+    status="parity",
+)
+def dpo(*, beta: float, reduction: ReductionName = "sum") -> Objective:
+    """Logistic loss on the scaled margin.
+
+    z = beta * (u of chosen - u of rejected)
+    loss = -log sigmoid(z)
+
+    Args:
+        beta: > 0, per unit of score. Text with summed log-probabilities: 0.05 to 0.5; with token means 2 to
+            10. Diffusion with mean squared errors: 2000 to 5000 (see the method rows).
+        reduction: "sum" or "mean" over the inner axis, if the scores have one; "mean" is length-normalised
+            DPO.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2305.18290, equation 7. Parity: text_dpo, text_dpo_sigmoid_norm, diffusion_dpo.
+    """
+    positive_beta("dpo", beta)
+    return Objective("dpo", (Term(Pair(), Score(Reduction(reduction)), beta=beta),))
+
+
+@objective(
+    "dpo_reference_free",
+    title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+    paper="2305.18290",
+    year=2023,
+    sample={"beta": 0.1},
+    parity=("text_dpo_reference_free",),
+    official_code="eric-mitchell/direct-preference-optimization f8b8c0f",
+    status="parity",
+)
+def dpo_reference_free(*, beta: float, reduction: ReductionName = "sum") -> Objective:
+    """DPO against a uniform reference: z = beta * (p of chosen - p of rejected).
+
+    Args:
+        beta: > 0, per unit of score.
+        reduction: over the inner axis.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: eric-mitchell/direct-preference-optimization, `reference_free`.
+    """
+    positive_beta("dpo_reference_free", beta)
+    return Objective(
+        "dpo_reference_free", (Term(Pair(), Score(Reduction(reduction), anchor=0.0), beta=beta),)
+    )
+
+
+@objective(
+    "cdpo",
+    title="A note on DPO with noisy preferences and relationship to IPO",
+    year=2023,
+    equation="3",
+    sample={"beta": 0.1, "label_smoothing": 0.1},
+    parity=("text_cdpo_label_smoothing",),
+    official_code="eric-mitchell/direct-preference-optimization f8b8c0f",
+    status="parity",
+)
+def cdpo(*, beta: float, label_smoothing: float) -> Objective:
+    """DPO whose labels are believed to be flipped with a known share.
+
+    z = beta * (u of chosen - u of rejected)
+    loss = -(1 - e) * log sigmoid(z) - e * log sigmoid(-z), e = label_smoothing; stationary at z = log((1 - e)
+    / e)
+
+    Args:
+        beta: > 0, per unit of score.
+        label_smoothing: in [0, 0.5]; at 0.5 the label carries no information.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: E. Mitchell, A note on DPO with noisy preferences, equation 3.
+    """
+    positive_beta("cdpo", beta)
+    require("cdpo label_smoothing", label_smoothing, 0 <= label_smoothing <= 0.5, "a number in [0, 0.5]")
+    return Objective("cdpo", (Term(Pair(), beta=beta, labels=labels.smoothed(label_smoothing)),))
+
+
+@objective(
+    "robust_dpo",
+    title="Provably Robust DPO: Aligning Language Models with Noisy Feedback",
+    paper="2403.00409",
+    year=2024,
+    sample={"beta": 0.1, "label_smoothing": 0.1},
+    parity=("text_rdpo_robust",),
+    official_code="trl 1.16.0",
+    status="parity",
+)
+def robust_dpo(*, beta: float, label_smoothing: float) -> Objective:
+    """DPO that stays unbiased when labels are flipped at random with a known rate.
+
+    z = beta * (u of chosen - u of rejected)
+    loss = (-(1 - e) * log sigmoid(z) + e * log sigmoid(-z)) / (1 - 2 e), e = label_smoothing
+
+    Unbounded below: it falls as -e / (1 - 2 e) * z for large z, so its value is no measure of progress.
+
+    Args:
+        beta: > 0, per unit of score.
+        label_smoothing: in [0, 0.5), the rate of flipped labels.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2403.00409; trl 1.16.0, loss type "robust".
+    """
+    positive_beta("robust_dpo", beta)
+    require("robust_dpo label_smoothing", label_smoothing, 0 <= label_smoothing < 0.5, "a number in [0, 0.5)")
+    return Objective("robust_dpo", (Term(Pair(), beta=beta, labels=labels.robust(label_smoothing)),))
+
+
+@objective(
+    "hinge",
+    title="Statistical Rejection Sampling Improves Preference Optimization",
+    paper="2309.06657",
+    year=2023,
+    sample={"beta": 0.1},
+    parity=("text_dpo_hinge", "diffusion_dpo_diffusers"),
+    official_code="trl 1.16.0",
+    status="parity",
+)
+def hinge(*, beta: float) -> Objective:
+    """Hinge loss on the scaled margin: no gradient once z exceeds 1.
+
+    z = beta * (u of chosen - u of rejected)
+    loss = max(0, 1 - z)
+
+    Args:
+        beta: > 0, per unit of score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2309.06657 (RSO); trl 1.16.0, loss type "hinge".
+    """
+    positive_beta("hinge", beta)
+    return Objective("hinge", (Term(Pair(), beta=beta, link=links.hinge()),))
+
+
+@objective(
+    "ipo",
+    title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
+    paper="2310.12036",
+    year=2023,
+    equation="17",
+    sample={"tau": 0.1},
+    parity=("text_ipo", "text_ipo_sum", "diffusion_dpo_diffusers"),
+    official_code="trl 1.16.0; eric-mitchell/direct-preference-optimization f8b8c0f",
+    status="parity",
+)
+def ipo(*, tau: float, reduction: ReductionName = "mean") -> Objective:
+    """Squared distance of the margin from a bounded target.
+
+    loss = (u of chosen - u of rejected - 1 / (2 tau))^2
+
+    Args:
+        tau: > 0; the target margin is 1 / (2 tau) in the unit of the score: text 0.01 to 0.1; diffusion with
+            mean errors as large as DPO's beta, because errors differ by thousandths.
+        reduction: "mean" over the inner axis (TRL, HALOs, LLaMA-Factory) or "sum" (the authors of DPO, online
+            trainers); the same tau then means targets that differ by the length.
+
+    Raises:
+        HyperparameterError: tau <= 0.
+
+    Source: arXiv 2310.12036, equation 17. Parity: text_ipo (mean), text_ipo_sum (sum).
+    """
+    require("ipo tau", tau, tau > 0, "a number > 0")
+    link = links.square(1.0 / (2.0 * tau))
+    return Objective("ipo", (Term(Pair(), Score(Reduction(reduction)), link=link),))
+
+
+@objective(
+    "ipo_reference_free",
+    title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
+    paper="2310.12036",
+    year=2023,
+    sample={"tau": 0.1},
+    official_code="trl 1.16.0, cpo_trainer loss type ipo",
+)
+def ipo_reference_free(*, tau: float, reduction: ReductionName = "mean") -> Objective:
+    """IPO's square on the policy's own margin: loss = (p of chosen - p of rejected - 1 / (2 tau))^2.
+
+    Args:
+        tau: > 0; the target margin is 1 / (2 tau) in the unit of the score.
+        reduction: over the inner axis.
+
+    Raises:
+        HyperparameterError: tau <= 0.
+
+    Source: trl 1.16.0, CPO and TPO trainers, loss type "ipo".
+    """
+    require("ipo_reference_free tau", tau, tau > 0, "a number > 0")
+    link = links.square(1.0 / (2.0 * tau))
+    return Objective(
+        "ipo_reference_free", (Term(Pair(), Score(Reduction(reduction), anchor=0.0), link=link),)
+    )

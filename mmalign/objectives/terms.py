@@ -1,0 +1,169 @@
+"""Terms: one choice per part of the algebra, as frozen data that checks itself when it is built."""
+
+from dataclasses import dataclass, field, replace
+
+from mmalign.errors import HyperparameterError, explain
+from mmalign.objectives import links, score_shapes
+from mmalign.objectives.base import Computed, Number, couples_rows, needs_of, require, shown
+from mmalign.objectives.labels import Distribution, PairLabels, PointLabels, Targets
+from mmalign.objectives.links import Link
+from mmalign.objectives.reductions import Reduction
+from mmalign.objectives.score_shapes import Shape
+from mmalign.objectives.structures import Pair, Structure, Words
+
+__all__ = ["Score", "Term"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Parts A to D: from the scores of two models to s.
+
+    s = scale * shape(policy - anchor * reference) + bonus
+
+    Args:
+        reduction: how the inner axis is reduced (part A).
+        anchor: weight of the reference (part B): 1 for the log-ratio, 0 for methods without reference.
+        shape: function of the anchored score (part C).
+        scale: factor of the shaped score (part D), a number, [prompt] or [prompt, candidate].
+        bonus: added to it (part D); the default detaches what is computed, `attached` keeps its gradient.
+
+    Raises:
+        HyperparameterError: anchor is not finite.
+    """
+
+    reduction: Reduction = field(default_factory=Reduction)
+    anchor: float = 1.0
+    shape: Shape = field(default_factory=score_shapes.identity)
+    scale: Number = 1.0
+    bonus: Number = 0.0
+
+    def __post_init__(self) -> None:
+        require(
+            "Score anchor", self.anchor, abs(self.anchor) < float("inf"), "a finite number, usually 1 or 0"
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Scores` it reads."""
+        anchored = frozenset({"reference"}) if self.anchor else frozenset[str]()
+        return anchored | self.reduction.needs | needs_of(self.scale, self.bonus)
+
+    @property
+    def couples_rows(self) -> bool:
+        """It mixes the rows of a batch."""
+        return couples_rows(self.scale, self.bonus, self.reduction.weights)
+
+    @property
+    def formula(self) -> str:
+        """Plain text, one or two lines' worth."""
+        reference = {0.0: "", 1.0: " - reference"}.get(self.anchor, f" - {self.anchor:g} * reference")
+        anchored = f"policy{reference}"
+        text = anchored if self.shape.name == "identity" else f"{self.shape.formula} with u = {anchored}"
+        if self.scale != 1.0:
+            text = f"{shown(self.scale)} * ({text})"
+        if self.bonus != 0.0:
+            text = f"{text} + {shown(self.bonus)}"
+        weights = self.reduction.weights
+        how = "the mean" if self.reduction.how == "mean" else "the sum"
+        weighted = "" if weights is None else f", weighted by {weights.formula}"
+        clamp = self.reduction.clamp
+        clamped = "" if clamp is None else f", log-ratios clamped to [{clamp[0]:g}, {clamp[1]:g}]"
+        return f"{text} ({how} over an inner axis{weighted}{clamped})"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss: a structure over scores, with temperature, margin, link, labels and weight.
+
+    Args:
+        structure: how candidates are compared (part E).
+        score: parts A to D.
+        beta: temperature (part F).
+        margin: subtracted from z (part G); the zero point of points.
+        link: the loss as a function of z (part H).
+        labels: of the type the structure takes (part I).
+        weight: >= 0, one per prompt (part J).
+        coefficient: factor of the whole term.
+        link_rejected: another link for candidates that are not liked (points only).
+        name: for logs; the default is the link's.
+
+    Raises:
+        HyperparameterError: parts that do not go together.
+    """
+
+    structure: Structure = field(default_factory=Pair)
+    score: Score = field(default_factory=Score)
+    beta: Number = 1.0
+    margin: Number = 0.0
+    link: Link = field(default_factory=links.logistic)
+    labels: PairLabels | PointLabels | Targets | Distribution = field(default_factory=PairLabels)
+    weight: Number = 1.0
+    coefficient: float = 1.0
+    link_rejected: Link | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        structure = type(self.structure).__name__
+        if not isinstance(self.labels, self.structure.labels):
+            message = explain(
+                f"labels of {structure}",
+                got=type(self.labels).__name__,
+                expected=self.structure.labels.__name__,
+            )
+            raise HyperparameterError(message)
+        if self.structure.points and self.score.shape.only_differences:
+            message = explain(
+                f"shape of {structure}",
+                got=self.score.shape.name,
+                expected="a shape that keeps its meaning for single candidates",
+                do="Such shapes need a structure that compares candidates: elsewhere the partition function "
+                "does not cancel.",
+            )
+            raise HyperparameterError(message)
+        if self.link_rejected is not None and not self.structure.points:
+            message = explain(f"link_rejected of {structure}", got=self.link_rejected.name, expected="None")
+            raise HyperparameterError(message)
+
+    def _computed(self) -> tuple[object, ...]:
+        labels: tuple[object, ...] = ()
+        if isinstance(self.labels, PairLabels):
+            labels = (self.labels.agree, self.labels.disagree)
+        elif isinstance(self.labels, PointLabels):
+            labels = (*self.labels.chosen, *self.labels.rejected)
+        elif isinstance(self.labels, Targets):
+            labels = (self.labels.chosen, self.labels.rejected)
+        return (self.beta, self.margin, self.weight, *labels)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Scores` it reads."""
+        own = self.labels.needs if isinstance(self.labels, Distribution) else frozenset[str]()
+        return self.score.needs | self.structure.needs | needs_of(*self._computed()) | own
+
+    @property
+    def couples_rows(self) -> bool:
+        """The loss of a row depends on its batch mates."""
+        return (
+            self.structure.couples_rows
+            or self.score.couples_rows
+            or self.link.couples_rows
+            or couples_rows(*self._computed())
+        )
+
+    def scaled(self, factor: float) -> "Term":
+        """The same with its coefficient multiplied."""
+        return replace(self, coefficient=self.coefficient * factor)
+
+    def formula(self) -> tuple[str, tuple[str, ...]]:
+        """(The term's loss, lines that define z and s) in plain text."""
+        rejected = self.link if self.link_rejected is None else self.link_rejected
+        loss, z = self.structure.formula(
+            Words(self.link.formula, rejected.formula, self.labels, shown(self.beta), shown(self.margin))
+        )
+        factors = [f"{self.coefficient:g}"] if self.coefficient != 1.0 else []
+        if isinstance(self.weight, Computed) or self.weight != 1.0:
+            factors.append(shown(self.weight))
+        return " * ".join([*factors, f"[{loss}]" if factors else loss]), (
+            f"z = {z}",
+            f"s = {self.score.formula}",
+        )
