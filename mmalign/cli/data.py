@@ -129,8 +129,8 @@ def add_commands(subparsers: Any) -> None:
     check = commands.add_parser(
         "check",
         help="what is in a data set, and what is wrong with it",
-        description="Counts, ties, drops by reason, unreadable media, prompts, sizes, duplicates. Exit code 1 "
-        "above --max-bad-share.",
+        description="Counts, ties, drops by reason, unreadable media, prompts, sizes, duplicates. Exit code "
+        "1 above --max-bad-share.",
     )
     _add_source_options(check)
     check.add_argument("--html", metavar="OUT.html", help="write a page with a preview of rows")
@@ -179,6 +179,6 @@ def add_commands(subparsers: Any) -> None:
         "--dtype",
         default="float16",
         choices=("float16", "float32"),
-        help="of stored moments (default: float16)",
+        help="of stored moments (default: %(default)s)",
     )
     cache.set_defaults(handler=_cache)

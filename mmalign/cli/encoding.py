@@ -1,5 +1,6 @@
 """`mmalign data cache CONFIG`: load the encoders of a run and fill its cache."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ def encode_run(
     output: str | None = None,
     batch_size: int = 8,
     dtype: str = "float16",
-), *, output: str | None = None, batch_size: int = 8
 ) -> Any:
     """Encode every image and prompt of a run's data. Returns what was encoded and what could not be read.
 
@@ -66,7 +66,9 @@ def encode_run(
     family = registry.find("families", run.model.family)
     model = family.load(run.model, image, device="cuda" if use_cuda else "cpu", dtype=half)
     loader = ImageLoader(image.resolution, crop=image.crop, flip=image.flip, limits=run.data.images)
-    size = (2 if dtype == "float16" else 4) * 2 * len(table) * (2 if image.flip else 1) * 2 * int(torch.tensor(model.latent_shape).prod())
+    # Mean and standard deviation of every candidate, once more for its mirror image.
+    entries = 2 * len(table) * (2 if image.flip else 1)
+    size = entries * 2 * math.prod(model.latent_shape) * (2 if dtype == "float16" else 4)
     Path(folder).mkdir(parents=True, exist_ok=True)
     needed, free = size / 2**30, shutil.disk_usage(folder).free / 2**30
     print(f"{folder}: at most {needed:.2f} GiB of moments will be written, {free:.1f} GiB are free")
