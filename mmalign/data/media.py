@@ -25,6 +25,8 @@ __all__ = ["DecodedImage", "decode_image", "image_ending", "read_media", "safe_p
 
 # Raster formats only: Pillow would hand PostScript to an external interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# Given a list of formats, Pillow looks them up without loading the plug-ins that provide them.
+Image.init()
 
 # What Pillow's decoders raise on damaged input, besides OSError; seen by flipping bytes in valid files.
 _DAMAGED = (
