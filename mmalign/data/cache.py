@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class CacheIdentity:
     dtype: Literal["float16", "float32"] = "float16"
 
 
+@runtime_checkable
 class CandidateLoader(Protocol):
     """How the images of a row are read, named and decoded (`diffusion.images.ImageLoader`)."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -25,6 +25,7 @@ __all__ = ["EncodingModel", "build_cache"]
 Progress = Callable[[str, int, int], None]
 
 
+@runtime_checkable
 class EncodingModel(Protocol):
     """What the builder needs of a model."""
 

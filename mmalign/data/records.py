@@ -12,7 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ _CACHE_BYTES = 64 * 2**20
 """Row groups of parquet files kept in memory per process: neighbours are free when rows are read in order."""
 
 
+@runtime_checkable
 class Records(Protocol):
     """Random access to raw records.
 
