@@ -4,7 +4,6 @@ import ast
 import importlib
 import importlib.metadata
 import json
-import pkgutil
 import re
 import subprocess
 import sys
@@ -49,15 +48,9 @@ def loaded_after(statement: str, *names: str) -> set[str]:
 
 
 def modules() -> list[str]:
-    return sorted(
-        info.name
-        for info in pkgutil.walk_packages([str(PACKAGE)], prefix="mmalign.")
-        if _importable(info.name)
-    )
-
-
-def _importable(name: str) -> bool:
-    return not name.endswith(".__main__")  # running is what it is for
+    """Every module of the package, found without importing any; running `__main__` is what it is for."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources()]
+    return sorted(name.removesuffix(".__init__") for name in names if name != "mmalign.__main__")
 
 
 def sources() -> list[Path]:

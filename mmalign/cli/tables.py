@@ -17,7 +17,7 @@ __all__ = ["print_families", "print_methods"]
 _MARKS = {"paper": "paper", "code": "official code", "ours": "ours"}
 
 # Columns that fit a terminal of 80; `mmalign methods NAME` shows the rest.
-_TERMINAL = ("method", "paper", "data", "reference", "objective", "status")
+_TERMINAL = ("method", "paper", "data", "reference", "likelihood", "status")
 
 _FIRST = ("beta", "learning_rate", "effective_batch", "steps", "warmup_steps", "optimizer", "resolution")
 
@@ -49,7 +49,7 @@ def _method_table(rows: Iterable[Method]) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for heading in _TERMINAL:
         table.add_column(heading, no_wrap=True)
     for row in rows:

@@ -6,10 +6,14 @@ from mmalign import methods, registry
 from mmalign.cli.main import main
 
 
-def test_one_method_whole_shows_every_part_of_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_method_whole_shows_every_part_of_its_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # so that no cell is wrapped
     assert main(["methods", "diffusion_dpo"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     row = methods.find("diffusion_dpo")
+    marks = {"paper": "paper", "code": "official code", "ours": "ours"}
     assert row.title in shown
     assert "https://arxiv.org/abs/2311.12908 (2023)" in shown
     assert "SalesforceAIResearch/DiffusionDPO 5233e75" in shown
@@ -18,8 +22,8 @@ def test_one_method_whole_shows_every_part_of_its_row(capsys: pytest.CaptureFixt
     for family in ("sd15", "sdxl"):
         assert f"defaults for {family}" in shown
         for setting, default in row.defaults_for(family).items():
-            assert f"{setting} {default.value}" in shown
-    assert "stated in the paper: main result; the launcher has 5000" in shown
+            assert f"{setting} {default.value} {marks[default.mark]}" in shown
+    assert "beta 2000 paper main result; the launcher has 5000" in shown
     assert "parity cases: diffusion_dpo" in shown
 
 
