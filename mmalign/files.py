@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmalign.errors import CheckpointError
 
@@ -127,17 +127,37 @@ def read_json(path: str | Path) -> Any:
 
 
 def append_json_line(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Append one record to a JSON-lines file in a single write, so that a crash cannot interleave records."""
+    """Append one record to a JSON-lines file in a single write, so that a crash cannot interleave records.
+
+    What a killed process left of its last line is removed first: the new record would otherwise continue it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    with path.open("ab+") as file:
+        _drop_torn_line(file)
+        file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+
+def _drop_torn_line(file: BinaryIO) -> None:
+    """Cut the file behind its last line break, unless what follows is a whole record."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if size == 0 or file.read(1) == b"\n":
+        return
+    file.seek(0)
+    kept, _, tail = file.read().rpartition(b"\n")
+    try:
+        json.loads(tail)
+        file.write(b"\n")
+    except ValueError:
+        file.truncate(len(kept) + 1 if kept else 0)
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """Records of a JSON-lines file; a torn last line (the process was killed while writing) is left out."""
     records: list[dict[str, Any]] = []
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    # Not splitlines: prompts may hold the other line separators of Unicode, which JSON leaves unescaped.
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
     for number, line in enumerate(lines):
         if not line.strip():
             continue
@@ -154,10 +174,19 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write tensors as safetensors, atomically; they are made contiguous and moved to the CPU."""
+    """Write tensors as safetensors, atomically; they are made contiguous and moved to the CPU.
+
+    Tensors that share memory (tied weights, views) are written as they are named, each in full.
+    """
     from safetensors.torch import save
 
-    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    ready: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().to("cpu").contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        ready[name] = plain.clone() if storage in seen else plain
+        seen.add(storage)
     return atomic_write(path, save(ready, dict(metadata) if metadata else None))
 
 
