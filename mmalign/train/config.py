@@ -448,7 +448,7 @@ def _resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
 
     method = methods.find(config.method)
     defaults = method.defaults_for(config.model.family)
-    parameters = objectives.signature(method.objective)
+    parameters = objectives.signature(method.objective).parameters
     arguments: dict[str, float | int | str | bool] = {
         name: item.value for name, item in defaults.items() if name in parameters
     }

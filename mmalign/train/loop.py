@@ -100,6 +100,11 @@ class Loop:
         device = self.accelerator.device
         self.dropped = torch.zeros(2, device=device)
 
+    @property
+    def _moving_reference(self) -> EmaReference | None:
+        reference = self.parts.reference
+        return reference if isinstance(reference, EmaReference) else None
+
     # --- checkpoints
     # -----------------------------------------------------------------------------------------------
 
@@ -203,7 +208,6 @@ class Loop:
                     self.tracking.advance()
                     if is_record:
                         self._record(rows_since / max(time.perf_counter() - started, 1e-9))
-                    self.on_update(self.progress.step)
                     stop = self._should_stop(is_record)
                     if (
                         stop
@@ -211,6 +215,8 @@ class Loop:
                         or self.progress.step == total
                     ):
                         self.save()
+                    # After the checkpoint: a sampler that fails must not cost the steps before it.
+                    self.on_update(self.progress.step)
                     if is_record:
                         started, rows_since = time.perf_counter(), 0
                     if stop:

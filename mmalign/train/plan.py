@@ -1,7 +1,8 @@
 """What a run would do and need, before it does it: `mmalign train CONFIG --dry-run`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -79,6 +80,11 @@ def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Fl
     class _OnMeta(nn.Module):
         def forward(self, *args: object, **kwargs: object) -> object:
             return torch.func.functional_call(network, own, args, kwargs)
+
+        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+            """The stand-ins, for callers that look at a weight's dtype."""
+            del recurse
+            return iter(cast("list[nn.Parameter]", [own[name] for name, _ in network.named_parameters()]))
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward(_OnMeta())

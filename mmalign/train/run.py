@@ -171,6 +171,7 @@ def denoiser_of(model: PreferenceModel) -> Callable[[nn.Module], Denoiser]:
 def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
     """The family's model in the run's precision; fully trained networks are read in float32."""
     family = registry.find("families", run.config.model.family)
+    _quiet_loaders()
     dtype = _DTYPES[run.config.train.mixed_precision]
     full = run.config.adapter.kind == "none"
     model: PreferenceModel = family.load(
@@ -181,6 +182,15 @@ def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
         network_dtype=torch.float32 if full else None,
     )
     return model
+
+
+def _quiet_loaders() -> None:
+    """One bar per run, not one per file that is loaded."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _identity(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> dict[str, Any]:
@@ -401,7 +411,7 @@ def prepare(
         tracking=tracking,
         folder=folder,
         identity=_identity(run, layout, kind, len(table)),
-        on_update=_grid_hook(grids, run, accelerator, model, trainables),
+        on_update=_grid_hook(grids, run, accelerator, model, trainables, tracking),
     )
     if checkpoint is not None:
         loop.restore(checkpoint)
@@ -506,6 +516,7 @@ def _grid_hook(
     accelerator: Accelerator,
     model: PreferenceModel,
     trainables: Trainables,
+    tracking: Tracking,
 ) -> Callable[[int], None]:
     """Draw a grid every so many steps, on the main process, with the unwrapped network."""
     config = run.config.samples
@@ -516,12 +527,7 @@ def _grid_hook(
             return
         with _bare(model, trainables.network):
             path = grids.write(step)
-        for tracker in accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                import numpy as np
-                from PIL import Image
-
-                tracker.log_images({"samples": np.asarray(Image.open(path))[None]}, step=step)
+        tracking.log_picture("samples", path, step)
 
     return hook
 

@@ -115,14 +115,28 @@ class Tracking:
             if self.progress is not None:
                 self.progress.update(self.task, numbers=numbers)
             else:
-                self.console.print(f"step {step:>6}  {numbers}")
+                self.console.print(f"step {step:>6}  {numbers}", soft_wrap=True)
         if self.has_trackers:
             self.accelerator.log(dict(values), step=step)
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        """Send a picture to the trackers that take pictures."""
+        import numpy as np
+        from PIL import Image
+
+        for tracker in self.accelerator.trackers:
+            if not hasattr(tracker, "log_images"):
+                continue
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))[None]
+            # TensorBoard expects channels first unless told otherwise; the others take what PIL gives.
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: pixels}, step=step, **options)
 
     def say(self, text: str) -> None:
         """A line for the person watching."""
         if self.accelerator.is_main_process:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop the bar and flush the trackers."""
