@@ -72,7 +72,8 @@ def evaluate(
     _check(name, terms, scores, labels)
     valid = _valid_candidates(scores, labels)
     scores = _without_padding(scores, valid)
-    rows = _valid_rows(scores, valid)
+    anyone = _valid_rows(scores, valid, 1)
+    rows = anyone if extras or not terms else torch.zeros_like(anyone)
     parts: dict[str, Tensor] = {}
     first: _Evaluated | None = None
     for term in terms:
@@ -83,7 +84,9 @@ def evaluate(
             # The label may be wrong: the loss is its expectation over both orders of the pair.
             other = _term(term, scores.swapped(), _swapped(labels), _frozen(state), _flip(valid))
             loss = _expectation(labels, loss, other.weighted)
-        _add(parts, term.name or term.link.name, loss, rows)
+        counts = anyone if term.structure.points else _valid_rows(scores, valid, 2)
+        rows = rows | counts
+        _add(parts, term.name or term.link.name, loss, counts)
     for extra in extras:
         loss = extra.coefficient * extra.value(_context(Reduction(), 0.0, scores, labels, state, valid))
         if extra.swaps and _is_soft(labels, scores):
@@ -91,12 +94,13 @@ def evaluate(
                 Reduction(), 0.0, scores.swapped(), _swapped(labels), _frozen(state), _flip(valid)
             )
             loss = _expectation(labels, loss, extra.coefficient * extra.value(flipped))
-        _add(parts, extra.name, loss, rows)
+        _add(parts, extra.name, loss, anyone)
     total = torch.stack(list(parts.values())).sum(0)
     if first is None:
         first = _without_comparison(scores, labels, state, valid)
-    metrics, applies = _metrics(first, labels, rows)
-    logit = torch.where(rows, first.compared.logit, 0.0)
+    seen = anyone if not terms or terms[0].structure.points else _valid_rows(scores, valid, 2)
+    metrics, applies = _metrics(first, labels, seen)
+    logit = torch.where(seen, first.compared.logit, 0.0)
     return ObjectiveOutput(total, logit, parts, metrics, applies, rows)
 
 
@@ -119,8 +123,8 @@ def _check(name: str, terms: Sequence[Term], scores: Scores, labels: Labels) -> 
         value = getattr(labels, field)
         if value is not None and tuple(value.shape) != shape:
             message = (
-                f"objective {name}: Labels.{field} has shape {list(value.shape)}, expected {list(shape)} to go "
-                f"with scores of {prompts} prompts and {candidates} candidates."
+                f"objective {name}: Labels.{field} has shape {list(value.shape)}, expected {list(shape)} to go with"
+                f" scores of {prompts} prompts and {candidates} candidates."
             )
             raise ShapeError(message)
 
@@ -153,12 +157,11 @@ def _without_padding(scores: Scores, valid: Tensor | None) -> Scores:
     )
 
 
-def _valid_rows(scores: Scores, valid: Tensor | None) -> Bool[Tensor, " prompt"]:
-    """Prompts that count: both candidates of a pair, one unpaired row, at least two of a list."""
-    prompts, candidates = scores.policy.shape[:2]
+def _valid_rows(scores: Scores, valid: Tensor | None, at_least: int) -> Bool[Tensor, " prompt"]:
+    """Prompts with enough real candidates: one for what looks at each alone, two for what compares."""
     if valid is None:
-        return torch.ones(prompts, dtype=torch.bool, device=scores.policy.device)
-    return valid.sum(1) >= min(candidates, 2)
+        return torch.ones(scores.policy.shape[0], dtype=torch.bool, device=scores.policy.device)
+    return valid.sum(1) >= at_least
 
 
 def _is_soft(labels: Labels, scores: Scores) -> bool:

@@ -51,12 +51,12 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of `Scores` it reads besides the policy's, names in extras included."""
-        return frozenset().union(*(part.needs for part in (*self.terms, *self.extras)))
+        return frozenset().union(*(term.needs for term in self.terms), *(extra.needs for extra in self.extras))
 
     @property
     def couples_rows(self) -> bool:
         """The loss of a row depends on its batch mates, so micro-batch, ranks and accumulation matter."""
-        return any(part.couples_rows for part in (*self.terms, *self.extras))
+        return any(term.couples_rows for term in self.terms) or any(extra.couples_rows for extra in self.extras)
 
     @property
     def formula(self) -> str:

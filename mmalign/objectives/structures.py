@@ -7,7 +7,7 @@ one candidate: the whole).
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -109,6 +109,7 @@ class Words:
     margin: str
 
 
+@runtime_checkable
 class Structure(Protocol):
     """How candidates are compared."""
 
