@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-slow lint format docs bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ lint: $(STAMP)  ## ruff, mypy --strict, import floors
 format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## renew the generated table of the README
+	$(OFFLINE) $(BIN)/mmalign methods --update README.md
 
 bench: $(STAMP)  ## framework tax, memory, start-up, loader
 	$(OFFLINE) $(BIN)/python benchmarks/run.py

@@ -237,11 +237,9 @@ def test_two_rows_of_one_name_are_refused() -> None:
 
 def test_the_methods_table_of_the_readme_is_fresh() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- methods:begin -->\n(.*?)\n<!-- methods:end -->", readme, flags=re.DOTALL)
+    found = re.search(r"<!-- methods:begin -->\n(.*?)<!-- methods:end -->", readme, flags=re.DOTALL)
     assert found, "README.md has no <!-- methods:begin --> ... <!-- methods:end -->"
-    assert found.group(1).strip() == methods.markdown(), (
-        "stale: paste the output of `mmalign methods --markdown`"
-    )
+    assert found.group(1).strip() == methods.markdown(), "stale: run `make docs`"
 
 
 # ------------------------------------------------------------------------------------------------ habits
@@ -253,7 +251,7 @@ def test_no_module_is_named_for_nothing() -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_module_runs_what_it_reads_or_seeds_the_world(path: Path) -> None:
-    """No pickle, no eval, no remote code, no shell; randomness comes from generators."""
+    """No pickle, eval, remote code or shell; the global generator is seeded only where it is restored."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {
         alias.name.split(".")[0]
@@ -275,7 +273,12 @@ def test_no_module_runs_what_it_reads_or_seeds_the_world(path: Path) -> None:
         "set_seed",
         "yaml.load",
     }
+    kept_apart = {
+        id(call) for block in ast.walk(tree) if _restores_randomness(block) for _, call in calls(block)
+    }
     for name, call in calls(tree):
+        if name == "torch.manual_seed" and id(call) in kept_apart:
+            continue
         assert name not in forbidden, f"line {call.lineno}: {name}"
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert given.get("trust_remote_code", "False") == "False", f"line {call.lineno}: remote code"
@@ -284,6 +287,13 @@ def test_no_module_runs_what_it_reads_or_seeds_the_world(path: Path) -> None:
             assert given.get("weights_only") == "True", (
                 f"line {call.lineno}: torch.load without weights_only=True"
             )
+
+
+def _restores_randomness(node: ast.AST) -> bool:
+    """A `with torch.random.fork_rng(...)`: the way to seed constructors that take no generator."""
+    return isinstance(node, ast.With) and any(
+        "fork_rng(" in ast.unparse(item.context_expr) for item in node.items
+    )
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())

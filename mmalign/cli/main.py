@@ -132,7 +132,13 @@ def _add_tables(commands: Any) -> None:
     methods.add_argument(
         "name", metavar="NAME", nargs="?", help="formula, source, departures, defaults, status, parity"
     )
-    methods.add_argument("--markdown", action="store_true", help="print what the README embeds")
+    methods.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    methods.add_argument(
+        "--update",
+        type=Path,
+        metavar="FILE",
+        help="renew the Markdown table between the `methods` markers of FILE",
+    )
     methods.set_defaults(handler=_calls("mmalign.cli.tables:print_methods"))
 
     families = commands.add_parser("families", help="the model families that can be trained")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign import methods, registry
+from mmalign.errors import ConfigError, explain
+from mmalign.files import atomic_write
 from mmalign.methods import Default, Method
 
 if TYPE_CHECKING:
@@ -22,16 +24,24 @@ _TERMINAL = ("method", "paper", "data", "reference", "likelihood", "status")
 _FIRST = ("beta", "learning_rate", "effective_batch", "steps", "warmup_steps", "optimizer", "resolution")
 
 
-def print_methods(name: str | None = None, markdown: bool = False) -> None:
+_BEGIN, _END = "<!-- methods:begin -->\n", "<!-- methods:end -->"
+
+
+def print_methods(name: str | None = None, markdown: bool = False, update: Path | None = None) -> None:
     """Print the method table, or one row whole.
 
     Args:
         name: method to print whole; None prints the table.
         markdown: print the table as the README embeds it.
+        update: file whose table is renewed instead of printing one.
 
     Raises:
         UnknownNameError: no method is called `name`.
+        ConfigError: the file has no markers, or cannot be read.
     """
+    if update is not None:
+        update_markdown(update)
+        return
     if markdown:
         print(methods.markdown(None if name is None else [methods.find(name)]))
         return
@@ -43,6 +53,31 @@ def print_methods(name: str | None = None, markdown: bool = False) -> None:
         console.print("\nOne of them whole: mmalign methods NAME", style="dim")
     else:
         _print_method(console, methods.find(name))
+
+
+def update_markdown(path: Path) -> None:
+    """Replace what stands between the markers of a Markdown file by the method table.
+
+    Raises:
+        ConfigError: the file has no markers, or cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        message = f"methods --update: {path} cannot be read ({error.strerror})."
+        raise ConfigError(message) from error
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        message = explain(
+            f"methods --update: {path}",
+            got="a file without markers",
+            expected=f"the lines {_BEGIN.strip()} and {_END}",
+            do="Write them where the table belongs.",
+        )
+        raise ConfigError(message)
+    atomic_write(path, f"{before}{begin}{methods.markdown()}\n{end}{after}")
+    print(f"{path}: {len(methods.names())} methods")
 
 
 def _method_table(rows: Iterable[Method]) -> "RenderableType":

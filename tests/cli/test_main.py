@@ -96,7 +96,7 @@ def test_a_command_hands_its_options_over_as_keyword_arguments(monkeypatch: pyte
     received: dict[str, object] = {}
     monkeypatch.setattr("mmalign.cli.tables.print_methods", lambda **options: received.update(options))
     assert main(["methods", "diffusion_dpo"]) == 0
-    assert received == {"name": "diffusion_dpo", "markdown": False}
+    assert received == {"name": "diffusion_dpo", "markdown": False, "update": None}
 
 
 def test_an_error_of_ours_is_a_message_and_exit_code_two(

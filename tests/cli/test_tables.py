@@ -1,5 +1,7 @@
 """Tables: what `mmalign methods` and `mmalign families` print."""
 
+from pathlib import Path
+
 import pytest
 
 from mmalign import methods, registry
@@ -65,3 +67,27 @@ def test_one_family_shows_its_documentation(capsys: pytest.CaptureFixture[str]) 
     assert len(capsys.readouterr().out) > 80
     assert main(["families", "sdx"]) == 2
     assert "unknown family 'sdx'. Did you mean sdxl" in capsys.readouterr().err
+
+
+def test_the_table_of_a_file_is_renewed_between_its_markers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- methods:begin -->\nold\n<!-- methods:end -->\nafter\n", encoding="utf-8")
+    assert main(["methods", "--update", str(page)]) == 0
+    renewed = page.read_text(encoding="utf-8")
+    assert renewed == f"before\n<!-- methods:begin -->\n{methods.markdown()}\n<!-- methods:end -->\nafter\n"
+    assert main(["methods", "--update", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == renewed
+
+
+def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- methods:end -->\n<!-- methods:begin -->\n", encoding="utf-8")
+    assert main(["methods", "--update", str(page)]) == 2
+    assert (
+        "got 'a file without markers', expected the lines <!-- methods:begin -->" in capsys.readouterr().err
+    )
+    assert page.read_text(encoding="utf-8") == "<!-- methods:end -->\n<!-- methods:begin -->\n"
+    assert main(["methods", "--update", str(tmp_path / "none.md")]) == 2
+    assert "none.md cannot be read (No such file or directory)." in capsys.readouterr().err
