@@ -123,8 +123,8 @@ def _check(name: str, terms: Sequence[Term], scores: Scores, labels: Labels) -> 
         value = getattr(labels, field)
         if value is not None and tuple(value.shape) != shape:
             message = (
-                f"objective {name}: Labels.{field} has shape {list(value.shape)}, expected {list(shape)} to go with"
-                f" scores of {prompts} prompts and {candidates} candidates."
+                f"objective {name}: Labels.{field} has shape {list(value.shape)}, expected {list(shape)} for "
+                f"scores of {prompts} prompts and {candidates} candidates."
             )
             raise ShapeError(message)
 

@@ -5,6 +5,7 @@ called with scores and labels. A builder is a function with keyword-only hyperpa
 `objective`, which makes its method row.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -51,12 +52,14 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of `Scores` it reads besides the policy's, names in extras included."""
-        return frozenset().union(*(term.needs for term in self.terms), *(extra.needs for extra in self.extras))
+        of_terms = (term.needs for term in self.terms)
+        return frozenset().union(*of_terms, *(extra.needs for extra in self.extras))
 
     @property
     def couples_rows(self) -> bool:
         """The loss of a row depends on its batch mates, so micro-batch, ranks and accumulation matter."""
-        return any(term.couples_rows for term in self.terms) or any(extra.couples_rows for extra in self.extras)
+        of_terms = any(term.couples_rows for term in self.terms)
+        return of_terms or any(extra.couples_rows for extra in self.extras)
 
     @property
     def formula(self) -> str:
@@ -96,7 +99,7 @@ class Objective:
             return NotImplemented
         return Objective(f"{self.name}+{other.name}", self.terms + other.terms, self.extras + other.extras)
 
-    def __mul__(self, factor: float) -> "Objective":
+    def __mul__(self, factor: int | float) -> "Objective":
         """Every term multiplied by `factor`."""
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
@@ -152,6 +155,22 @@ class Registered:
 _REGISTRY: dict[str, Registered] = {}
 
 
+def _taking_integers(function: Callable[P, Objective]) -> Callable[P, Objective]:
+    """The builder, with 5000 as good as 5000.0 for a float: configs write either."""
+    floats = {
+        name for name, given in inspect.signature(function).parameters.items() if given.annotation is float
+    }
+
+    @functools.wraps(function)
+    def builder(*args: P.args, **kwargs: P.kwargs) -> Objective:
+        for name in floats & kwargs.keys():
+            if type(kwargs[name]) is int:
+                kwargs[name] = float(kwargs[name])  # type: ignore[arg-type]
+        return function(*args, **kwargs)
+
+    return builder
+
+
 def objective(
     name: str,
     *,
@@ -188,7 +207,8 @@ def objective(
         allows: conformance properties it does not have, with the reason.
     """
 
-    def register(builder: Callable[P, Objective]) -> Callable[P, Objective]:
+    def register(function: Callable[P, Objective]) -> Callable[P, Objective]:
+        builder = _taking_integers(function)
         if name in _REGISTRY:
             raise ConfigError(explain(f"objective {name}", got="a second builder", expected="one per name"))
         built = builder(**sample)  # type: ignore[arg-type,call-arg]

@@ -156,10 +156,8 @@ TEXT_ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_kto": kto,
 }
 
-_OTHER_UNIT = {
-    name: "the library logs beta times the sum; our reward is in the term's own unit" for name in _LOGGED
-}
-_SUPERVISED = {name: "a supervised loss has no reward of ours" for name in _LOGGED}
+_OTHER_UNIT = dict.fromkeys(_LOGGED, "the library logs beta times the sum; our reward is in the term's own unit")
+_SUPERVISED = dict.fromkeys(_LOGGED, "a supervised loss has no reward of ours")
 LEFT_OUT: dict[str, dict[str, str]] = {
     "text_ipo": _OTHER_UNIT,
     "text_dpo_sigmoid_norm": _OTHER_UNIT,
