@@ -7,15 +7,16 @@ With a cache it opens no image at all.
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mmalign.batch import PreferenceRow
-from mmalign.errors import ShapeError
+from mmalign.data.cache import LatentCache
+from mmalign.diffusion.images import ImageLoader
+from mmalign.errors import RowError, ShapeError
 
 __all__ = ["ExampleReader", "collate"]
 
@@ -26,17 +27,13 @@ class ExampleReader:
 
     Args:
         tokenizers: of the pipeline, in the order of its encoders.
-        resolution: pixels of the square crop.
-        crop: where the crop lies, the same relative window for all candidates of a row.
-        flip: whether half of the rows are mirrored, all candidates of a row together.
+        images: decodes, crops and flips.
         cache: moments and text states by content, or None.
     """
 
     tokenizers: tuple[Any, ...]
-    resolution: int
-    crop: Literal["center", "random"] = "center"
-    flip: bool = False
-    cache: Any = None
+    images: ImageLoader
+    cache: LatentCache | None = None
 
     def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
         """Pixels [candidate 3 height width] or cached moments, geometry, tokens or cached text states.
@@ -44,14 +41,31 @@ class ExampleReader:
         Raises:
             RowError: an image cannot be read, or the cache lacks the row.
         """
-        from mmalign.diffusion.images import load_candidates
-
-        loaded = load_candidates(row, resolution=self.resolution, crop=self.crop, flip=self.flip, key=key)
+        if self.cache is not None:
+            return self._cached(self.cache, row, key)
+        loaded = self.images.load(row, key=key)
         tokens = self.tokens([row.prompt])
         return {
             "pixels": loaded.pixels,
             "geometry": loaded.geometry,
             **{f"tokens_{number}": ids[0] for number, ids in enumerate(tokens)},
+        }
+
+    def _cached(self, cache: LatentCache, row: PreferenceRow, key: int) -> dict[str, Any]:
+        text = cache.text(row.prompt)
+        if text is None:
+            message = (
+                f"{row.source or row.id}: its prompt is not in the cache {cache.folder}. "
+                "Run `mmalign data cache` on this config (it adds what is missing)."
+            )
+            raise RowError(message, reason="not_cached")
+        flipped = self.images.augmentation(key).flip
+        mean, std, geometry = cache.row(row, self.images, flipped=flipped)
+        return {
+            "latent_mean": mean,
+            "latent_std": std,
+            "geometry": geometry,
+            **{f"text.{name}": value[0] for name, value in text.items()},
         }
 
     def tokens(self, prompts: Sequence[str]) -> list[Int[Tensor, "prompt token"]]:
@@ -71,12 +85,12 @@ class ExampleReader:
             ]
 
     def cached_text(self, prompt: str) -> dict[str, Tensor] | None:
-        """Text states `[1, ...]` of a prompt from the cache, None without one."""
+        """Text states `[1, ...]` of a prompt from the cache; None where there is none."""
         return None if self.cache is None else self.cache.text(prompt)
 
-    def with_cache(self, folder: str | Path) -> "ExampleReader":
-        """A reader that takes moments and text states from the cache in `folder`."""
-        return replace(self, cache=folder)
+    def with_cache(self, cache: LatentCache) -> "ExampleReader":
+        """A reader that takes moments and text states from `cache`."""
+        return replace(self, cache=cache)
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ here, once.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,9 +17,12 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.data.cache import CacheIdentity, LatentCache
+from mmalign.data.config import ImageLimits
 from mmalign.diffusion.attention import AttentionReport, apply_attention, enable_checkpointing
 from mmalign.diffusion.autoencoder import Autoencoder, Moments, on_device, weight_digest
 from mmalign.diffusion.examples import ExampleReader, collate
+from mmalign.diffusion.images import RESIZE_RULE, ImageLoader
 from mmalign.diffusion.loading import PipelineSource, load_autoencoder
 from mmalign.errors import ConfigError, explain
 from mmalign.files import fingerprint
@@ -85,8 +88,12 @@ class ImageModel:
         self.autoencoder = self._load_autoencoder()
         self.notes.append(self.autoencoder.note)
         self.latent_shape = self._latent_shape()
+        self.reader = ExampleReader(
+            tokenizers=tuple(self.tokenizers),
+            images=ImageLoader(resolution=image.resolution, crop=image.crop, flip=image.flip),
+        )
         if image.cache is not None:
-            self.autoencoder.release()
+            self.attach_cache(image.cache)
         network = source.part("unet", dtype=network_dtype or dtype)
         self.check_network(network)
         self.attention: AttentionReport = apply_attention(
@@ -97,11 +104,6 @@ class ImageModel:
             self.notes.append(f"gradient checkpointing: {enable_checkpointing(network)} blocks")
         self.bare_network: Any = network.to(self.device)
         self.network: nn.Module = self.bare_network
-        self.reader = ExampleReader(
-            tokenizers=tuple(self.tokenizers), resolution=image.resolution, crop=image.crop, flip=image.flip
-        )
-        if image.cache is not None:
-            self.attach_cache(image.cache)
 
     # --- what a family supplies
     # ---------------------------------------------------------------------------------
@@ -211,9 +213,14 @@ class ImageModel:
 
     def attach_cache(self, folder: str | Path) -> None:
         """Take latents and text states from a folder made by `mmalign data cache`, and free the encoders."""
-        self.reader = self.reader.with_cache(folder)
+        self.reader = self.reader.with_cache(LatentCache(folder, expect=self.cache_identity()))
+        self._empty_text = None
         self.release_encoders()
         self.notes.append(f"latents and text states: cache {folder}")
+
+    def limit_images(self, limits: ImageLimits) -> None:
+        """Refuse images beyond other sizes than the usual ones."""
+        self.reader = replace(self.reader, images=replace(self.reader.images, limits=limits))
 
     def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
         """Decoded, cropped, tokenised; on the CPU, decided by `key`.
@@ -362,6 +369,15 @@ class ImageModel:
         from mmalign.diffusion.export import save_pipeline
 
         return save_pipeline(self, folder)
+
+    def cache_identity(self) -> CacheIdentity:
+        """What a cache of encoded inputs must have been made with to serve this model."""
+        return CacheIdentity(
+            vae=self.vae_fingerprint(),
+            text=self.text_fingerprint(),
+            resolution=self.image.resolution,
+            resize=RESIZE_RULE,
+        )
 
     def vae_fingerprint(self) -> str:
         """Identity of what turns pixels into moments."""

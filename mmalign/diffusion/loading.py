@@ -112,8 +112,8 @@ class PipelineSource:
         """Whether the pipeline has a part of this name (an SDXL refiner has no first text encoder)."""
         if self.kind == "file" and self.config_source is None:
             return True
-        entry = self.index.get(name)
-        return bool(entry) and entry[0] is not None
+        entry = self.index.get(name) or (None, None)
+        return entry[0] is not None
 
     def part(self, name: str, *, dtype: torch.dtype | None = None) -> Any:
         """One loaded part: a network in evaluation mode on the CPU, a tokenizer, or a scheduler.
@@ -137,7 +137,7 @@ class PipelineSource:
         return loaded
 
     def _part_of_folder(self, name: str, dtype: torch.dtype | None) -> Any:
-        library, class_name = self.index[name]
+        library, class_name = self.index.get(name) or ("", "")
         if library not in _LIBRARIES:
             message = explain(
                 f"model.source {self.source}, part {name}",
@@ -178,8 +178,8 @@ _HUB_ADVICE = (
 )
 _PART_ADVICE = (
     "Weights must be safetensors: convert older repositories first. Check model.variant and model.revision; "
-    "a single file on a machine without network needs model.config_source, a diffusers folder with the configs "
-    "of that model."
+    "a single file on a machine without network needs model.config_source, a diffusers folder with the "
+    "configs of that model."
 )
 
 

@@ -309,7 +309,7 @@ def main(
     loaded = (
         load_trained(run, source=model, device=device) if run is not None else load_base(model, device=device)
     )
-    settings = {
+    settings: dict[str, Any] = {
         "seed": seed,
         "num_steps": steps if steps is not None else loaded.num_steps,
         "guidance_scale": guidance_scale if guidance_scale is not None else loaded.guidance_scale,

@@ -107,11 +107,10 @@ class StableDiffusionXL(ImageModel):
     def text_from_tokens(self, tokens: Sequence[Tensor], encoders: Sequence[Any]) -> dict[str, Tensor]:
         """`text` [prompt, token, channel] and `pooled` [prompt, channel]."""
         hidden = []
-        pooled = None
         for ids, encoder in zip(tokens, encoders, strict=True):
             output = encoder(ids, output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
-            pooled = output[0]  # the projection, for the last encoder
+            pooled: Tensor = output[0]  # of the last encoder: its projection
         return {"text": torch.cat(hidden, dim=-1), "pooled": pooled}
 
     def size_conditioning(

@@ -1,0 +1,235 @@
+"""Models as they stand after a run: the base network with the trained weights put back."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from mmalign import registry
+from mmalign.diffusion.family import ImageFamily, ImageModel
+from mmalign.diffusion.sampling import adapters_off
+from mmalign.errors import CheckpointError, ConfigError, explain
+from mmalign.train.adapters import Trainables, attach
+from mmalign.train.checkpoint import find_latest, load_checkpoint
+from mmalign.train.config import ImageConfig, ModelConfig, RunConfig
+
+__all__ = ["TrainedModel", "load_base", "load_trained"]
+
+_CONFIG_FILE = "mmalign_config.yaml"
+_CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class TrainedModel:
+    """A loaded model, and how to see it without its training.
+
+    Args:
+        model: carries the trained weights.
+        config: of the run, None for a base model.
+        trainables: the trained weights, None for a base model.
+        step: optimiser steps done.
+        weights: "last", "average" or "base": which weights are in the network.
+        folder: run folder.
+        base: full fine-tuning: the base model's weights, on the CPU, to swap in.
+    """
+
+    model: ImageModel
+    config: RunConfig | None = None
+    trainables: Trainables | None = None
+    step: int = 0
+    weights: str = "base"
+    folder: Path | None = None
+    base: list[Tensor] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        """Sampler steps: the run's, else what suits the model."""
+        return self.config.samples.num_steps if self.config else self.model.sampler_defaults[0]
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance: the run's, else what suits the model."""
+        return self.config.samples.guidance_scale if self.config else self.model.sampler_defaults[1]
+
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        """The model as it was before training."""
+        if self.trainables is None:
+            yield
+        elif self.trainables.lora is not None:
+            with adapters_off(self.model.bare_network):
+                yield
+        else:
+            with self.trainables.swapped(self.base):
+                yield
+
+
+def best_device(device: str | None = None) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        ConfigError: torch knows no such device, or it is not there.
+    """
+    if device is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        message = explain(
+            "--device", got=device, expected="cuda, cuda:1, cpu or mps, and present", do=str(error)
+        )
+        raise ConfigError(message) from error
+    return chosen
+
+
+def load_base(source: str | None, *, device: str | None = None) -> TrainedModel:
+    """A base model of whatever family it is, at its native picture size.
+
+    Raises:
+        ConfigError: nothing is there, or no family trains it.
+    """
+    if source is None:
+        message = explain("mmalign sample", got="neither --model nor --run", expected="at least one of them")
+        raise ConfigError(message)
+    family, resolution = _recognise(source)
+    chosen = best_device(device)
+    dtype = torch.float16 if chosen.type == "cuda" else torch.float32
+    settings = ModelConfig(family=family.name, source=source)
+    return TrainedModel(family.load(settings, ImageConfig(resolution=resolution), device=chosen, dtype=dtype))
+
+
+def _recognise(source: str) -> tuple[ImageFamily, int]:
+    """Family and native picture size of a folder, file or hub id."""
+    families: list[Any] = [registry.find("families", name) for name in registry.names("families")]
+    if Path(source).is_file():
+        from safetensors import safe_open
+
+        with safe_open(source, framework="pt") as file:
+            two_encoders = any(name.startswith("conditioner.embedders.") for name in file.keys())  # noqa: SIM118
+        wanted, resolution = (
+            ("StableDiffusionXLPipeline", 1024) if two_encoders else ("StableDiffusionPipeline", 512)
+        )
+    else:
+        wanted, resolution = _read_index(source)
+    for family in families:
+        if wanted in getattr(family, "pipelines", ()):
+            return family, resolution
+    known = ", ".join(sorted({name for family in families for name in getattr(family, "pipelines", ())}))
+    message = explain(f"--model {source}", got=wanted, expected=f"one of {known}")
+    raise ConfigError(message)
+
+
+def _read_index(source: str) -> tuple[str, int]:
+    """Pipeline class and native picture size, from configs alone."""
+    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+
+    try:
+        if Path(source).is_dir():
+            index = json.loads((Path(source) / "model_index.json").read_text(encoding="utf-8"))
+        else:
+            index = DiffusionPipeline.load_config(source)
+        unet = UNet2DConditionModel.load_config(source, subfolder="unet")
+        vae = AutoencoderKL.load_config(source, subfolder="vae")
+    except (OSError, ValueError) as error:
+        message = explain(
+            f"--model {source}",
+            got=str(error).splitlines()[0],
+            expected="a diffusers folder, a hub id or a .safetensors file",
+        )
+        raise ConfigError(message) from error
+    return str(index.get("_class_name")), int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def load_trained(
+    run: str | Path,
+    *,
+    source: str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> TrainedModel:
+    """What a run trained: its base model with the newest weights, the average where the run kept one.
+
+    Args:
+        run: run folder, or one of its checkpoints.
+        source: where the base model lies now, if it has moved.
+        device: where to load it; default the best there is.
+        dtype: of the frozen weights; default float16 on CUDA for runs in mixed precision, else float32.
+
+    Raises:
+        CheckpointError: it is not a run, or has no checkpoint yet.
+        ConfigError: the base model cannot be loaded.
+    """
+    folder, checkpoint_folder = _locate(Path(run))
+    config = _read_config(folder)
+    if source is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"source": source})})
+    chosen = best_device(device)
+    if dtype is None:
+        mixed = config.train.mixed_precision != "no" and chosen.type == "cuda"
+        dtype = torch.float16 if mixed else torch.float32
+    full = config.adapter.kind == "none"
+    # Neither the cache nor the card of the training machine need be there.
+    settings = config.model.model_copy(update={"attention": "sdpa", "gradient_checkpointing": False})
+    image = config.image.model_copy(update={"cache": None})
+    family: ImageFamily = registry.find("families", config.model.family)
+    model = family.load(
+        settings, image, device=chosen, dtype=dtype, network_dtype=torch.float32 if full else None
+    )
+    trainables = attach(
+        model.bare_network, config.adapter, default_targets=model.adapter_targets, seed=config.train.seed
+    )
+    base = [parameter.detach().cpu().clone() for parameter in trainables.parameters.values()] if full else []
+    checkpoint = load_checkpoint(checkpoint_folder)
+    if checkpoint.ema:
+        with torch.no_grad():
+            for name, parameter in trainables.parameters.items():
+                parameter.copy_(checkpoint.ema[name])
+    else:
+        trainables.load(checkpoint.weights)
+    return TrainedModel(
+        model=model,
+        config=config,
+        trainables=trainables,
+        step=checkpoint.step,
+        weights="average" if checkpoint.ema else "last",
+        folder=folder,
+        base=base,
+    )
+
+
+def _locate(path: Path) -> tuple[Path, Path]:
+    """(run folder, checkpoint folder) of a run or of one of its checkpoints."""
+    if (path / _CONFIG_FILE).is_file():
+        newest = find_latest(path / _CHECKPOINTS)
+        if newest is None:
+            message = (
+                f"{path}: this run has no complete checkpoint yet. Let it reach train.checkpoint_every steps."
+            )
+            raise CheckpointError(message)
+        return path, newest
+    parent = path.parent.parent
+    if path.parent.name == _CHECKPOINTS and (parent / _CONFIG_FILE).is_file():
+        return parent, path
+    message = explain(
+        f"run {path}",
+        got="no mmalign_config.yaml",
+        expected="a run folder (train.output), or RUN/checkpoints/step-NNNNNNNN",
+    )
+    raise CheckpointError(message)
+
+
+def _read_config(folder: Path) -> RunConfig:
+    try:
+        content = yaml.safe_load((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+        return RunConfig.model_validate(content)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        message = f"{folder / _CONFIG_FILE}: cannot be read as the configuration of a run ({error})."
+        raise CheckpointError(message) from error
