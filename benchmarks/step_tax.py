@@ -82,7 +82,7 @@ def mmalign_step(folder: Path, device: torch.device) -> tuple[Callable[[], None]
 
     def step() -> None:
         is_record = (loop.progress.step + 1) % loop.run.config.log.every == 0
-        loop._update(batches, with_drift=is_record)
+        loop._update(batches, is_record=is_record)
         loop.progress.step += 1
         if is_record:
             loop.meter.read(lambda sums: sums)

@@ -202,7 +202,7 @@ class Loop:
                     is_record = (
                         self.progress.step + 1
                     ) % config.log.every == 0 or self.progress.step + 1 == total
-                    self._update(micro_batches, with_drift=is_record)
+                    self._update(micro_batches, is_record=is_record)
                     rows_since += self.layout.effective_batch
                     self.progress.step += 1
                     self.tracking.advance()
@@ -230,7 +230,7 @@ class Loop:
         finally:
             self.tracking.close()
 
-    def _update(self, micro_batches: Iterator[MicroBatch], *, with_drift: bool) -> None:
+    def _update(self, micro_batches: Iterator[MicroBatch], *, is_record: bool) -> None:
         """One optimiser step: accumulate sums, then scale to the mean over valid prompts, clip, step."""
         device = self.accelerator.device
         num_valid = torch.zeros((), device=device)
@@ -241,7 +241,7 @@ class Loop:
             batch = to_batch(micro, self.model, device)
             is_last = micro_step == self.layout.accumulation - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
-                output = preference_step(self.parts, batch, with_drift=with_drift)
+                output = preference_step(self.parts, batch, is_record=is_record)
                 # The mean over ranks is taken by the gradient reduction; `mean_factor` corrects for invalid
                 # rows.
                 self.accelerator.backward(output.loss / local_rows)

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mmalign.batch import Labels
+
 __all__ = ["NUM_TIMESTEP_BINS", "SATURATION_LOGIT", "Meter", "panel_values", "verdict"]
 
 NUM_TIMESTEP_BINS = 5
@@ -87,7 +89,7 @@ def panel_values(
     drift: Float[Tensor, " prompt"] | None,
     level: Float[Tensor, " prompt"],
     valid: Bool[Tensor, " prompt"],
-    num_candidates_named: bool,
+    labels: Labels,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Per-prompt values and weights of the panel.
 
@@ -96,27 +98,32 @@ def panel_values(
         loss: per-prompt loss.
         logit: what went into the link.
         error_policy: denoising error per candidate.
-        error_reference: the same under the reference, or None.
-        drift: mean squared distance of the two predictions, or None when it was not computed.
+        error_reference: the same under the reference (or the base model), NaN where it was not computed; None
+            if there is nothing to compare with.
+        drift: mean squared distance of the two predictions, NaN where it was not computed, or None.
         level: noise level of the prompt in [0, 1): timestep / number of timesteps.
         valid: False for rows that count nowhere.
-        num_candidates_named: True for pairs: candidate 0 is chosen, 1 rejected; else errors are reported
-            together.
+        labels: say which side an error belongs to; lists are reported as a whole.
     """
+    weight = valid.to(torch.float32)
     values: dict[str, Tensor] = {"loss": loss, "logit": logit, **metrics}
+    weights: dict[str, Tensor] = {"": weight}
     values["saturated"] = (logit.abs() > SATURATION_LOGIT).to(torch.float32)
-    sides = {"chosen": 0, "rejected": 1} if num_candidates_named else {"candidates": None}
-    for side, column in sides.items():
-        policy = error_policy.mean(1) if column is None else error_policy[:, column]
-        values[f"error/policy_{side}"] = policy
+    for side, (column, share) in _sides(labels, error_policy.shape[1], weight).items():
+        found = {f"error/policy_{side}": error_policy[:, column].mean(1)}
         if error_reference is not None:
-            reference = error_reference.mean(1) if column is None else error_reference[:, column]
-            values[f"error/reference_{side}"] = reference
-            values[f"error/relative_{side}"] = policy / reference - 1.0
+            reference = error_reference[:, column].mean(1)
+            found[f"error/reference_{side}"] = reference
+            found[f"error/relative_{side}"] = found[f"error/policy_{side}"] / reference - 1.0
+        values |= found
+        weights |= dict.fromkeys(found, share)
+    if error_reference is not None and labels.probability is not None:
+        gain = error_reference - error_policy
+        difference = gain[:, 0] - gain[:, 1]
+        # A sign is -1, 0 or 1: ties count half. NaN stays NaN and counts nowhere.
+        values["implicit_accuracy"] = 0.5 * (difference.sign() + 1.0) + 0.0 * difference
     if drift is not None:
         values["drift"] = drift
-    weight = valid.to(torch.float32)
-    weights: dict[str, Tensor] = {"": weight}
     bins = torch.clamp((level * NUM_TIMESTEP_BINS).to(torch.int64), 0, NUM_TIMESTEP_BINS - 1)
     for number in range(NUM_TIMESTEP_BINS):
         inside = weight * (bins == number)
@@ -126,6 +133,18 @@ def panel_values(
                 values[key] = values[name]
                 weights[key] = inside
     return values, weights
+
+
+def _sides(
+    labels: Labels, num_candidates: int, weight: Float[Tensor, " prompt"]
+) -> dict[str, tuple[slice, Float[Tensor, " prompt"]]]:
+    """Name of a side to (its candidates, the weight of each prompt in its mean)."""
+    if labels.probability is not None:
+        return {"chosen": (slice(0, 1), weight), "rejected": (slice(1, 2), weight)}
+    if labels.desirable is not None and num_candidates == 1:
+        liked = labels.desirable[:, 0].to(weight.dtype)
+        return {"chosen": (slice(0, 1), weight * liked), "rejected": (slice(0, 1), weight * (1.0 - liked))}
+    return {"candidates": (slice(None), weight)}
 
 
 def _mean(records: Sequence[Mapping[str, float]], name: str) -> float:
@@ -148,7 +167,10 @@ def verdict(records: Sequence[Mapping[str, float]], *, num_dropped: int = 0) -> 
     tail = list(records[-max(len(records) // 4, 1) :])
     head = list(records[: max(len(records) // 4, 1)])
     findings: list[str] = []
-    accuracy, logit = _mean(tail, "accuracy"), _mean(tail, "logit")
+    logit = _mean(tail, "logit")
+    accuracy = _mean(tail, "implicit_accuracy")
+    if math.isnan(accuracy):
+        accuracy = _mean(tail, "accuracy")
     if not math.isnan(accuracy):
         if accuracy > 0.55:
             findings.append(

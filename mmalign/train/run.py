@@ -472,8 +472,18 @@ def _attach_and_refer(
         objective=objectives.build(run.method.objective, **run.objective_arguments),
         state=state,
         autocast=autocast,
+        base=_base_for_panel(reference, trainables, denoiser_of(model)),
     )
     return trainables, parts
+
+
+def _base_for_panel(
+    reference: Reference, trainables: Trainables, make_denoise: Callable[[nn.Module], Denoiser]
+) -> Reference | None:
+    """The base model for the panel of methods without a reference, where adapters can be switched off."""
+    if reference.kind != "none" or trainables.lora is None:
+        return None
+    return make_reference("adapters_off", network=trainables.network, make_denoise=make_denoise)
 
 
 def _autocast(accelerator: Accelerator, precision: str) -> Callable[[], AbstractContextManager[None]]:

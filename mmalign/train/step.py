@@ -27,6 +27,8 @@ class StepParts:
         objective: the loss.
         state: running statistics of objectives that need them.
         autocast: context both forwards run in, so that policy and reference use the same arithmetic.
+        base: what the panel compares with, on the steps that are logged, when the objective has no reference
+            of its own; None where that would need a second network.
     """
 
     denoise: Denoiser
@@ -35,6 +37,7 @@ class StepParts:
     objective: Objective
     state: ObjectiveState
     autocast: Callable[[], AbstractContextManager[None]]
+    base: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,23 @@ class StepOutput:
     weights: dict[str, Tensor]
 
 
-def preference_step(parts: StepParts, batch: Batch, *, with_drift: bool = False) -> StepOutput:
+def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) -> StepOutput:
     """Score a batch under policy and reference and evaluate the objective.
 
     Args:
         parts: the model, the reference, the objective.
         batch: on the device.
-        with_drift: also measure the mean squared distance of policy and reference predictions (a logging
-            step).
+        is_record: the numbers of this step are logged: also measure the drift of the predictions, and compare
+            with the base model where the objective has no reference.
     """
     draw = parts.likelihood.draw(batch)
     # The reference goes first: the policy's graph is then not alive while the reference runs.
     with parts.autocast():
-        reference = parts.reference.evaluate(parts.likelihood, batch, draw, keep_prediction=with_drift)
-        policy = parts.likelihood.evaluate(parts.denoise, batch, draw, keep_prediction=with_drift)
+        reference = parts.reference.evaluate(parts.likelihood, batch, draw, keep_prediction=is_record)
+        policy = parts.likelihood.evaluate(parts.denoise, batch, draw, keep_prediction=is_record)
+        compared = reference
+        if reference is None and parts.base is not None and is_record:
+            compared = parts.base.evaluate(parts.likelihood, batch, draw, keep_prediction=True)
     scores = Scores(policy=policy.score, reference=None if reference is None else reference.score)
     output = parts.objective(scores, batch.labels, parts.state)
     valid = batch.valid
@@ -78,11 +84,13 @@ def preference_step(parts: StepParts, batch: Batch, *, with_drift: bool = False)
         loss=output.loss.detach(),
         logit=output.logit.detach(),
         error_policy=policy.error.detach(),
-        error_reference=None if reference is None else reference.error,
-        drift=None if reference is None else _drift(policy, reference),
+        error_reference=_error_or_nan(
+            compared, policy, known=reference is not None or parts.base is not None
+        ),
+        drift=_drift(policy, compared),
         level=_level(parts.likelihood, draw.timestep),
         valid=valid,
-        num_candidates_named=batch.labels.probability is not None,
+        labels=batch.labels,
     )
     return StepOutput(weighted.sum(), valid.sum().to(torch.float32), values, weights)
 
@@ -93,10 +101,17 @@ def _level(likelihood: Elbo, timestep: Tensor) -> Tensor:
     return schedule.network_time(timestep).to(torch.float32).mean(1) / schedule.num_timesteps
 
 
+def _error_or_nan(compared: Evaluation | None, policy: Evaluation, *, known: bool) -> Tensor | None:
+    """Errors to compare with; NaN on steps where they were not computed: the panel's names never change."""
+    if compared is not None:
+        return compared.error
+    return torch.full_like(policy.error.detach(), torch.nan) if known else None
+
+
 @torch.no_grad()
-def _drift(policy: Evaluation, reference: Evaluation) -> Tensor:
+def _drift(policy: Evaluation, compared: Evaluation | None) -> Tensor:
     """Mean squared distance of the two predictions per prompt; NaN (counted nowhere) if not kept."""
-    if reference.prediction is None or policy.prediction is None:
+    if compared is None or compared.prediction is None or policy.prediction is None:
         return torch.full_like(policy.error.detach()[:, 0], torch.nan)
-    difference = policy.prediction.detach().to(torch.float32) - reference.prediction.to(torch.float32)
+    difference = policy.prediction.detach().to(torch.float32) - compared.prediction.to(torch.float32)
     return difference.square().flatten(1).mean(1)
