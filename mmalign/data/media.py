@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -42,6 +43,13 @@ _DAMAGED = (
 )
 
 _ORIENTATION_TAG = 0x0112
+
+
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this build of Pillow reads; a name it does not know would fail every image."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +245,7 @@ def decode_image(
     with _damage_reported(where, kind), warnings.catch_warnings():
         # Pillow warns about sizes that `limits` decides on.
         warnings.simplefilter("ignore")
-        with Image.open(BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(BytesIO(data), formats=_readable_formats()) as image:
             _check_size(image.size, limits, where)
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
