@@ -105,8 +105,8 @@ class Objective:
             return NotImplemented
         return replace(
             self,
-            terms=tuple(term.scaled(factor) for term in self.terms),
-            extras=tuple(extra.scaled(factor) for extra in self.extras),
+            terms=tuple(term.scaled(float(factor)) for term in self.terms),
+            extras=tuple(extra.scaled(float(factor)) for extra in self.extras),
         )
 
     __rmul__ = __mul__

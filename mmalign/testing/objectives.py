@@ -273,7 +273,7 @@ def _stop_gradient(objective: Registered) -> list[str]:
         reference=None if scores.reference is None else scores.reference.clone().requires_grad_(),
         reward=None if scores.reward is None else scores.reward.clone().requires_grad_(),
     )
-    _built(objective)(watched, labels).loss.sum().backward()  # type: ignore[no-untyped-call]
+    _built(objective)(watched, labels).loss.sum().backward()
     sources = {"reference": watched.reference, "reward": watched.reward}
     return [
         f"gradient reaches the {name}"

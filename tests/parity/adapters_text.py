@@ -156,7 +156,7 @@ TEXT_ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_kto": kto,
 }
 
-_OTHER_UNIT = dict.fromkeys(_LOGGED, "the library logs beta times the sum; our reward is in the term's own unit")
+_OTHER_UNIT = dict.fromkeys(_LOGGED, "the library logs beta times the sum; ours is in the term's own unit")
 _SUPERVISED = dict.fromkeys(_LOGGED, "a supervised loss has no reward of ours")
 LEFT_OUT: dict[str, dict[str, str]] = {
     "text_ipo": _OTHER_UNIT,
