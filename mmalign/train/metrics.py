@@ -82,6 +82,7 @@ class Meter:
 def panel_values(
     *,
     metrics: Mapping[str, Float[Tensor, " prompt"]],
+    applies: Mapping[str, Bool[Tensor, " prompt"]],
     loss: Float[Tensor, " prompt"],
     logit: Float[Tensor, " prompt"],
     error_policy: Float[Tensor, "prompt candidate"],
@@ -95,6 +96,7 @@ def panel_values(
 
     Args:
         metrics: what the objective reported.
+        applies: on which prompts some of them mean something.
         loss: per-prompt loss.
         logit: what went into the link.
         error_policy: denoising error per candidate.
@@ -107,7 +109,7 @@ def panel_values(
     """
     weight = valid.to(torch.float32)
     values: dict[str, Tensor] = {"loss": loss, "logit": logit, **metrics}
-    weights: dict[str, Tensor] = {"": weight}
+    weights: dict[str, Tensor] = {"": weight} | {name: weight * where for name, where in applies.items()}
     values["saturated"] = (logit.abs() > SATURATION_LOGIT).to(torch.float32)
     for side, (column, share) in _sides(labels, error_policy.shape[1], weight).items():
         found = {f"error/policy_{side}": error_policy[:, column].mean(1)}

@@ -6,7 +6,7 @@ encodes on the device and denoises. Saving and sampling are the family's, in its
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ Example = Mapping[str, Any]
 """Tensors and texts of one row, before collation."""
 
 
+@runtime_checkable
 class PreferenceModel(Protocol):
     """A loaded generative model with a trainable network.
 

@@ -81,6 +81,7 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
     weighted = torch.where(valid, output.loss * batch.weight, torch.zeros_like(output.loss))
     values, weights = panel_values(
         metrics=output.metrics,
+        applies=output.applies,
         loss=output.loss.detach(),
         logit=output.logit.detach(),
         error_policy=policy.error.detach(),
