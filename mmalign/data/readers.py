@@ -52,7 +52,6 @@ class SourceTable:
         # Extra columns travel along unless they hold media nobody asked for.
         self._read = tuple(name for name in self.records.columns if name in mapped or name not in heavy)
         self._extra = tuple(name for name in self._read if name not in mapped)
-        self._light = tuple(name for name in self._read if name not in heavy)
 
     def __len__(self) -> int:
         return len(self.selection)
@@ -316,7 +315,9 @@ class RowTable:
     def placeholder(self, index: int) -> PreferenceRow:
         """A row of the right kind that counts nowhere (weight 0), to stand for one that cannot be used."""
         kind, where = self.kind, self.where(index)
-        count = 1 if kind == "unpaired" else 2
+        part, local = self._find(index)
+        counts = part.selection.count
+        count = 1 if kind == "unpaired" else 2 if counts is None else int(counts[local])
         return PreferenceRow(
             prompt="",
             candidates=(Candidate(),) * count,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmalign.batch import RowKeys
 from mmalign.errors import HyperparameterError
-from mmalign.seeding import derive_seed, philox, stream_of
+from mmalign.seeding import derive_seed
 
 if TYPE_CHECKING:
     from mmalign.data.readers import RowTable
@@ -24,16 +24,23 @@ __all__ = ["RowOrder", "permutation", "step_positions"]
 
 
 def permutation(length: int, seed: int) -> NDArray[np.int64]:
-    """A permutation of 0 .. length-1 decided by `seed` alone: the order of counter-based random numbers.
+    """A permutation of 0 .. length-1 decided by `seed` alone: the order of the numbers SplitMix64 gives.
 
-    Not `torch.randperm`, whose stream may change between versions of torch and would break resumed runs.
+    Not `torch.randperm` or numpy's generators, whose streams may change between versions and would break runs
+    that resume.
+
+    Source: G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators (OOPSLA 2014), figure
+        17.
     """
-    words = philox(torch.tensor([seed], dtype=torch.int64), -(-length // 2), stream_of("order"))[0]
-    numbers = (words[:, 0::2] << 31 | words[:, 1::2] >> 1).flatten()[:length]
-    return np.argsort(numbers.numpy(), kind="stable")
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        mixed = np.uint64(seed) + np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return np.argsort(mixed, kind="stable")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _cached_permutation(length: int, seed: int) -> NDArray[np.int64]:
     return permutation(length, seed)
 
@@ -91,7 +98,9 @@ class RowOrder:
     def at(self, position: int) -> tuple[int, int]:
         """(row, visit) at a position; visit counts from 0 how often the row came before."""
         epoch, place = divmod(position, self.epoch_length)
-        slot = self._shuffled(place, self.epoch_length, "epoch", epoch)
+        # One source needs no second shuffle: its own permutation is one.
+        mixed = len(self.sizes) > 1
+        slot = self._shuffled(place, self.epoch_length, "epoch", epoch) if mixed else place
         source = int(np.searchsorted(self._slots, slot, side="right")) - 1
         # Each source is its own endless stream of permutations; an epoch takes the next piece of each.
         taken = epoch * self._counts[source] + slot - int(self._slots[source])

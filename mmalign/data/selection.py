@@ -38,6 +38,7 @@ class Selection:
         group_starts: where each group begins in `members`, with one more entry at the end.
         group: group of each row, when `members` is used.
         desirable: unpaired rows: liked or not.
+        count: lists: candidates of each row.
         report: what was left out.
         issues: records with labels that cannot be read, for the quarantine file.
     """
@@ -51,6 +52,7 @@ class Selection:
     group_starts: Integers | None = None
     group: Integers | None = None
     desirable: NDArray[np.bool_] | None = None
+    count: NDArray[np.int32] | None = None
     report: RowReport = field(default_factory=RowReport)
     issues: list[RowIssue] = field(default_factory=list)
 
@@ -59,7 +61,7 @@ class Selection:
 
     def keep(self, rows: Any) -> None:
         """Keep some of the rows."""
-        for name in ("record", "preference", "first", "second", "group", "desirable"):
+        for name in ("record", "preference", "first", "second", "group", "desirable", "count"):
             values = getattr(self, name)
             if values is not None:
                 setattr(self, name, values[rows])
@@ -109,6 +111,7 @@ def _bad(
     for number, value in zip(numbers, values, strict=True):
         where = records.where(int(number))
         missing = value is None or value != value
+        value = value.item() if isinstance(value, np.generic) else value
         message = explain(f"{where} {column}", got=None if missing else value, expected=expected)
         error = FieldError(message, "missing_label" if missing else "bad_label", column)
         issue = issue_of(error, where)
@@ -280,6 +283,7 @@ def _make_lists_or_pairs(
 ) -> Selection:
     """Leave lists as they are, or expand them to pairs of candidates."""
     if source.lists == "keep":
+        selection.count = np.array([len(relevance) for relevance in relevances], dtype=np.int32)
         return selection
     rows, first, second, preference = [], [], [], []
     for row, relevance in enumerate(relevances):
