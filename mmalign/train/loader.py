@@ -182,7 +182,7 @@ def _labels(rows: Sequence[PreferenceRow], valid: Tensor) -> Labels:
     if len(sizes) != 1:
         message = (
             f"rows {rows[0].source} ...: lists of {sorted(sizes)} candidates in one micro-batch, "
-            "expected one length. Set train.batch_size=1 or cut the lists to one length (data.list_size)."
+            "expected one length. Set train.batch_size=1, or make pairs of them (lists: pairs on the source)."
         )
         raise TrainingError(message)
     relevance = [row.relevance or (0.0,) * len(row.candidates) for row in rows]

@@ -110,6 +110,8 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of the state after `progress.step` (main process)."""
+        # A collective: every rank's share of a partial interval goes into the one set of sums that is saved.
+        meter = self.meter.state(self._sum_across)
         if self.accelerator.is_main_process:
             tensors, described = flatten_optimizer(self.optimizer)
             ema: dict[str, Tensor] = {}
@@ -128,8 +130,8 @@ class Loop:
                     "schedule": _schedule_state(self.schedule),
                     "scaler": self.updater.scaler.state_dict() if self.updater.scaler is not None else None,
                     "ema_steps": self.ema.optimization_step if self.ema is not None else None,
-                    "meter": self.meter.state(),
-                    "updates": self.updates.state(),
+                    "meter": meter,
+                    "updates": self.updates.state(lambda sums: sums),
                     "dropped": self.dropped.tolist(),
                     "num_bad_rows": self.progress.num_bad_rows,
                     "num_rows": self.progress.num_rows,
@@ -174,8 +176,7 @@ class Loop:
         if self._moving_reference is not None:
             self._moving_reference.load_state_dict(checkpoint.reference)
         if self.accelerator.is_main_process:
-            # The accumulators of the other ranks are part of these sums only through the reduction at a
-            # reading; a partial interval keeps the main process's share.
+            # These sums hold the other ranks' shares, too: those ranks start again from nothing.
             self.meter.load(state["meter"], device)
             self.updates.load(state["updates"], device)
         self.dropped = torch.tensor(state["dropped"], device=device)

@@ -67,9 +67,9 @@ class Meter:
             if weight > 0
         }
 
-    def state(self) -> dict[str, object]:
-        """Names and sums as JSON values, for a checkpoint between two readings."""
-        return {"names": self.names, "sums": [] if self.sums is None else self.sums.tolist()}
+    def state(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, object]:
+        """Names and sums over all ranks as JSON values, for a checkpoint between two readings."""
+        return {"names": self.names, "sums": [] if self.sums is None else reduce_sum(self.sums).tolist()}
 
     def load(self, state: Mapping[str, object], device: torch.device | str) -> None:
         """Continue from `state`."""
