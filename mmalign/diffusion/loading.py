@@ -183,7 +183,7 @@ _PART_ADVICE = (
 )
 
 
-def _kind(source: str) -> Literal["folder", "file", "hub"]:
+def _kind(source: str, setting: str = "model.source") -> Literal["folder", "file", "hub"]:
     path = Path(source)
     if path.is_dir():
         return "folder"
@@ -191,7 +191,7 @@ def _kind(source: str) -> Literal["folder", "file", "hub"]:
         if path.suffix == ".safetensors":
             return "file"
         message = explain(
-            f"model.source {source}",
+            f"{setting} {source}",
             got=f"a {path.suffix or 'nameless'} file",
             expected=".safetensors",
             do="Files that unpickle can run code and are not opened: convert it first.",
@@ -202,7 +202,7 @@ def _kind(source: str) -> Literal["folder", "file", "hub"]:
     )
     if looks_like_path:
         message = explain(
-            f"model.source {source}",
+            f"{setting} {source}",
             got="nothing at this path",
             expected="a diffusers folder, a .safetensors file or a hub id",
             do="Check the path; a hub id has the form owner/name.",
@@ -229,7 +229,7 @@ def load_autoencoder(source: str, *, dtype: torch.dtype) -> Any:
     """
     from diffusers import AutoencoderKL
 
-    kind = _kind(source)
+    kind = _kind(source, "model.vae")
     with _told_as_settings(f"model.vae {source}", "It must be the hub id or folder of an AutoencoderKL."):
         if kind == "file":
             vae = AutoencoderKL.from_single_file(source, dtype=dtype, local_files_only=_offline())

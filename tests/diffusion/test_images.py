@@ -14,7 +14,7 @@ from mmalign.errors import RowError
 
 
 def ramp(width, height):
-    """An image whose red grows to the right and whose green grows downwards: a pixel tells where it came from."""
+    """Red grows to the right and green grows downwards: a pixel tells where it came from."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return np.stack([across, down, np.zeros_like(across)], axis=-1).astype(np.uint8)
 
@@ -44,7 +44,7 @@ def test_candidates_come_out_as_one_uint8_tensor():
 
 
 def test_each_image_keeps_its_aspect_ratio():
-    """64 x 48 becomes 42 x 32 (42.67 rounded down), cropped by 10: 5 on the left; 40 x 100 becomes 32 x 80, 24 above."""
+    """64 x 48 becomes 42 x 32 (42.67 rounded down), 5 cut on the left; 40 x 100 becomes 32 x 80, 24 cut above."""
     loaded = load(row_of(png(ramp(64, 48)), png(ramp(40, 100))))
     assert loaded.geometry.tolist() == [[48, 64, 0, 5, 32, 32], [100, 40, 24, 0, 32, 32]]
 
@@ -133,7 +133,7 @@ def test_an_unreadable_candidate_is_named():
 
 
 def test_a_row_without_images_is_named():
-    with pytest.raises(RowError, match="rows.csv:3 candidate 0: got no image"):
+    with pytest.raises(RowError, match=r"rows.csv:3 candidate 0: got no image"):
         load(
             PreferenceRow(
                 "x", (Candidate(text="words"),), kind="unpaired", desirable=True, source="rows.csv:3"
