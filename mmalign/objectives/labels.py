@@ -230,7 +230,7 @@ def best_first(share: float = 0.0) -> Distribution:
         if relevance is None and probability is not None and policy.shape[1] == 2:
             q = probability.to(policy.dtype)
             liked = torch.stack([q, 1.0 - q], dim=1)
-        others = (context.real().sum(1, keepdim=True) - 1).clamp(min=1)
+        others = (context.real().to(policy.dtype).sum(1, keepdim=True) - 1.0).clamp(min=1.0)
         weights = liked * (1.0 - share) + (1.0 - liked) * (share / others)
         return _masked(weights.clamp(min=torch.finfo(policy.dtype).tiny).log(), context)
 

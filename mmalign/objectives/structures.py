@@ -455,7 +455,7 @@ class Plackett:
             table = torch.as_tensor(resolve(self.temperature, context)).to(scaled)
             rows = table.gather(1, order.unsqueeze(2).expand(-1, -1, count))
             heat = rows.gather(2, order.unsqueeze(1).expand(-1, count, -1))
-        logits = ranked.unsqueeze(1) * heat
+        logits = ranked.unsqueeze(1).expand(-1, count, -1) * heat
         remaining = torch.ones(
             count, count, dtype=torch.bool, device=scaled.device
         ).triu() & present.unsqueeze(1)
