@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from mmalign.files import load_tensors, save_tensors
 from mmalign.seeding import generator_for
 from mmalign.toy.image_pipeline import LATENT_SIZE, evaluate, new_pipeline, new_vae, save
 from mmalign.toy.scenes import (
@@ -47,7 +48,7 @@ def _cosine(step: int, steps: int, *, warmup: int) -> float:
     return 0.02 + 0.49 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _log(stage: str, **values: float) -> None:
+def _log(stage: str, **values: float | int) -> None:
     print(
         json.dumps({"stage": stage} | {key: round(float(value), 5) for key, value in values.items()}),
         flush=True,
@@ -191,27 +192,59 @@ def _denoise_loss(
     return loss
 
 
-class _Average:
-    """Exponential moving average of parameters, with the usual warm-up of its decay."""
+class _Trained:
+    """Parameters with their optimizer and their moving average; saved and restored as one file."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.values: list[Tensor] = [parameter.detach() for parameter in parameters]  # share their memory
+    def __init__(self, modules: Sequence[nn.Module], *, learning_rate: float, decay: float) -> None:
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.values: list[Tensor] = [
+            parameter.detach() for parameter in self.parameters
+        ]  # share their memory
         self.shadow = [value.clone() for value in self.values]
-        self.decay, self.updates = decay, 0
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
+        )
+        self.learning_rate, self.decay = learning_rate, decay
 
-    @torch.no_grad()
-    def update(self) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.shadow, self.values, 1.0 - decay)
+    def update(self, loss: Float[Tensor, ""], *, step: int, steps: int) -> None:
+        """One optimizer step (the first is step 1) and one step of the average, whose decay warms up."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * _cosine(step - 1, steps, warmup=100)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        torch._foreach_lerp_(self.shadow, self.values, 1.0 - min(self.decay, (1 + step) / (10 + step)))
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def averaged(self) -> Iterator[None]:
         """The averaged values inside, the trained ones after."""
         trained = [value.clone() for value in self.values]
         torch._foreach_copy_(self.values, self.shadow)
         yield
         torch._foreach_copy_(self.values, trained)
+
+    def save(self, path: Path, step: int) -> None:
+        """Write everything that the next step depends on."""
+        tensors = {"step": torch.tensor(step)}
+        for index, (parameter, shadow) in enumerate(zip(self.parameters, self.shadow, strict=True)):
+            moments = self.optimizer.state.get(parameter, {})  # none where no gradient arrives
+            named = {"value": parameter.detach(), "shadow": shadow, **moments}
+            tensors |= {f"{index}.{name}": value.contiguous() for name, value in named.items()}
+        save_tensors(path, tensors)
+
+    @torch.no_grad()
+    def load(self, path: Path) -> int:
+        """Restore what `save` wrote; returns the step after which it was written."""
+        tensors = load_tensors(path)
+        for index, (value, shadow) in enumerate(zip(self.values, self.shadow, strict=True)):
+            value.copy_(tensors.pop(f"{index}.value"))
+            shadow.copy_(tensors.pop(f"{index}.shadow"))
+        step = int(tensors.pop("step"))
+        for name, moment in tensors.items():
+            number, kind = name.split(".")
+            self.optimizer.state[self.parameters[int(number)]][kind] = moment
+        return step
 
 
 def train_denoiser(
@@ -222,39 +255,35 @@ def train_denoiser(
     steps: int,
     output: Path,
     batch_size: int = 64,
-    learning_rate: float = 1.2e-3,
-    evaluate_every: int = 500,
+    save_every: int = 250,
     num_evaluated: int = 64,
 ) -> None:
     """Train the UNet and both text encoders in place.
 
-    Every `evaluate_every` steps the averaged weights are written to `output` and judged on held-out prompts.
+    Every `save_every` steps the averaged weights are written to `output` and judged on held-out prompts, and
+    the state of training is written to a folder beside it. Where that state exists, training continues from
+    there, with the same draws as if it had never stopped.
     """
     pipeline.unet.to(memory_format=torch.channels_last)
     modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, warmup=100))
-    average = _Average(parameters, decay=0.998)
-    generator = generator_for(seed, "denoiser")
+    trained = _Trained(modules, learning_rate=1.2e-3, decay=0.998)
+    state = output.with_name(f"{output.name}.training") / "denoiser.safetensors"
+    first = trained.load(state) + 1 if state.exists() else 1
     started, running = time.time(), 0.0
-    for step in range(1, steps + 1):
+    for step in range(first, steps + 1):
+        generator = generator_for(seed, "denoiser", step)
         rows = torch.randint(0, len(data.latents), (batch_size,), generator=generator)
         loss = _denoise_loss(pipeline, data, rows, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update()
-        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
+        trained.update(loss, step=step, steps=steps)
+        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0:
             _log("denoiser", step=step, loss=running, seconds=time.time() - started)
-        if step % evaluate_every == 0 or step == steps:
-            with average.applied():
+        if step % save_every == 0 or step == steps:
+            trained.save(state, step)
+            with trained.averaged():
                 save(pipeline, output)
                 _log("held out", step=step, **evaluate(pipeline, num=num_evaluated))
-    torch._foreach_copy_(average.values, average.shadow)
+    torch._foreach_copy_(trained.values, trained.shadow)
 
 
 def train_base(

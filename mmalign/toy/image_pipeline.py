@@ -27,7 +27,7 @@ FIRST_WIDTH, SECOND_WIDTH = 64, 96  # of the two text encoders (768 and 1280 in 
 def load_base() -> StableDiffusionXLPipeline:
     """The shipped base model in float32, on the CPU."""
     pipeline: StableDiffusionXLPipeline = StableDiffusionXLPipeline.from_pretrained(
-        ASSETS, torch_dtype=torch.float32, local_files_only=True
+        ASSETS, dtype=torch.float32, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
