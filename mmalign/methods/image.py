@@ -159,17 +159,18 @@ _IPO = Method(
     title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
     paper="2310.12036",
     year=2023,
-    objective="ipo",
+    objective="diffusion_ipo",
     likelihood="elbo",
-    formula=f"{_MARGIN}\nloss = (margin - 1 / (2 tau))^2",
+    formula=f"{_MARGIN}\nlogit = beta * margin\nloss = (logit - 1/2)^2",
     defaults=_as_diffusion_dpo(
-        "tau",
-        _ours(2000, "beta of Diffusion-DPO: the target margin is where its logit would be 1/2"),
-        _ours(5000, "beta of Diffusion-DPO: the target margin is where its logit would be 1/2"),
+        "beta",
+        _ours(2000, "as Diffusion-DPO"),
+        _ours(5000, "as Diffusion-DPO"),
     ),
     departures=(
         "the official branch reads an argument that does not exist and crashes; its target has text's scale, "
         "ours has the error's",
+        "the loss is times beta^2 (official: unscaled, about 1e-8, which vanishes in Adam's epsilon)",
     ),
     needs=frozenset({"reference"}),
     parity=("diffusion_dpo_diffusers",),

@@ -17,6 +17,7 @@ from mmalign.objectives.extras import Extra
 from mmalign.objectives.objective import Objective, build, names, objective, registered, row, signature
 from mmalign.objectives.pairwise import (
     cdpo,
+    diffusion_ipo,
     dpo,
     dpo_reference_free,
     hinge,
@@ -51,6 +52,7 @@ __all__ = [
     "Term",
     "build",
     "cdpo",
+    "diffusion_ipo",
     "diffusion_orpo",
     "diffusion_orpo_official",
     "dpo",

@@ -12,7 +12,16 @@ from mmalign.objectives.reductions import Reduction, ReductionName
 from mmalign.objectives.structures import Pair
 from mmalign.objectives.terms import Score, Term
 
-__all__ = ["cdpo", "dpo", "dpo_reference_free", "hinge", "ipo", "ipo_reference_free", "robust_dpo"]
+__all__ = [
+    "cdpo",
+    "diffusion_ipo",
+    "dpo",
+    "dpo_reference_free",
+    "hinge",
+    "ipo",
+    "ipo_reference_free",
+    "robust_dpo",
+]
 
 _BETA = (
     "a number > 0; text with summed log-probabilities 0.05 to 0.5, diffusion with mean errors 2000 to 5000"
@@ -205,6 +214,36 @@ def ipo(*, tau: float, reduction: ReductionName = "mean") -> Objective:
     require("ipo tau", tau, tau > 0, "a number > 0")
     link = links.square(1.0 / (2.0 * tau))
     return Objective("ipo", (Term(Pair(), Score(Reduction(reduction)), link=link),))
+
+
+@objective(
+    "diffusion_ipo",
+    title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
+    paper="2310.12036",
+    year=2023,
+    equation="17",
+    sample={"beta": 0.1},
+    departures=(
+        "times beta^2: with mean errors the plain square is about 1e-8 and vanishes in Adam's epsilon",
+    ),
+    official_code="huggingface/diffusers 58eb52c",
+)
+def diffusion_ipo(*, beta: float) -> Objective:
+    """IPO in units of the logit: the square whose minimum is the same and whose size does not depend on beta.
+
+    z = beta * (u of chosen - u of rejected)
+    loss = (z - 1/2)^2, which is beta^2 times ipo(tau=beta)
+
+    Args:
+        beta: > 0, per unit of score; diffusion with mean errors as DPO's, 2000 to 5000.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2310.12036, equation 17, scaled. Pinned to `ipo` by a test.
+    """
+    positive_beta("diffusion_ipo", beta)
+    return Objective("diffusion_ipo", (Term(Pair(), beta=beta, link=links.square(0.5)),))
 
 
 @objective(
