@@ -268,18 +268,20 @@ class ResolvedRun:
 
 
 class _Marks:
-    """Line and column of every key path of a YAML document."""
+    """File, line and column of every key path of a YAML document."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.lines: dict[tuple[str | int, ...], tuple[int, int]] = {}
+        self.lines: dict[tuple[str | int, ...], str] = {}
+
+    def put(self, place: tuple[str | int, ...], mark: yaml.Mark) -> None:
+        self.lines[place] = f"{self.path}:{mark.line + 1}:{mark.column + 1}"
 
     def at(self, location: Sequence[str | int]) -> str:
         place = tuple(location)
         while place and place not in self.lines:
             place = place[:-1]
-        line, column = self.lines.get(place, (1, 1))
-        return f"{self.path}:{line}:{column}"
+        return self.lines.get(place, f"{self.path}:1:1")
 
 
 def _collect(node: yaml.Node, marks: _Marks, at: tuple[str | int, ...] = ()) -> None:
@@ -295,11 +297,11 @@ def _collect(node: yaml.Node, marks: _Marks, at: tuple[str | int, ...] = ()) -> 
                 )
                 raise ConfigError(message)
             seen.add(key.value)
-            marks.lines[place] = (key.start_mark.line + 1, key.start_mark.column + 1)
+            marks.put(place, key.start_mark)
             _collect(value, marks, place)
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
-            marks.lines[(*at, number)] = (value.start_mark.line + 1, value.start_mark.column + 1)
+            marks.put((*at, number), value.start_mark)
             _collect(value, marks, (*at, number))
 
 
@@ -345,7 +347,9 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str,
     base = content.pop("extends", None)
     if base is None:
         return content, marks
-    parent, _ = _read_with_bases(path.parent / str(base), (*seen, path.resolve()))
+    parent, parent_marks = _read_with_bases(path.parent / str(base), (*seen, path.resolve()))
+    # A mistake is shown in the file it stands in.
+    marks.lines = {**parent_marks.lines, **marks.lines}
     return _merge(parent, content), marks
 
 

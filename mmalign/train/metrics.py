@@ -7,6 +7,7 @@ drift from the reference, all of it also by timestep.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -149,12 +150,12 @@ def _sides(
     return {"candidates": (slice(None), weight)}
 
 
-def _mean(records: Sequence[Mapping[str, float]], name: str) -> float:
+def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float:
     found = [record[name] for record in records if name in record]
     return sum(found) / len(found) if found else math.nan
 
 
-def verdict(records: Sequence[Mapping[str, float]], *, num_dropped: int = 0) -> list[str]:
+def verdict(records: Sequence[Mapping[str, Any]], *, num_dropped: int = 0) -> list[str]:
     """What a run's records say, in plain words.
 
     Args:
@@ -208,7 +209,7 @@ def verdict(records: Sequence[Mapping[str, float]], *, num_dropped: int = 0) -> 
     return findings
 
 
-def _error_findings(tail: Sequence[Mapping[str, float]]) -> list[str]:
+def _error_findings(tail: Sequence[Mapping[str, Any]]) -> list[str]:
     """How both sides' denoising errors moved against the reference."""
     chosen, rejected = _mean(tail, "error/relative_chosen"), _mean(tail, "error/relative_rejected")
     if math.isnan(chosen) or math.isnan(rejected):
