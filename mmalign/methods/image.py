@@ -238,6 +238,8 @@ _MAPO = Method(
     defaults={
         "*": {
             "beta": _code(0.1),
+            "kappa": _code(0.5, "snr_value there"),
+            "scale": _code(1000.0, "the number of training timesteps"),
             "prompt_dropout": _code(0.0),
             "schedule": _code("constant"),
             "warmup_steps": _code(0),
@@ -275,7 +277,7 @@ _ORPO = Method(
     formula="error_c = mean over the event of (prediction_c - target)^2\n"
     "loss = error of chosen - beta * log sigmoid(scale * (error of rejected - error of chosen))",
     defaults={
-        "*": {"beta": _code(0.1)},
+        "*": {"beta": _code(0.1), "scale": _ours(1000.0, "as MaPO; the official code has 1")},
         "sd15": {
             "effective_batch": _ours(16, "as MaPO"),
             "learning_rate": _ours(1e-5, "as MaPO"),
