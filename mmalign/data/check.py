@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -290,4 +290,15 @@ def print_report(found: CheckReport) -> None:
 
 def write_json_report(found: CheckReport) -> None:
     """Print the report as JSON."""
-    print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    read = found.read
+    record = {entry.name: getattr(found, entry.name) for entry in fields(found)} | {
+        "read": {
+            "read": read.read,
+            "kept": read.kept,
+            "dropped": dict(read.dropped),
+            "bad": dict(read.bad),
+            "bad_share": read.bad_share,
+            "examples": read.examples,
+        }
+    }
+    print(json.dumps(record, indent=2, ensure_ascii=False))

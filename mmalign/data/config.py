@@ -102,9 +102,6 @@ class DataConfig(_Section):
     )
     seed: int = Field(0, description="of the coin for ties")
     shuffle: bool = Field(True, description="a new seeded order every epoch; false keeps the file's order")
-    quarantine: str | None = Field(
-        None, description="JSON-lines file listing unusable rows; default: quarantine.jsonl in the run folder"
-    )
     images: ImageLimits = Field(default_factory=ImageLimits)
 
     @field_validator("source", mode="before")

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmalign.batch import PreferenceRow
 from mmalign.data.config import ImageLimits
 from mmalign.data.media import decode_image, read_media
-from mmalign.errors import RowError
+from mmalign.errors import ConfigError, RowError
 from mmalign.seeding import derive_seed
 
 __all__ = [
@@ -81,7 +81,7 @@ def augmentation_of(key: int, *, crop: Crop, flip: bool) -> Augmentation:
 
 
 def _resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at `resolution`; the longer one is rounded down, as in torchvision."""
+    """(width, height), the shorter side at `resolution` and the longer rounded down, as in torchvision."""
     if width <= height:
         return resolution, int(resolution * height / width)
     return int(resolution * width / height), resolution
@@ -108,7 +108,7 @@ def _place(image: Image.Image, resolution: int, augmentation: Augmentation) -> t
 
 
 def image_key(data: bytes, *, resolution: int, flipped: bool) -> str:
-    """The name of a centred crop's moments in a cache: a hash of the image's bytes and of all that was done."""
+    """The name of a centred crop's moments in a cache: a hash of its bytes and of all that was done."""
     digest = hashlib.blake2b(data, digest_size=16, person=b"mmalign-image")
     digest.update(f"|{RESIZE_RULE}|{resolution}|center|{'flip' if flipped else 'plain'}".encode())
     return digest.hexdigest()
@@ -150,7 +150,18 @@ class ImageLoader:
         return found
 
     def keys(self, encoded: list[bytes], *, flipped: bool) -> list[str]:
-        """Cache keys of each candidate."""
+        """Cache keys of each candidate.
+
+        Raises:
+            ConfigError: crops are random; no cache holds those.
+        """
+        if self.crop != "center":
+            message = (
+                f"image.crop: got {self.crop}, expected center with a cache: a random crop is another "
+                "image at every "
+                "visit. Set image.crop: center, or train without image.cache."
+            )
+            raise ConfigError(message)
         return [image_key(data, resolution=self.resolution, flipped=flipped) for data in encoded]
 
     def decode(self, row: PreferenceRow, encoded: list[bytes], augmentation: Augmentation) -> Candidates:

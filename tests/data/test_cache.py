@@ -91,7 +91,7 @@ def test_a_cache_built_without_flips_says_what_is_missing(table, tmp_path):
     cache, loader = LatentCache(tmp_path / "cache"), ImageLoader(resolution=16, flip=True)
     cache.row(table[0], loader, flipped=False)
     with pytest.raises(
-        RowError, match="mirrored image is not in the cache .* adds what is missing"
+        RowError, match=r"mirrored image is not in the cache .* adds what is missing"
     ) as caught:
         cache.row(table[0], loader, flipped=True)
     assert caught.value.reason == "not_cached"
@@ -167,7 +167,7 @@ def test_half_precision_halves_the_moments_and_is_read_by_any_run(table, tmp_pat
 
 
 def test_a_missing_cache_says_how_to_make_one(tmp_path):
-    with pytest.raises(ConfigError, match="no cache here. Make one: mmalign data cache"):
+    with pytest.raises(ConfigError, match=r"no cache here. Make one: mmalign data cache"):
         LatentCache(tmp_path / "nothing")
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_shard_is_named(table, tmp_path):
     build(table, tmp_path / "cache")
     shard = next((tmp_path / "cache").glob("moments-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match="not a complete cache shard.*Delete the file"):
+    with pytest.raises(CheckpointError, match=r"not a complete cache shard.*Delete the file"):
         len(LatentCache(tmp_path / "cache"))
 
 

@@ -28,6 +28,20 @@ def saved(image, format="PNG", **options):
     return buffer.getvalue()
 
 
+KNOWN_OUTCOMES = {
+    *("RGB", "truncated_image", "damaged_image", "not_an_image"),
+    *("too_many_pixels", "too_small", "extreme_aspect"),
+}
+
+
+def outcome(data):
+    """Mode of the decoded image, or the reason why there is none; any other error fails the test."""
+    try:
+        return decode(data).image.mode
+    except RowError as error:
+        return error.reason
+
+
 def refused(data, reason, message, limits=LIMITS):
     with pytest.raises(RowError, match=message) as caught:
         decode(data, limits)
@@ -49,7 +63,7 @@ def test_a_truncated_jpeg_is_refused_by_name(encoded):
 
 def test_a_truncated_png_is_refused(encoded):
     data = encoded(size=(200, 150), format="PNG")
-    with pytest.raises(RowError, match="truncated|damaged"):
+    with pytest.raises(RowError, match=r"truncated|damaged"):
         decode(data[: len(data) // 2])
 
 
@@ -159,33 +173,27 @@ def test_a_small_jpeg_is_never_decoded_below_the_wanted_side(encoded):
 def test_flipped_bytes_give_an_image_or_a_row_error_never_another_error(encoded, place, value, format):
     data = bytearray(encoded(size=(32, 32), format=format))
     data[place % len(data)] = value
-    try:
-        assert decode(bytes(data)).image.mode == "RGB"
-    except RowError as error:
-        assert error.reason
+    assert outcome(bytes(data)) in KNOWN_OUTCOMES
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 0.99), format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]))
 def test_truncation_anywhere_gives_an_image_or_a_row_error(encoded, share, format):
     data = encoded(size=(32, 32), format=format)
-    try:
-        decode(data[: int(len(data) * share)])
-    except RowError as error:
-        assert error.reason in ("truncated_image", "damaged_image", "not_an_image")
+    assert outcome(data[: int(len(data) * share)]) in KNOWN_OUTCOMES
 
 
 def test_a_zero_byte_file_is_named(tmp_path):
     path = tmp_path / "empty.jpg"
     path.touch()
-    with pytest.raises(RowError, match="got 0 bytes in .*empty.jpg") as caught:
+    with pytest.raises(RowError, match=r"got 0 bytes in .*empty.jpg") as caught:
         read_media(str(path), where="rows.csv:3 chosen", max_bytes=100)
     assert caught.value.reason == "empty_file"
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(
-        RowError, match="no such file: .*gone.jpg. Is it relative to another folder"
+        RowError, match=r"no such file: .*gone.jpg. Is it relative to another folder"
     ) as caught:
         read_media(str(tmp_path / "gone.jpg"), where="rows.csv:3 chosen", max_bytes=100)
     assert caught.value.reason == "missing_file"
@@ -200,14 +208,14 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
 def test_too_many_bytes_are_refused_before_reading(tmp_path):
     path = tmp_path / "big.jpg"
     path.write_bytes(b"x" * 101)
-    with pytest.raises(RowError, match="101 bytes.*at most 100.*max_bytes") as caught:
+    with pytest.raises(RowError, match=r"101 bytes.*at most 100.*max_bytes") as caught:
         read_media(str(path), where="rows.csv:3", max_bytes=100)
     assert caught.value.reason == "too_many_bytes"
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/passwd"])
 def test_a_path_that_leaves_its_folder_is_refused(tmp_path, path):
-    with pytest.raises(RowError, match="expected a file inside .*allow_outside") as caught:
+    with pytest.raises(RowError, match=r"expected a file inside .*allow_outside") as caught:
         safe_path(path, root=tmp_path, where="rows.jsonl:3 chosen")
     assert caught.value.reason == "path_outside"
     assert os.path.isabs(safe_path(path, root=tmp_path, where="rows.jsonl:3 chosen", allow_outside=True))
@@ -218,7 +226,7 @@ def test_a_symbolic_link_that_leaves_its_folder_is_refused(tmp_path):
     root.mkdir()
     outside.touch()
     (root / "link.png").symlink_to(outside)
-    with pytest.raises(RowError, match="leads to .*outside.png"):
+    with pytest.raises(RowError, match=r"leads to .*outside.png"):
         safe_path("link.png", root=root, where="rows.jsonl:3")
     assert safe_path("link.png", root=tmp_path / "root", where="", allow_outside=True).endswith("link.png")
 

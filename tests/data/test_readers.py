@@ -128,14 +128,14 @@ def test_shards_of_a_folder_are_one_table_and_the_split_chooses(
 def test_shards_with_other_columns_are_refused(pickapic_records, write_parquet, config_of, tmp_path):
     write_parquet(pickapic_records([1.0]), "set/train-00000.parquet")
     write_parquet([{"other": 1}], "set/train-00001.parquet")
-    with pytest.raises(ConfigError, match="expected those of train-00000.parquet"):
+    with pytest.raises(ConfigError, match=r"expected those of train-00000.parquet"):
         open_rows(config_of(tmp_path / "set"))
 
 
 def test_a_truncated_parquet_file_is_named(pickapic_records, write_parquet, config_of):
     path = write_parquet(pickapic_records([1.0]))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ConfigError, match="pairs.parquet: not a complete parquet file"):
+    with pytest.raises(ConfigError, match=r"pairs.parquet: not a complete parquet file"):
         open_rows(config_of(path))
 
 
@@ -339,7 +339,7 @@ def test_an_unknown_role_or_format_lists_the_known_ones(write_lines, config_of):
     path = write_lines([{"prompt": "x", "chosen": "a.png", "rejected": "b.png"}])
     with pytest.raises(UnknownNameError, match=r"role in data columns: 'chosn'. Did you mean chosen"):
         open_rows(config_of(path, source={"columns": {"chosn": "chosen"}}))
-    with pytest.raises(UnknownNameError, match="data format 'pikapic'. Did you mean pickapic"):
+    with pytest.raises(UnknownNameError, match=r"data format 'pikapic'. Did you mean pickapic"):
         open_rows(config_of(path, source={"format": "pikapic"}))
 
 
@@ -360,7 +360,7 @@ def test_an_empty_or_foreign_folder_says_what_was_expected(tmp_path, config_of):
 
 
 def test_no_rows_left_is_an_error_with_counts(pickapic_records, write_parquet, config_of):
-    with pytest.raises(ConfigError, match="no rows are left. 2 rows read; 0 kept; dropped 2 tie"):
+    with pytest.raises(ConfigError, match=r"no rows are left. 2 rows read; 0 kept; dropped 2 tie"):
         open_rows(config_of(write_parquet(pickapic_records([0.5, 0.5]))))
 
 
@@ -531,7 +531,9 @@ def test_pairs_serve_methods_for_unpaired_rows(pickapic_records, write_parquet, 
 
 
 def test_a_kind_the_method_cannot_use_is_refused(rankings, config_of):
-    with pytest.raises(ConfigError, match="got lists rows.*expected pairs for this method. Set lists: pairs"):
+    with pytest.raises(
+        ConfigError, match=r"got lists rows.*expected pairs for this method. Set lists: pairs"
+    ):
         open_rows(config_of(rankings), kind="pairs")
 
 

@@ -32,8 +32,8 @@ def test_too_many_bad_rows_end_the_run_with_counts_and_the_first_message():
     report.add_bad(issue(9, "truncated_image"))
     with pytest.raises(
         TrainingError,
-        match=r"4 of 11 rows \(36.4 %\) cannot be used: 3 missing_file, 1 truncated_image. data.max_bad_share allows "
-        r"10 %. First: pairs.csv:0: no such file All are listed in q.jsonl",
+        match=r"4 of 11 rows \(36.4 %\) cannot be used: 3 missing_file, 1 truncated_image. "
+        r"data.max_bad_share allows 10 %. First: pairs.csv:0: no such file All are listed in q.jsonl",
     ):
         report.check(0.1, quarantine="q.jsonl")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.config import ImageLimits
 from mmalign.diffusion.images import ImageLoader, augmentation_of, image_key, load_candidates
-from mmalign.errors import RowError
+from mmalign.errors import ConfigError, RowError
 
 
 def ramp(width, height):
@@ -44,7 +44,7 @@ def test_candidates_come_out_as_one_uint8_tensor():
 
 
 def test_each_image_keeps_its_aspect_ratio():
-    """64 x 48 becomes 42 x 32 (42.67 rounded down), 5 cut on the left; 40 x 100 becomes 32 x 80, 24 cut above."""
+    """64 x 48 becomes 42 x 32 (42.67 rounded down), 5 cut left; 40 x 100 becomes 32 x 80, 24 cut above."""
     loaded = load(row_of(png(ramp(64, 48)), png(ramp(40, 100))))
     assert loaded.geometry.tolist() == [[48, 64, 0, 5, 32, 32], [100, 40, 24, 0, 32, 32]]
 
@@ -156,3 +156,8 @@ def test_a_cache_key_depends_on_everything_that_changes_pixels():
     }
     assert len(keys) == 8
     assert image_key(first, resolution=32, flipped=False) == ImageLoader(32).keys([first], flipped=False)[0]
+
+
+def test_random_crops_have_no_cache_keys():
+    with pytest.raises(ConfigError, match="got random, expected center with a cache"):
+        ImageLoader(32, crop="random").keys([b"x"], flipped=False)
