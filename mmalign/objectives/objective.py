@@ -279,8 +279,9 @@ def build(name: str, **arguments: Any) -> Objective:
         if given.default is inspect.Parameter.empty and key not in arguments
     ]
     if unknown or missing:
+        wanted = signature(name).replace(return_annotation=inspect.Signature.empty)
         wrong = [*(f"unknown {key}" for key in unknown), *(f"missing {key}" for key in missing)]
         raise HyperparameterError(
-            explain(f"objective {name}", got=", ".join(wrong), expected=f"{name}{signature(name)}")
+            explain(f"objective {name}", got=", ".join(wrong), expected=f"{name}{wanted}")
         )
     return builder(**arguments)
