@@ -3,23 +3,11 @@
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 __all__ = ["encode_run"]
-
-
-def _identity(model: Any, resolution: int, dtype: Any) -> Any:
-    from mmalign.data.cache import CacheIdentity
-    from mmalign.diffusion.images import RESIZE_RULE
-
-    return CacheIdentity(
-        vae=model.vae_fingerprint(),
-        text=model.text_fingerprint(),
-        resolution=resolution,
-        resize=RESIZE_RULE,
-        dtype=dtype,
-    )
 
 
 def encode_run(
@@ -84,7 +72,7 @@ def encode_run(
         report = build_cache(
             table,
             model,
-            _identity(model, image.resolution, dtype),
+            replace(model.cache_identity(), dtype=dtype),
             folder,
             loader=loader,
             crop=image.crop,

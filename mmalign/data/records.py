@@ -201,7 +201,8 @@ class ParquetRecords:
         if key not in self._cache:
             file, local = self._groups[group]
             try:
-                table = self._open(file).read_row_group(local, columns=list(columns))
+                # One thread: loader workers are processes, and the pool does not survive a fork.
+                table = self._open(file).read_row_group(local, columns=list(columns), use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 message = f"{self.where(number)}: this part of the parquet file cannot be read ({error})."
                 raise RowError(message, reason="damaged_record") from error

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch.utils.data import DataLoader
 
 from mmalign.data import open_rows
 from mmalign.data.records import ParquetRecords
@@ -630,3 +631,12 @@ def test_prompts_are_listed_once_without_reading_images(
     table = open_rows(config_of(write_parquet(pickapic_records([1.0, 0.0, 1.0], caption=["x", "y", "x"]))))
     monkeypatch.setattr(ParquetRecords, "read", lambda *_: pytest.fail("no row may be read"))
     assert table.prompts() == ["x", "y"]
+
+
+def test_loader_workers_read_the_same_rows(pickapic_records, write_parquet, config_of):
+    table = open_rows(config_of(write_parquet(pickapic_records([1.0, 0.0] * 7))))
+    expected = [table[index].prompt for index in range(14)]  # opens files that the workers inherit
+    loader = DataLoader(
+        table, batch_size=3, num_workers=2, collate_fn=lambda rows: [row.prompt for row in rows]
+    )
+    assert [prompt for batch in loader for prompt in batch] == expected
