@@ -20,8 +20,6 @@ from mmalign.seeding import row_uniform
 
 __all__ = ["ListedTimesteps", "LogitNormalTimesteps", "TimestepSampler", "UniformTimesteps"]
 
-_BELOW_ONE = 1.0 - 2.0**-24  # largest float32 below 1: rounding must not move the last stratum past the end
-
 
 @dataclass(frozen=True)
 class TimestepSampler(ABC):
@@ -61,7 +59,8 @@ class TimestepSampler(ABC):
             stratum = keys.stratum.unsqueeze(1) + turn
         if not self.stratified:
             return drawn
-        return ((stratum + drawn / keys.num_strata) % 1.0).clamp(max=_BELOW_ONE)
+        # The remainder also keeps a last stratum that rounds up to 1 inside [0, 1).
+        return (stratum + drawn / keys.num_strata) % 1.0
 
 
 @dataclass(frozen=True)
