@@ -1,7 +1,7 @@
-"""Base against aligned on the same prompts from the same noise: win rate and reward differences with intervals.
+"""Base against aligned on the same prompts from the same noise: win rate and reward gains with intervals.
 
-The unit is the prompt: both models paint it from the same noise, and the exact reward judges both pictures. So
-every number here is paired, and an interval says how it would move with other prompts of the same kind.
+The unit is the prompt: both models paint it from the same noise, and the exact reward judges both pictures.
+So every number here is paired, and an interval says how it would move with other prompts of the same kind.
 """
 
 import math
@@ -34,7 +34,7 @@ class Interval:
     high: float
 
 
-def wilson_interval(successes: float, num: int) -> Interval:
+def wilson_interval(successes: float | int, num: int) -> Interval:
     """Share of successes with Wilson's 95 % score interval.
 
     centre = (p + z^2 / 2n) / (1 + z^2 / n), half width = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)

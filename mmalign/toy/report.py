@@ -1,0 +1,299 @@
+"""The demo's report: one HTML file that needs nothing else, readable on a phone, in light and in dark.
+
+Style inline, charts as inline SVG, pictures as base64 PNG of their 64 pixels, enlarged by the browser.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from PIL import Image
+
+from mmalign.toy.charts import Line, curve, interval_bar, pair_of_dots, sorted_bars
+from mmalign.toy.comparison import Comparison, Interval
+from mmalign.toy.image_reward import Score
+
+__all__ = ["Report", "render_report"]
+
+_PER_GROUP = 6
+
+_AXES: tuple[tuple[str, str, str], ...] = (
+    ("total", "Total reward", "faithfulness &times; (1 + style) / 2"),
+    ("faithfulness", "Faithfulness", "share of the caption's facts that hold"),
+    ("style", "Style", "how dark the background is; the base paints it pale"),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows.
+
+    Args:
+        comparison: both models' pictures and scores.
+        records: metrics of the training run in order.
+        verdict: what they say, one sentence each.
+        settings: name to value, in the order of the table.
+        seconds: stage to seconds, in order.
+        commands: what to run next: explanation and command.
+        versions: package to version.
+    """
+
+    comparison: Comparison
+    records: Sequence[Mapping[str, Any]]
+    verdict: Sequence[str]
+    settings: Mapping[str, str]
+    seconds: Mapping[str, float]
+    commands: Sequence[tuple[str, str]]
+    versions: Mapping[str, str]
+
+
+def render_report(report: Report) -> str:
+    """The page as HTML text."""
+    style = files("mmalign.toy").joinpath("report.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        part(report)
+        for part in (_headline, _what, _pictures, _curves, _verdict, _tables, _reward, _next, _footer)
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<title>mmalign demo: base against aligned</title>\n"
+        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+# --------------------------------------------------------------------------------------------------- headline
+
+
+def _said(interval: Interval) -> str:
+    """The headline, no stronger than the interval allows."""
+    if interval.low > 0.5:
+        return "The aligned model beats its base"
+    if interval.high < 0.5:
+        return "The aligned model is worse than its base"
+    return "No difference that these prompts can show"
+
+
+def _headline(report: Report) -> str:
+    comparison = report.comparison
+    rate = comparison.win_rate()
+    won, tied, lost = comparison.outcomes()
+    return (
+        f'<header>\n<p class="eyebrow">mmalign demo &middot; toy world of images</p>\n'
+        f"<h1>{_said(rate)}</h1>\n"
+        '<div class="card headline">\n'
+        f'<div><div class="rate num">{rate.value:.0%}</div><p class="small muted">win rate on '
+        f"{len(comparison.prompts)} held-out prompts</p></div>\n"
+        f'<div>{interval_bar(rate)}<p class="small muted">95 % interval {rate.low:.1%} to {rate.high:.1%} '
+        f"(Wilson). Won {won}, tied {tied}, lost {lost}; ties count half. "
+        "Both models start from the same noise.</p></div>\n</div>\n"
+        f'<div class="axes">{"".join(_axis(comparison, *axis) for axis in _AXES)}</div>\n</header>'
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "&minus;")
+
+
+def _axis(comparison: Comparison, axis: str, title: str, meaning: str) -> str:
+    before, after = comparison.means(axis)
+    gain = comparison.gain(axis)
+    return (
+        f'<div class="card"><h3>{title}</h3><p class="small muted">{meaning}</p>'
+        f'<p class="values num">{before:.3f} &rarr; {after:.3f}</p>{pair_of_dots(before, after)}'
+        f'<p class="small muted num">{_signed(gain.value)}, 95 % interval {_signed(gain.low)} to '
+        f"{_signed(gain.high)}</p></div>"
+    )
+
+
+def _what(report: Report) -> str:
+    settings = report.settings
+    return (
+        "<section>\n<h2>What was done</h2>\n"
+        f'<p class="lead">A small model with the structure of SDXL was aligned by Diffusion-DPO on '
+        f"{escape(settings['preference pairs'])} preference pairs whose chosen picture follows its caption "
+        "on a dark background, training LoRA weights only, through the same code that trains SDXL. Then base "
+        "and aligned painted captions that neither had ever seen, from the same noise, and an exact reward "
+        "judged both.</p>\n</section>"
+    )
+
+
+# --------------------------------------------------------------------------------------------------- pictures
+
+
+def _pictures(report: Report) -> str:
+    comparison = report.comparison
+    ranked = comparison.ranked()
+    num = min(_PER_GROUP, max(len(ranked) // 3, 1))
+    start = (len(ranked) - num) // 2
+    change = comparison.differences().tolist()
+    fell = change[ranked[-1]] < 0
+    groups = (
+        ("Largest gains", "The prompts whose total reward rose most.", ranked[:num]),
+        ("Typical", "The prompts around the median change.", ranked[start : start + num]),
+        (
+            "Largest losses" if fell else "Smallest gains",
+            "The worst there are: where alignment did harm, or nothing."
+            if fell
+            else "No prompt got worse; these gained least.",
+            ranked[-num:],
+        ),
+    )
+    bars = sorted_bars(change, y_label="Change of total reward per prompt")
+    listed = "\n".join(
+        f'<h3>{title}</h3><p class="small muted">{text}</p><ul class="pictures">'
+        f"{''.join(_pair(comparison, index) for index in chosen)}</ul>"
+        for title, text, chosen in groups
+    )
+    return (
+        "<section>\n<h2>Held-out prompts, base beside aligned</h2>\n"
+        '<p class="muted">Not a selection of the best: first every prompt as a bar, then the two ends and '
+        f'the middle of that order.</p>\n<div class="card">{bars}<p class="small muted under">'
+        f"Change of total reward, one bar per prompt, sorted.</p></div>\n{listed}\n</section>"
+    )
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _pair(comparison: Comparison, index: int) -> str:
+    prompt = escape(comparison.prompts[index], quote=True)
+    sides = (
+        ("base", comparison.base[index], comparison.base_scores[index]),
+        ("aligned", comparison.aligned[index], comparison.aligned_scores[index]),
+    )
+    figures = "".join(
+        f'<figure><img alt="{prompt}, painted by the {name} model" width="64" height="64" '
+        f'src="data:image/png;base64,{_png(image)}"><figcaption>{name} <strong class="num">{score.total:.2f}'
+        f"</strong><br>{_facts(score)}</figcaption></figure>"
+        for name, image, score in sides
+    )
+    return f'<li class="card"><p class="caption">{prompt}</p><div class="pair">{figures}</div></li>'
+
+
+def _facts(score: Score) -> str:
+    broken = [escape(fact) for fact, holds in score.facts if not holds]
+    num = len(score.facts)
+    held = f'<span class="num">facts {num - len(broken)} of {num}, style {score.style:.2f}</span>'
+    return f'{held}<br><span class="wrong">not: {"; ".join(broken)}</span>' if broken else held
+
+
+# ----------------------------------------------------------------------------------------------------- curves
+
+
+def _points(report: Report, name: str) -> list[tuple[float, float]]:
+    return [(float(record["step"]), float(record[name])) for record in report.records if name in record]
+
+
+def _curves(report: Report) -> str:
+    accuracy = _points(report, "implicit_accuracy") or _points(report, "accuracy")
+    step = {"x_label": "optimiser step"}
+    charts = (
+        (
+            "Loss",
+            "At log 2 = 0.693 the model cannot tell the sides apart.",
+            curve([Line("loss", _points(report, "loss"))], y_label="loss", rule=(0.6931, "log 2"), **step),
+        ),
+        (
+            "Implicit accuracy",
+            "Share of pairs whose chosen side gained more than the rejected one.",
+            curve(
+                [Line("accuracy", accuracy)],
+                y_label="implicit accuracy",
+                rule=(0.5, "chance"),
+                percent=True,
+                **step,
+            ),
+        ),
+        (
+            "Denoising error relative to the reference",
+            '<span class="key"></span>chosen<span class="key b"></span>rejected. Below 0: better than base.',
+            curve(
+                [
+                    Line("chosen", _points(report, "error/relative_chosen"), "a"),
+                    Line("rejected", _points(report, "error/relative_rejected"), "b"),
+                ],
+                y_label="relative error",
+                rule=(0.0, "base"),
+                percent=True,
+                **step,
+            ),
+        ),
+        (
+            "Logit",
+            "Beta times the margin; 0 at the start.",
+            curve([Line("logit", _points(report, "logit"))], y_label="logit", rule=(0.0, "start"), **step),
+        ),
+        (
+            "Gradient norm",
+            "Before clipping. Steady or falling is healthy.",
+            curve([Line("gradient norm", _points(report, "grad_norm"))], y_label="gradient norm", **step),
+        ),
+    )
+    cards = "".join(
+        f'<div class="card"><h3>{title}</h3><p class="small muted">{text}</p>{chart}</div>'
+        for title, text, chart in charts
+    )
+    return f'<section>\n<h2>Did it learn?</h2>\n<div class="curves">{cards}</div>\n</section>'
+
+
+def _verdict(report: Report) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in report.verdict)
+    return (
+        '<section>\n<h2>What the curves say</h2>\n<p class="muted">The verdict that ends every training run, '
+        f'from its metrics alone.</p><ul class="plain">{items}</ul>\n</section>'
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+
+
+def _tables(report: Report) -> str:
+    settings = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in report.settings.items()
+    )
+    seconds = "".join(
+        f'<tr><th>{escape(name)}</th><td class="num">{value:.1f} s</td></tr>'
+        for name, value in report.seconds.items()
+    )
+    whole = f'<tr class="sum"><th>together</th><td class="num">{sum(report.seconds.values()):.1f} s</td></tr>'
+    return (
+        '<section class="columns">\n'
+        f"<div><h2>Settings</h2><table>{settings}</table></div>\n"
+        f"<div><h2>Where the time went</h2><table>{seconds}{whole}</table></div>\n</section>"
+    )
+
+
+def _reward(report: Report) -> str:
+    del report
+    return (
+        "<section>\n<h2>How the exact reward works</h2>\n"
+        "<p>No model judges here. The reward segments the picture by colour, finds connected regions, tells "
+        "circle, square, triangle and cross apart by overlap with rendered templates, counts them and "
+        "compares their centres. <strong>Faithfulness</strong> is the share of the caption's facts that "
+        "hold: each colour is there, has the right shape and number, lies on the right side, and nothing "
+        "else is painted. <strong>Style</strong> is 1 for a background as dark as night and 0 for a pale "
+        "one. The total, faithfulness &times; (1 + style) / 2, gives nothing for style where the caption is "
+        "not followed.</p>\n"
+        '<p class="muted">Prompts are held out by combination of colours, shapes and relation: neither the '
+        "base's training nor any preference pair contains them.</p>\n</section>"
+    )
+
+
+def _next(report: Report) -> str:
+    steps = "".join(
+        f"<p>{escape(text)}</p><pre><code>{escape(command)}</code></pre>" for text, command in report.commands
+    )
+    return f"<section>\n<h2>Next: real SDXL</h2>\n{steps}\n</section>"
+
+
+def _footer(report: Report) -> str:
+    listed = ", ".join(f"{escape(name)} {escape(version)}" for name, version in report.versions.items())
+    return f'<footer class="small muted">{listed}</footer>'
