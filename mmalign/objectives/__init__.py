@@ -14,6 +14,7 @@ from mmalign.batch import Labels
 from mmalign.objectives import extras, labels, links, modifiers, reductions, score_shapes, structures
 from mmalign.objectives.base import Computed, Context, ObjectiveOutput, ObjectiveState, Scores
 from mmalign.objectives.extras import Extra
+from mmalign.objectives.listwise import exo_pair, infonca, lipo_lambda, nca, plackett_luce_dpo
 from mmalign.objectives.objective import Objective, build, names, objective, registered, row, signature
 from mmalign.objectives.pairwise import (
     cdpo,
@@ -25,7 +26,7 @@ from mmalign.objectives.pairwise import (
     ipo_reference_free,
     robust_dpo,
 )
-from mmalign.objectives.pointwise import kto
+from mmalign.objectives.pointwise import apo_down, apo_zero, bco_pair, kto, nca_pair, sppo_hard
 from mmalign.objectives.reductions import Reduction
 from mmalign.objectives.reference_free import (
     diffusion_orpo,
@@ -37,6 +38,21 @@ from mmalign.objectives.reference_free import (
     simpo_hinge,
 )
 from mmalign.objectives.terms import Score, Term
+from mmalign.objectives.variants import (
+    aot,
+    aot_unpaired,
+    discopop,
+    dpo_cauchy,
+    dpo_shift,
+    dpop,
+    fdpo_alpha,
+    fdpo_forward_kl,
+    fdpo_js,
+    length_dpo,
+    odpo,
+    rainbow_mixed_reference,
+    slic,
+)
 
 __all__ = [
     "Computed",
@@ -50,25 +66,46 @@ __all__ = [
     "Score",
     "Scores",
     "Term",
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
+    "bco_pair",
     "build",
     "cdpo",
     "diffusion_ipo",
     "diffusion_orpo",
     "diffusion_orpo_official",
+    "discopop",
     "dpo",
+    "dpo_cauchy",
     "dpo_reference_free",
+    "dpo_shift",
+    "dpop",
+    "exo_pair",
     "extras",
+    "fdpo_alpha",
+    "fdpo_forward_kl",
+    "fdpo_js",
     "hinge",
+    "infonca",
     "ipo",
     "ipo_reference_free",
     "kto",
     "labels",
+    "length_dpo",
     "links",
+    "lipo_lambda",
     "mapo",
     "modifiers",
     "names",
+    "nca",
+    "nca_pair",
     "objective",
+    "odpo",
     "orpo",
+    "plackett_luce_dpo",
+    "rainbow_mixed_reference",
     "reductions",
     "registered",
     "robust_dpo",
@@ -78,5 +115,7 @@ __all__ = [
     "signature",
     "simpo",
     "simpo_hinge",
+    "slic",
+    "sppo_hard",
     "structures",
 ]

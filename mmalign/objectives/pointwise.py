@@ -8,13 +8,14 @@ from typing import Literal
 from mmalign.errors import HyperparameterError, explain
 from mmalign.objectives import labels, links, modifiers
 from mmalign.objectives.base import Computed
+from mmalign.objectives.labels import PointLabels
 from mmalign.objectives.links import Link
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.pairwise import positive_beta
-from mmalign.objectives.structures import Point
+from mmalign.objectives.structures import Pair, Point, Target
 from mmalign.objectives.terms import Term
 
-__all__ = ["kto"]
+__all__ = ["apo_down", "apo_zero", "bco_pair", "kto", "nca_pair", "sppo_hard"]
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"]
 ZeroPoint = Literal["batch", "class_balanced", "mismatched"]
@@ -107,3 +108,146 @@ def kto(
         name="kto",
     )
     return Objective("kto", (term,))
+
+
+def _points(name: str, beta: float, link: Link, roles: PointLabels) -> Objective:
+    positive_beta(name, beta)
+    return Objective(name, (Term(Point(), beta=beta, link=link, labels=roles),))
+
+
+@objective(
+    "apo_zero",
+    title="Anchored Preference Optimization and Contrastive Revisions",
+    paper="2408.06266",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_apo_zero", "text_apo_zero_unpaired"),
+    official_code="trl 1.16.0",
+    status="parity",
+)
+def apo_zero(*, beta: float) -> Objective:
+    """Chosen answers more likely, rejected ones less, each on its own.
+
+    loss = (1 - sigmoid(beta u of chosen)) + sigmoid(beta u of rejected)
+
+    For data whose chosen answers are better than the model. Works on unpaired rows too.
+
+    Args:
+        beta: > 0, per unit of score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2408.06266; trl 1.16.0, loss type "apo_zero".
+    """
+    return _points("apo_zero", beta, links.flat(), labels.likes())
+
+
+@objective(
+    "apo_down",
+    title="Anchored Preference Optimization and Contrastive Revisions",
+    paper="2408.06266",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_apo_down",),
+    official_code="trl 1.16.0",
+    status="parity",
+)
+def apo_down(*, beta: float) -> Objective:
+    """Both answers less likely, the rejected one more so.
+
+    loss = sigmoid(beta u of chosen) + 1 - sigmoid(beta * (u of chosen - u of rejected))
+
+    For data whose chosen answers are worse than the model. No gradient on the chosen answer at the start.
+
+    Args:
+        beta: > 0, per unit of score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2408.06266; trl 1.16.0, loss type "apo_down".
+    """
+    positive_beta("apo_down", beta)
+    gap = Term(Pair(), beta=beta, link=links.flat(), name="gap")
+    anchor = PointLabels(chosen=(0.0, 1.0), rejected=(0.0, 0.0))
+    down = Term(Point(), beta=beta, link=links.flat(), labels=anchor, name="anchor")
+    return Objective("apo_down", (gap, down))
+
+
+@objective(
+    "bco_pair",
+    title="Binary Classifier Optimization for Large Language Model Alignment",
+    paper="2404.04656",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_bco_pair_nodelta", "text_nca_biased_pair"),
+    departures=("no reward shift, as in TRL 1.16; releases that keep a running shift differ",),
+    official_code="trl 1.16.0; thu-ml/Noise-Contrastive-Alignment cbb9248",
+    status="parity",
+)
+def bco_pair(*, beta: float) -> Objective:
+    """Each side against zero: -log sigmoid(beta u of chosen) - log sigmoid(-beta u of rejected).
+
+    Args:
+        beta: > 0, per unit of score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2404.04656; trl 1.16.0, loss type "bco_pair".
+    """
+    return _points("bco_pair", beta, links.logistic(), labels.likes())
+
+
+@objective(
+    "nca_pair",
+    title="Noise Contrastive Alignment of Language Models with Explicit Rewards",
+    paper="2402.05369",
+    year=2024,
+    sample={"beta": 0.01},
+    parity=("text_nca_pair",),
+    official_code="trl 1.16.0; thu-ml/Noise-Contrastive-Alignment cbb9248",
+    status="parity",
+)
+def nca_pair(*, beta: float) -> Objective:
+    """Chosen against noise: -log sigmoid(z_w) - (log sigmoid(-z_w) + log sigmoid(-z_l)) / 2, z = beta u.
+
+    Args:
+        beta: > 0, per unit of score (0.01 released).
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2402.05369; trl 1.16.0, loss type "nca_pair".
+    """
+    return _points("nca_pair", beta, links.logistic(), PointLabels((1.0, 0.5), (0.0, 0.5)))
+
+
+@objective(
+    "sppo_hard",
+    title="Self-Play Preference Optimization for Language Model Alignment",
+    paper="2405.00675",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_sppo_hard",),
+    departures=("no factor 1/2, as in TRL (official code has it)",),
+    official_code="trl 1.16.0",
+    status="parity",
+)
+def sppo_hard(*, beta: float) -> Objective:
+    """Regression of both log-ratios on fixed targets.
+
+    loss = (u of chosen - 1 / (2 beta))^2 + (u of rejected + 1 / (2 beta))^2
+
+    Args:
+        beta: > 0; the targets are +-1 / (2 beta) in units of the score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2405.00675; trl 1.16.0, loss type "sppo_hard".
+    """
+    positive_beta("sppo_hard", beta)
+    targets = labels.Targets(1.0 / (2.0 * beta), -1.0 / (2.0 * beta))
+    return Objective("sppo_hard", (Term(Target(), link=links.square(0.0), labels=targets),))

@@ -587,6 +587,11 @@ class Matched:
         back = order.argsort()
         z = per_prompt(inputs.beta) * (first - second)[back] - per_prompt(inputs.margin)
         agree, disagree = pair_coefficients(inputs.labels, context)
+        probability = context.labels.probability
+        if probability is not None:
+            # Sorting mixes the rows, so an uncertain label turns its row's comparison instead of its pair.
+            q = probability.to(z.dtype)
+            agree, disagree = q * agree + (1.0 - q) * disagree, q * disagree + (1.0 - q) * agree
         loss, slope = _both_ways(z, inputs.link, agree, disagree)
         return Compared(loss, z, slope.abs())
 

@@ -51,6 +51,9 @@ _LOOSE = {
     "text_exo_pair": 1e-6,
     "text_ld_dpo_policy_only": 1e-6,
     "text_irpo_incontext_ranking": 1e-6,
+    # Integer lengths times a Python float are float32 in the official code.
+    "text_length_dpo": 1e-6,
+    "text_length_rdpo_minus": 1e-6,
     # Its source computes in float32 throughout.
     "flow_dpo": 1e-5,
 }

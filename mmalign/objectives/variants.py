@@ -1,0 +1,406 @@
+"""The catalogue of methods that change one part of DPO: shape, scale, margin, link, matching, or a bonus.
+
+u is the log-ratio, p the policy's own score; z and s as everywhere.
+"""
+
+from mmalign.objectives import labels, links, modifiers, score_shapes
+from mmalign.objectives.base import require
+from mmalign.objectives.extras import nll
+from mmalign.objectives.objective import Objective, objective
+from mmalign.objectives.pairwise import positive_beta
+from mmalign.objectives.reductions import Reduction
+from mmalign.objectives.score_shapes import Shape
+from mmalign.objectives.structures import Matched, Pair
+from mmalign.objectives.terms import Score, Term
+
+__all__ = [
+    "aot",
+    "aot_unpaired",
+    "discopop",
+    "dpo_cauchy",
+    "dpo_shift",
+    "dpop",
+    "fdpo_alpha",
+    "fdpo_forward_kl",
+    "fdpo_js",
+    "length_dpo",
+    "odpo",
+    "rainbow_mixed_reference",
+    "slic",
+]
+
+_FDPO = "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints"
+
+
+def _shaped(name: str, beta: float, shape: Shape) -> Objective:
+    positive_beta(name, beta)
+    return Objective(name, (Term(Pair(), Score(shape=shape), beta=beta),))
+
+
+@objective(
+    "fdpo_forward_kl",
+    title=_FDPO,
+    paper="2309.16240",
+    year=2023,
+    sample={"beta": 0.1},
+    parity=("text_fdpo_forward_kl", "text_fdpo_forward_kl_official"),
+    departures=("the exponential is continued by its tangent beyond 20 (official code overflows)",),
+    official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
+    status="parity",
+)
+def fdpo_forward_kl(*, beta: float) -> Objective:
+    """DPO under forward KL: s = 1 - exp(-u), z = beta * (s of chosen - s of rejected).
+
+    Args:
+        beta: > 0. Use it with summed log-probabilities; on denoising errors the exponential amplifies noise.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2309.16240, table 1.
+    """
+    return _shaped("fdpo_forward_kl", beta, score_shapes.power(1.0))
+
+
+@objective(
+    "fdpo_js",
+    title=_FDPO,
+    paper="2309.16240",
+    year=2023,
+    sample={"beta": 0.1},
+    parity=("text_fdpo_js", "text_fdpo_js_official"),
+    official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
+    status="parity",
+)
+def fdpo_js(*, beta: float) -> Objective:
+    """DPO under the Jensen-Shannon divergence: s = log 2 + log sigmoid(u).
+
+    Args:
+        beta: > 0; the gradient at the start is half of DPO's.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2309.16240, table 1.
+    """
+    return _shaped("fdpo_js", beta, score_shapes.js())
+
+
+@objective(
+    "fdpo_alpha",
+    title=_FDPO,
+    paper="2309.16240",
+    year=2023,
+    sample={"beta": 0.1, "alpha": 0.5},
+    parity=("text_fdpo_alpha", "text_fdpo_alpha_official"),
+    departures=("alpha is the paper's exponent (TRL's coefficient is 1 - alpha)",),
+    official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
+    status="parity",
+)
+def fdpo_alpha(*, beta: float, alpha: float) -> Objective:
+    """DPO under an alpha-divergence: s = (1 - exp(-alpha u)) / alpha.
+
+    Args:
+        beta: > 0.
+        alpha: in (0, 1), the paper's exponent; 0 would be DPO, 1 forward KL. TRL's coefficient is 1 - alpha.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2309.16240, table 1.
+    """
+    require("fdpo_alpha alpha", alpha, 0 < alpha < 1, "a number in (0, 1)", "TRL's coefficient is 1 - alpha.")
+    return _shaped("fdpo_alpha", beta, score_shapes.power(alpha))
+
+
+@objective(
+    "dpo_cauchy",
+    title="RainbowPO: A Unified Framework for Combining Improvements in Preference Optimization",
+    paper="2410.04203",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_dpo_cauchy",),
+    official_code="CapitalOne-Research/RainbowPO 6dccae3",
+    status="parity",
+)
+def dpo_cauchy(*, beta: float) -> Objective:
+    """DPO with a Cauchy link: loss = -log(atan(z) / pi + 1/2).
+
+    Args:
+        beta: > 0, per unit of score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: CapitalOne-Research/RainbowPO, loss type "cauchy".
+    """
+    positive_beta("dpo_cauchy", beta)
+    return Objective("dpo_cauchy", (Term(Pair(), beta=beta, link=links.cauchy()),))
+
+
+@objective(
+    "discopop",
+    title="Discovering Preference Optimization Algorithms with and for Large Language Models",
+    paper="2406.08414",
+    year=2024,
+    sample={"beta": 0.05, "temperature": 0.05},
+    parity=("text_discopop", "text_discovered_lrml"),
+    departures=("the gated exponential is computed in logarithms (official: NaN below z = -88)",),
+    official_code="SakanaAI/DiscoPOP 3307865; trl 1.16.0",
+    status="parity",
+    allows={"gradient signs": "the gate pulls the wrong way at zero margin for temperatures below 0.1023"},
+)
+def discopop(*, beta: float, temperature: float) -> Objective:
+    """Log-ratio modulated loss: a gate between a logistic and an exponential link.
+
+    loss = (1 - g) * softplus(-z) + g * exp(-z), g = sigmoid(z / temperature)
+
+    Args:
+        beta: > 0, per unit of score (0.05 released).
+        temperature: in (0, 1) (0.05 released; below 0.1023 the gradient at z = 0 points the wrong way).
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2406.08414; SakanaAI/DiscoPOP.
+    """
+    positive_beta("discopop", beta)
+    return Objective("discopop", (Term(Pair(), beta=beta, link=links.discovered_gate(temperature)),))
+
+
+@objective(
+    "odpo",
+    title="Direct Preference Optimization with an Offset",
+    paper="2402.10571",
+    year=2024,
+    sample={"beta": 0.1, "alpha": 1.0},
+    parity=("text_odpo",),
+    official_code="rycolab/odpo 6152f67",
+    status="parity",
+)
+def odpo(*, beta: float, alpha: float) -> Objective:
+    """DPO with an offset from rewards: z = beta * (u of chosen - u of rejected) - alpha * log(reward gap).
+
+    Args:
+        beta: > 0, per unit of score.
+        alpha: >= 0. Gaps below 1 make the offset a bonus; a gap that is not positive has none.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2402.10571; rycolab/odpo.
+    """
+    positive_beta("odpo", beta)
+    require("odpo alpha", alpha, alpha >= 0, "a number >= 0")
+    return Objective("odpo", (Term(Pair(), beta=beta, margin=modifiers.log_reward_gap(alpha)),))
+
+
+@objective(
+    "dpo_shift",
+    title="DPO-Shift: Shifting the Distribution of Direct Preference Optimization",
+    paper="2502.07599",
+    year=2025,
+    sample={"beta": 0.1, "shift": 0.75},
+    parity=("text_dpo_shift",),
+    official_code="Meaquadddd/DPO-Shift 52eebac",
+    status="parity",
+)
+def dpo_shift(*, beta: float, shift: float) -> Objective:
+    """DPO that counts the rejected side less: z = beta * (u of chosen - shift * u of rejected).
+
+    Args:
+        beta: > 0, per unit of score.
+        shift: in [0, 1]; 0.55 to 0.95 released. Below 1 the partition function no longer cancels.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2502.07599; Meaquadddd/DPO-Shift.
+    """
+    positive_beta("dpo_shift", beta)
+    require("dpo_shift shift", shift, 0 <= shift <= 1, "a number in [0, 1]")
+    return Objective("dpo_shift", (Term(Pair(), Score(scale=modifiers.roles(1.0, shift)), beta=beta),))
+
+
+@objective(
+    "dpop",
+    title="Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
+    paper="2402.13228",
+    year=2024,
+    sample={"beta": 0.1, "penalty": 5.0},
+    parity=("text_dpop",),
+    official_code="LuJunru/SamPO 25e9631",
+    status="parity",
+)
+def dpop(*, beta: float, penalty: float) -> Objective:
+    """DPO that forbids the chosen answer to become less likely.
+
+    z = beta * (u of chosen - penalty * max(0, -u of chosen) - u of rejected)
+
+    Args:
+        beta: > 0, per unit of score.
+        penalty: >= 0 (50 in the paper: the slope on the chosen side jumps by that factor).
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2402.13228; LuJunru/SamPO, loss type "dpop".
+    """
+    positive_beta("dpop", beta)
+    require("dpop penalty", penalty, penalty >= 0, "a number >= 0")
+    score = Score(bonus=modifiers.displacement_penalty(penalty))
+    return Objective("dpop", (Term(Pair(), score, beta=beta),))
+
+
+@objective(
+    "length_dpo",
+    title="Disentangling Length from Quality in Direct Preference Optimization",
+    paper="2403.19159",
+    year=2024,
+    sample={"beta": 0.1, "alpha": 0.1},
+    parity=("text_length_dpo", "text_length_rdpo_minus"),
+    official_code="LuJunru/SamPO 25e9631; junkangwu/alpha-DPO fab3209 (the other sign)",
+    status="parity",
+)
+def length_dpo(*, beta: float, alpha: float) -> Objective:
+    """DPO with a length term.
+
+    z = beta * (u of chosen - u of rejected) + alpha * (length of chosen - length of rejected)
+
+    Args:
+        beta: > 0, per unit of score.
+        alpha: per token, any sign; both are released. Positive: length is credited inside the loss, so that
+            the policy need not produce it.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2403.19159; LuJunru/SamPO, loss type "lenN".
+    """
+    positive_beta("length_dpo", beta)
+    require("length_dpo alpha", alpha, abs(alpha) < float("inf"), "a finite number")
+    score = Score(bonus=modifiers.length_bonus(alpha / beta))
+    return Objective("length_dpo", (Term(Pair(), score, beta=beta),))
+
+
+@objective(
+    "rainbow_mixed_reference",
+    title="RainbowPO: A Unified Framework for Combining Improvements in Preference Optimization",
+    paper="2410.04203",
+    year=2024,
+    sample={"beta": 10.0, "mixing": 0.25, "margin": 0.1},
+    parity=("text_rainbow_mixed_reference",),
+    official_code="CapitalOne-Research/RainbowPO 6dccae3",
+    status="parity",
+)
+def rainbow_mixed_reference(*, beta: float, mixing: float, margin: float) -> Objective:
+    """Between DPO and SimPO: a part of the reference, and a margin for the rest, on token means.
+
+    z = beta * (gap of p - mixing * gap of r - (1 - mixing) * margin)
+
+    Args:
+        beta: > 0, per unit of mean score.
+        mixing: in [0, 1]; 0.25 released. 1 is length-normalised DPO, 0 SimPO.
+        margin: >= 0, per unit of mean score.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2410.04203; CapitalOne-Research/RainbowPO.
+    """
+    positive_beta("rainbow_mixed_reference", beta)
+    require("rainbow_mixed_reference mixing", mixing, 0 <= mixing <= 1, "a number in [0, 1]")
+    require("rainbow_mixed_reference margin", margin, margin >= 0, "a number >= 0")
+    score = Score(Reduction("mean"), anchor=mixing)
+    term = Term(Pair(), score, beta=beta, margin=beta * (1.0 - mixing) * margin)
+    return Objective("rainbow_mixed_reference", (term,))
+
+
+@objective(
+    "slic",
+    title="SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
+    paper="2305.10425",
+    year=2023,
+    sample={"margin": 1.0, "coefficient": 0.1},
+    parity=("text_slic",),
+    official_code="reds-lab/preference-learning-with-rationales 16111a1",
+    status="parity",
+)
+def slic(*, margin: float, coefficient: float) -> Objective:
+    """Hinge on the policy's own margin plus a supervised term.
+
+    loss = max(0, margin - (p of chosen - p of rejected)) - coefficient * p of chosen
+
+    Args:
+        margin: > 0, in nats of the summed log-probabilities (1 released).
+        coefficient: >= 0, of the supervised term (0.1 released).
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2305.10425.
+    """
+    require("slic margin", margin, margin > 0, "a number > 0")
+    require("slic coefficient", coefficient, coefficient >= 0, "a number >= 0")
+    calibration = Term(Pair(), Score(anchor=0.0), margin=margin - 1.0, link=links.hinge())
+    return Objective("slic", (calibration,), (nll("sequence_sum", coefficient),))
+
+
+_AOT = "Distributional Preference Alignment of LLMs via Optimal Transport"
+
+
+@objective(
+    "aot",
+    title=_AOT,
+    paper="2406.05882",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_aot",),
+    official_code="trl 1.16.0",
+    status="parity",
+)
+def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
+    """The policy's gaps, sorted, against the reference's gaps, sorted.
+
+    Sorting stays within the micro-batch of one rank; with one pair it is DPO.
+
+    Args:
+        beta: > 0, per unit of score.
+        label_smoothing: in [0, 0.5].
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2406.05882; trl 1.16.0, loss type "aot".
+    """
+    positive_beta("aot", beta)
+    smooth = labels.smoothed(label_smoothing)
+    return Objective("aot", (Term(Matched("models"), beta=beta, labels=smooth),))
+
+
+@objective(
+    "aot_unpaired",
+    title=_AOT,
+    paper="2406.05882",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_aot_unpaired",),
+    official_code="trl 1.16.0",
+    status="parity",
+    allows={"swapping": "each comparison is reported at the row of its chosen candidate"},
+)
+def aot_unpaired(*, beta: float, label_smoothing: float = 0.0) -> Objective:
+    """Log-ratios of chosen answers, sorted, against those of rejected answers, sorted.
+
+    Args:
+        beta: > 0, per unit of score.
+        label_smoothing: in [0, 0.5].
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2406.05882; trl 1.16.0, loss type "aot_unpaired".
+    """
+    positive_beta("aot_unpaired", beta)
+    smooth = labels.smoothed(label_smoothing)
+    return Objective("aot_unpaired", (Term(Matched("candidates"), beta=beta, labels=smooth),))
