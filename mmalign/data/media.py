@@ -248,7 +248,7 @@ def decode_image(
         with Image.open(BytesIO(data), formats=_readable_formats()) as image:
             _check_size(image.size, limits, where)
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
             if (
                 shorter_side is not None
                 and image.format in ("JPEG", "MPO")
@@ -257,9 +257,11 @@ def decode_image(
                 scale = shorter_side / min(image.size)
                 image.draft(None, (-int(-width * scale // 1), -int(-height * scale // 1)))
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
         rgb = _to_rgb(upright)
-    return DecodedImage(image=rgb, original_size=(width, height) if turned else (height, width))
+    return DecodedImage(
+        image=rgb, original_size=(width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    )
 
 
 _SIGNATURES = (

@@ -95,12 +95,13 @@ def _offset(room: int, place: float | None) -> int:
 def _place(image: Image.Image, resolution: int, augmentation: Augmentation) -> tuple[Image.Image, int, int]:
     """The crop, and its (top, left) in the resized and possibly mirrored image."""
     size = _resized_size(image.width, image.height, resolution)
-    if image.size != size:
-        # Pillow widens the filter when it shrinks, so that detail does not alias.
-        image = image.resize(size, Image.Resampling.BILINEAR)
     vertical, horizontal = augmentation.window or (None, None)
     top, left = _offset(size[1] - resolution, vertical), _offset(size[0] - resolution, horizontal)
-    image = image.crop((left, top, left + resolution, top + resolution))
+    across, down = image.width / size[0], image.height / size[1]
+    # Only the crop is computed: Pillow's filter sees the pixels around the box, so this equals resizing the
+    # whole image and cropping. It widens the filter when it shrinks, so that detail does not alias.
+    box = (left * across, top * down, (left + resolution) * across, (top + resolution) * down)
+    image = image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
     if augmentation.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         left = size[0] - resolution - left
@@ -170,16 +171,18 @@ class ImageLoader:
         Raises:
             RowError: an image cannot be decoded.
         """
-        pixels, geometry = [], []
+        geometry = []
+        # Filled in place: stacking channels-last images through torch takes longer than decoding them.
+        pixels = np.empty((len(encoded), 3, self.resolution, self.resolution), dtype=np.uint8)
         for number, data in enumerate(encoded):
             decoded = decode_image(
                 data, where=_where(row, number), limits=self.limits, shorter_side=self.resolution
             )
             image, top, left = _place(decoded.image, self.resolution, augmentation)
-            pixels.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+            pixels[number] = np.asarray(image).transpose(2, 0, 1)
             geometry.append([*decoded.original_size, top, left, self.resolution, self.resolution])
         return Candidates(
-            pixels=torch.stack(pixels).contiguous(),
+            pixels=torch.from_numpy(pixels),
             geometry=torch.tensor(geometry, dtype=torch.int64),
             flipped=augmentation.flip,
         )
