@@ -55,8 +55,8 @@ def _bounds(values: Sequence[float], *, include: float | None) -> tuple[float, f
 def curve(
     lines: Sequence[Line],
     *,
-    x_label: str,
     y_label: str,
+    x_label: str = "optimiser step",
     rule: tuple[float, str] | None = None,
     percent: bool = False,
 ) -> str:
@@ -64,8 +64,8 @@ def curve(
 
     Args:
         lines: one or two; points that are not finite are left out.
+        y_label: what the heights are; read out to those who do not see the chart.
         x_label: below the horizontal axis.
-        y_label: above the vertical axis.
         rule: height and name of a dashed level to compare with.
         percent: write the vertical axis in per cent.
     """
@@ -170,15 +170,16 @@ def pair_of_dots(before: float, after: float) -> str:
 
 
 def sorted_bars(values: Sequence[float], *, y_label: str) -> str:
-    """One bar per value, sorted from largest to smallest: gains above the line, losses below."""
+    """One bar per value, sorted from largest to smallest: gains above the line, losses below, ties on it."""
     width, height, left, top = 640, 150, 44, 10
     ordered = sorted(values, reverse=True)
     high, low = max(ordered[0], 0.05), min(ordered[-1], -0.05)
     unit = (height - 2 * top) / (high - low)
     slot = (width - left) / len(ordered)
     zero = top + high * unit
+    kinds = ["gain" if value > 0 else "loss" if value < 0 else "same" for value in ordered]
     parts = [
-        f'<rect class="{"gain" if value > 0 else "loss"}" x="{left + index * slot:.2f}" '
+        f'<rect class="{kinds[index]}" x="{left + index * slot:.2f}" '
         f'y="{zero - max(value, 0.0) * unit:.2f}" width="{max(slot * 0.78, 0.6):.2f}" '
         f'height="{max(abs(value) * unit, 1.0):.2f}"/>'
         for index, value in enumerate(ordered)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,7 @@ from mmalign.errors import ConfigError, explain
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mmalign.diffusion.family import ImageModel
     from mmalign.toy.comparison import Comparison
     from mmalign.toy.image_reward import Score
     from mmalign.train.config import ResolvedRun
@@ -234,7 +235,7 @@ def _align(
     with clock.stage("encoding pairs"), console.status("encoding pictures and captions once"):
         table = open_rows(run.config.data, kind=run.method.data)
         model = load_model(run, torch.device("cpu"))
-        cache_latents(model, table, folders.cache)
+        cache_latents(cast("ImageModel", model), table, folders.cache)
     with clock.stage("training"):
         return train(run, model=model, table=table)
 
@@ -245,10 +246,11 @@ def _compare(result: "RunResult", seed: int, budget: Budget, clock: _Clock, cons
     from mmalign.toy.scenes import held_out_prompts
 
     prompts = held_out_prompts(budget.num_prompts, seed=seed)
+    model = cast("ImageModel", result.model)
 
     def paint(name: str) -> "list[Image]":
         with clock.stage(f"painting, {name}"), console.status(f"painting held-out captions, {name}"):
-            return result.model.sample(
+            return model.sample(
                 prompts,
                 seed=seed,
                 num_steps=budget.num_steps,

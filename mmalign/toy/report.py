@@ -140,7 +140,7 @@ def _pictures(report: Report) -> str:
             "The worst there are: where alignment did harm, or nothing."
             if fell
             else "No prompt got worse; these gained least.",
-            ranked[-num:],
+            ranked[: -num - 1 : -1],
         ),
     )
     bars = sorted_bars(change, y_label="Change of total reward per prompt")
@@ -194,12 +194,11 @@ def _points(report: Report, name: str) -> list[tuple[float, float]]:
 
 def _curves(report: Report) -> str:
     accuracy = _points(report, "implicit_accuracy") or _points(report, "accuracy")
-    step = {"x_label": "optimiser step"}
     charts = (
         (
             "Loss",
             "At log 2 = 0.693 the model cannot tell the sides apart.",
-            curve([Line("loss", _points(report, "loss"))], y_label="loss", rule=(0.6931, "log 2"), **step),
+            curve([Line("loss", _points(report, "loss"))], y_label="loss", rule=(0.6931, "log 2")),
         ),
         (
             "Implicit accuracy",
@@ -209,7 +208,6 @@ def _curves(report: Report) -> str:
                 y_label="implicit accuracy",
                 rule=(0.5, "chance"),
                 percent=True,
-                **step,
             ),
         ),
         (
@@ -223,18 +221,22 @@ def _curves(report: Report) -> str:
                 y_label="relative error",
                 rule=(0.0, "base"),
                 percent=True,
-                **step,
             ),
         ),
         (
             "Logit",
             "Beta times the margin; 0 at the start.",
-            curve([Line("logit", _points(report, "logit"))], y_label="logit", rule=(0.0, "start"), **step),
+            curve([Line("logit", _points(report, "logit"))], y_label="logit", rule=(0.0, "start")),
         ),
         (
             "Gradient norm",
             "Before clipping. Steady or falling is healthy.",
-            curve([Line("gradient norm", _points(report, "grad_norm"))], y_label="gradient norm", **step),
+            curve([Line("gradient norm", _points(report, "grad_norm"))], y_label="gradient norm"),
+        ),
+        (
+            "Drift",
+            "Mean squared distance of the predictions from the base's.",
+            curve([Line("drift", _points(report, "drift"))], y_label="drift", rule=(0.0, "base")),
         ),
     )
     cards = "".join(

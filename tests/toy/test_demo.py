@@ -101,6 +101,7 @@ RECORDS = [
         "error/relative_rejected": 0.002 * step,
         "logit": 0.1 * step,
         "grad_norm": 1.0 / step,
+        "drift": 1e-5 * step,
     }
     for step in (2, 5, 7)
 ]
@@ -180,9 +181,9 @@ def test_the_page_says_what_it_must(page: str) -> None:
         "&lt;b&gt;green&lt;/b&gt;",
     ):
         assert words in text, words
-    for title in ("Loss", "Implicit accuracy", "Denoising error relative", "Logit", "Gradient norm"):
+    for title in ("Loss", "Implicit accuracy", "Denoising error relative", "Logit", "Gradient norm", "Drift"):
         assert title in text
-    assert page.count("optimiser step</text>") == 5
+    assert page.count("optimiser step</text>") == 6
 
 
 def test_a_curve_reaches_from_its_first_to_its_last_point_and_leaves_gaps_out() -> None:
