@@ -99,7 +99,8 @@ def _place(image: Image.Image, resolution: int, augmentation: Augmentation) -> t
     top, left = _offset(size[1] - resolution, vertical), _offset(size[0] - resolution, horizontal)
     across, down = image.width / size[0], image.height / size[1]
     # Only the crop is computed: Pillow's filter sees the pixels around the box, so this equals resizing the
-    # whole image and cropping. It widens the filter when it shrinks, so that detail does not alias.
+    # whole image and cropping, but for one grey level of rounding. It widens the filter when it shrinks, so
+    # that detail does not alias.
     box = (left * across, top * down, (left + resolution) * across, (top + resolution) * down)
     image = image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
     if augmentation.flip:
