@@ -288,7 +288,7 @@ def _metrics(first: _Evaluated, labels: Labels, rows: Tensor) -> tuple[dict[str,
             split[f"{field}_chosen"], split[f"{field}_rejected"] = _best_and_rest(value, context)
         best, rest = _best_and_rest(first.score, context)
         margin = best - rest
-        accuracy = _accuracy(first.score.detach(), labels, context)
+        accuracy = _accuracy(log_ratio, labels, context)
     numbers = {
         "logit": logit,
         "margin": margin.detach(),
@@ -317,7 +317,7 @@ def _best_and_rest(values: Tensor, context: Context) -> tuple[Tensor, Tensor]:
 
 
 def _accuracy(score: Tensor, labels: Labels, context: Context) -> Tensor:
-    """Share of comparisons on which scores and labels agree; ties of either count half."""
+    """Share of comparisons on which log-ratios and labels agree; ties of either count half."""
     if labels.relevance is None:
         agree = _half_ties(score[:, :1] - score[:, 1:])
         if _is_soft(labels, context.scores) and labels.probability is not None:

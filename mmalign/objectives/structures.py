@@ -387,7 +387,7 @@ class ListForward(_List):
         _require_several(inputs.score, "list_forward")
         context, scaled = inputs.context, inputs.scaled
         log_share = F.log_softmax(inputs.masked(scaled), dim=1)
-        target = torch.where(context.real(), inputs.labels.log_weights(context).exp(), 0.0)
+        target = torch.where(context.real(), inputs.labels.log_weights(context).detach().exp(), 0.0)
         loss = -torch.where(context.real(), target * log_share, 0.0).sum(1)
         gradient = log_share.detach().exp() * target.sum(1, keepdim=True) - target
         return Compared(loss, _list_logit(scaled, context), _half_size(gradient))
@@ -408,7 +408,8 @@ class ListReverse(_List):
         _require_several(inputs.score, "list_reverse")
         context, scaled = inputs.context, inputs.scaled
         log_share = F.log_softmax(inputs.masked(scaled), dim=1)
-        gap = torch.where(context.real(), log_share - inputs.labels.log_weights(context), 0.0)
+        target = inputs.labels.log_weights(context).detach()
+        gap = torch.where(context.real(), log_share - target, 0.0)
         share = log_share.exp()
         loss = (share * gap).sum(1)
         gradient = (share * (gap - loss.unsqueeze(1))).detach()

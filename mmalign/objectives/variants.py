@@ -177,6 +177,7 @@ def discopop(*, beta: float, temperature: float) -> Objective:
     parity=("text_odpo",),
     official_code="rycolab/odpo 6152f67",
     status="parity",
+    allows={"logit": "the offset is a margin"},
 )
 def odpo(*, beta: float, alpha: float) -> Objective:
     """DPO with an offset from rewards: z = beta * (u of chosen - u of rejected) - alpha * log(reward gap).
@@ -261,6 +262,7 @@ def dpop(*, beta: float, penalty: float) -> Objective:
     parity=("text_length_dpo", "text_length_rdpo_minus"),
     official_code="LuJunru/SamPO 25e9631; junkangwu/alpha-DPO fab3209 (the other sign)",
     status="parity",
+    allows={"logit": "the length term is a margin"},
 )
 def length_dpo(*, beta: float, alpha: float) -> Objective:
     """DPO with a length term.
@@ -292,6 +294,7 @@ def length_dpo(*, beta: float, alpha: float) -> Objective:
     parity=("text_rainbow_mixed_reference",),
     official_code="CapitalOne-Research/RainbowPO 6dccae3",
     status="parity",
+    allows={"logit": "a part of the reference and a margin"},
 )
 def rainbow_mixed_reference(*, beta: float, mixing: float, margin: float) -> Objective:
     """Between DPO and SimPO: a part of the reference, and a margin for the rest, on token means.
