@@ -144,7 +144,7 @@ def interval_bar(interval: Interval, *, neutral: float = 0.5, neutral_label: str
     )
     return (
         f'<svg class="bar" viewBox="0 0 {width} 80" role="img" aria-label="{label}">'
-        f'<line class="track" x1="{across(0)}" x2="{across(1)}" y1="{y}" y2="{y}"/>'
+        f'<line class="track" x1="{across(0.0)}" x2="{across(1.0)}" y1="{y}" y2="{y}"/>'
         f'<line class="rule" x1="{middle}" x2="{middle}" y1="{y - 18}" y2="{y + 16}"/>'
         f'<text class="note" x="{middle}" y="{y - 24}" text-anchor="middle">{escape(neutral_label)}</text>'
         f'<line class="span" x1="{low}" x2="{high}" y1="{y}" y2="{y}"/>'
@@ -162,7 +162,7 @@ def pair_of_dots(before: float, after: float) -> str:
     label = f"base {before:.3f}, aligned {after:.3f}"
     return (
         f'<svg class="dots" viewBox="0 0 {width} 28" role="img" aria-label="{label}">'
-        f'<line class="track thin" x1="{across(0)}" x2="{across(1)}" y1="{y}" y2="{y}"/>'
+        f'<line class="track thin" x1="{across(0.0)}" x2="{across(1.0)}" y1="{y}" y2="{y}"/>'
         f'<line class="span thin" x1="{across(before):.1f}" x2="{across(after):.1f}" y1="{y}" y2="{y}"/>'
         f'<circle class="hollow" cx="{across(before):.1f}" cy="{y}" r="6"/>'
         f'<circle class="point" cx="{across(after):.1f}" cy="{y}" r="6.5"/></svg>'

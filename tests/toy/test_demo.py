@@ -78,7 +78,7 @@ def comparison() -> Comparison:
     """Four prompts: a gain of 0.5, a tie, a loss of 0.25, a gain of 0.25 on the total reward."""
     base = [Score(0.5, 0.0), Score(1.0, 1.0), Score(1.0, 0.5), Score(0.5, 0.0, (("red is there", False),))]
     aligned = [Score(0.75, 1.0), Score(1.0, 1.0), Score(1.0, 0.0), Score(0.5, 1.0)]
-    prompts = ["a red circle", "a <b>green</b> square", "two blue crosses", "a yellow triangle"]
+    prompts = ["a <b>red</b> circle", "a green square", "two blue crosses", "a yellow triangle"]
     pictures = [_picture(level) for level in (10, 60, 110, 160)]
     return Comparison(prompts, pictures, pictures[::-1], base, aligned)
 
@@ -178,7 +178,7 @@ def test_the_page_says_what_it_must(page: str) -> None:
         "63.2 s",
         "dpo_lora.yaml --dry-run",
         "not: red is there",
-        "&lt;b&gt;green&lt;/b&gt;",
+        "&lt;b&gt;red&lt;/b&gt;",
     ):
         assert words in text, words
     for title in ("Loss", "Implicit accuracy", "Denoising error relative", "Logit", "Gradient norm", "Drift"):
@@ -187,7 +187,7 @@ def test_the_page_says_what_it_must(page: str) -> None:
 
 
 def test_a_curve_reaches_from_its_first_to_its_last_point_and_leaves_gaps_out() -> None:
-    svg = curve([Line("loss", [(10, 1.0), (20, math.nan), (30, 3.0)])], x_label="step", y_label="loss")
+    svg = curve([Line("loss", [(10.0, 1.0), (20.0, math.nan), (30.0, 3.0)])], x_label="step", y_label="loss")
     points = re.findall(r'<polyline class="line a" points="([^"]+)"', svg)[0].split()
     (left, upper), (right, lower) = (tuple(map(float, point.split(","))) for point in points)
     assert (left, right) == (52.0, 348.0)
