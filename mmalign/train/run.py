@@ -1,6 +1,7 @@
 """From a configuration to a finished run: load, attach, wire, train, save. What `mmalign train` calls."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +21,10 @@ from torch import nn
 
 from mmalign import objectives, registry
 from mmalign.data.readers import RowTable, open_rows
+from mmalign.data.rows import RowIssue
 from mmalign.data.sampler import RowOrder
 from mmalign.errors import CheckpointError, ConfigError, explain
-from mmalign.files import atomic_write, fingerprint, write_json
+from mmalign.files import atomic_write, fingerprint, read_json_lines, write_json
 from mmalign.likelihood import (
     Denoiser,
     Elbo,
@@ -37,7 +39,7 @@ from mmalign.train.adapters import Trainables, attach
 from mmalign.train.checkpoint import find_latest, load_checkpoint
 from mmalign.train.config import LikelihoodConfig, ResolvedRun, load_run
 from mmalign.train.loader import Layout, MicroBatch, make_loader
-from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib
+from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib, quarantine_path, require_same_run
 from mmalign.train.metrics import verdict
 from mmalign.train.model import PreferenceModel
 from mmalign.train.optim import Updater, make_optimizer, make_schedule
@@ -220,12 +222,12 @@ def _identity(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> dic
         "family": config.model.family,
         "source": config.model.source,
         "adapter": config.adapter.model_dump(mode="json"),
-        "reference": kind,
+        "reference": f"{kind}, decay {config.reference.decay}" if kind == "ema" else kind,
         "likelihood": config.likelihood.model_dump(mode="json"),
         "image": config.image.model_dump(mode="json", exclude={"cache"}),
         "effective_batch": layout.effective_batch,
         "rows": num_rows,
-        "data": fingerprint(config.data.model_dump(mode="json", exclude={"quarantine", "max_bad_share"})),
+        "data": fingerprint(config.data.model_dump(mode="json", exclude={"max_bad_share"})),
         "train": train,
     }
 
@@ -374,8 +376,19 @@ def prepare(
         accelerator.process_index,
     )
     table = table if table is not None else open_rows(config.data, kind=run.method.data)
-    model = model if model is not None else load_model(run, accelerator.device)
     kind = reference_kind(run)
+    identity = _identity(run, layout, kind, len(table))
+    start_step = 0
+    if checkpoint is not None:
+        # Before anything is written: a run that is refused leaves the folder as it was.
+        require_same_run(checkpoint, identity, folder)
+        start_step = checkpoint.step
+    if accelerator.is_main_process:
+        _open_quarantine(run, table, start_step=start_step)
+    table.report.check(config.data.max_bad_share, quarantine=quarantine_path(run))
+    model = model if model is not None else load_model(run, accelerator.device)
+    if (limit_images := getattr(model, "limit_images", None)) is not None:
+        limit_images(config.data.images)
     order = RowOrder.for_table(
         table,
         seed=config.train.seed,
@@ -389,7 +402,7 @@ def prepare(
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / CONFIG_FILE, yaml.safe_dump(_resolved(run), sort_keys=False))
-    tracking = Tracking(accelerator, folder, run, start_step=checkpoint.step if checkpoint else 0)
+    tracking = Tracking(accelerator, folder, run, start_step=start_step)
     grids = SampleGrids(model, trainables, config.samples, folder / "samples")
     loop = Loop(
         run=run,
@@ -410,12 +423,14 @@ def prepare(
         layout=layout,
         tracking=tracking,
         folder=folder,
-        identity=_identity(run, layout, kind, len(table)),
+        identity=identity,
         on_update=_grid_hook(grids, run, accelerator, model, trainables, tracking),
     )
     if checkpoint is not None:
         loop.restore(checkpoint)
         tracking.say(f"continuing {folder} after step {checkpoint.step}")
+    for line in [*table.describe().splitlines(), *table.advice()]:
+        tracking.say(line)
     _opening_lines(run, layout, model, trainables, kind, tracking)
     loader = make_loader(
         table,
@@ -428,6 +443,24 @@ def prepare(
         pin_memory=accelerator.device.type == "cuda",
     )
     return loop, cast("Iterable[MicroBatch]", loader)
+
+
+def _open_quarantine(run: ResolvedRun, table: RowTable, *, start_step: int) -> None:
+    """List the rows that were unusable on opening; forget those of steps that will be repeated."""
+    path = quarantine_path(run)
+    found = read_json_lines(path) if path.exists() and start_step > 0 else []
+    listed = [record for record in found if 0 < record.get("step", 0) <= start_step]
+    opening = [
+        {"step": 0, "index": None, "source": f"{issue.file}:{issue.row}"} | _reasons(issue)
+        for issue in table.issues
+    ]
+    if listed or opening or path.exists():
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in [*opening, *listed])
+        atomic_write(path, "".join(lines))
+
+
+def _reasons(issue: RowIssue) -> dict[str, str]:
+    return {"reason": issue.reason, "message": issue.message}
 
 
 def _attach_and_refer(
