@@ -37,6 +37,11 @@ class Trainables:
     layers: tuple[BaseTunerLayer, ...] = field(default=())
 
     @property
+    def dropouts(self) -> tuple[nn.Module, ...]:
+        """The adapter's dropout modules."""
+        return tuple(layer.lora_dropout for layer in self.layers if hasattr(layer, "lora_dropout"))
+
+    @property
     def count(self) -> int:
         """Number of trained scalars."""
         return sum(parameter.numel() for parameter in self.parameters.values())
@@ -111,7 +116,8 @@ def attach(
     """
     if config.kind == "none":
         network.requires_grad_(True)
-        network.to(torch.float32)
+        if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
+            network.to(torch.float32)
         return Trainables(network, _named(network))
     network.requires_grad_(False)
     targets = config.targets if config.targets is not None else default_targets

@@ -63,7 +63,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     for number, entries in state["state"].items():
-        for name, value in entries.items():
+        for name, value in _flat(entries).items():
             if isinstance(value, Tensor):
                 tensors[f"{number}.{name}"] = value
             elif value is None or isinstance(value, int | float | str | bool):
@@ -75,6 +75,14 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
         {key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]
     ]
     return tensors, {"scalars": scalars, "groups": [_plain(group) for group in groups]}
+
+
+def _flat(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries with inner mappings opened: bitsandbytes wraps its quantised moments in one, and reads both."""
+    flat: dict[str, Any] = {}
+    for name, value in entries.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:

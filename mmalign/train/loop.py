@@ -1,6 +1,7 @@
 """The loop: micro-steps, one update, now and then a record or a checkpoint. It wires; it computes nothing."""
 
 import contextlib
+import math
 import resource
 import signal
 import sys
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from mmalign.errors import CheckpointError, TrainingError
 from mmalign.files import append_json_line
 from mmalign.likelihood.reference import EmaReference
+from mmalign.seeding import derive_seed
 from mmalign.train.adapters import Trainables
 from mmalign.train.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
 from mmalign.train.config import ResolvedRun
@@ -29,7 +31,7 @@ from mmalign.train.optim import Updater
 from mmalign.train.step import StepParts, preference_step
 from mmalign.train.tracking import Tracking
 
-__all__ = ["CHECKPOINTS", "QUARANTINE_FILE", "Loop", "Progress"]
+__all__ = ["CHECKPOINTS", "QUARANTINE_FILE", "Loop", "Progress", "quarantine_path", "require_same_run"]
 
 CHECKPOINTS = "checkpoints"
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -99,6 +101,12 @@ class Loop:
         """Device counters of dropped updates: in all, and in a row."""
         device = self.accelerator.device
         self.dropped = torch.zeros(2, device=device)
+        self.learning_rate = math.nan  # of the last update
+
+    @property
+    def quarantine(self) -> Path:
+        """Where rows that cannot be used are listed."""
+        return quarantine_path(self.run)
 
     @property
     def _moving_reference(self) -> EmaReference | None:
@@ -143,23 +151,7 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            CheckpointError: it belongs to another run; the message lists what differs.
-        """
-        saved = checkpoint.state["identity"]
-        different = [name for name, value in self.identity.items() if saved.get(name) != value]
-        if different:
-            listing = "; ".join(
-                f"{name}: checkpoint {saved.get(name)!r}, this run {self.identity[name]!r}"
-                for name in different
-            )
-            message = (
-                f"train.resume: the checkpoint in {self.folder} was made by another run ({listing}). "
-                "Use another train.output, or undo the change; train.resume=none refuses to overwrite, too."
-            )
-            raise CheckpointError(message)
+        """Continue from a checkpoint of the same run (`require_same_run`)."""
         state = checkpoint.state
         device = self.accelerator.device
         self.trainables.load({name: value.to(device) for name, value in checkpoint.weights.items()})
@@ -239,6 +231,7 @@ class Loop:
         for micro_step in range(self.layout.accumulation):
             micro = next(micro_batches)
             self._count_bad(micro)
+            self._seed_dropout(micro_step)
             batch = to_batch(micro, self.model, device)
             is_last = micro_step == self.layout.accumulation - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
@@ -250,6 +243,7 @@ class Loop:
             self.meter.add(output.values, output.weights)
         total_valid = self._sum_across(num_valid)
         mean_factor = self.layout.effective_batch / torch.clamp(total_valid, min=1.0)
+        self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
         stats = self.updater.apply(mean_factor)
         self.schedule.step()
         if self.ema is not None:
@@ -259,6 +253,17 @@ class Loop:
         self.dropped = torch.stack([self.dropped[0] + stats.dropped, streak])
         one = torch.ones(1, device=device)
         self.updates.add({"grad_norm": stats.grad_norm[None]}, {"": one})
+
+    def _seed_dropout(self, micro_step: int) -> None:
+        """Dropout of the adapter draws from torch's own generator; seeded so that resuming repeats it."""
+        config = self.run.config
+        if config.adapter.kind == "none" or config.adapter.dropout == 0:
+            return
+        torch.manual_seed(
+            derive_seed(config.train.seed, "dropout", self.progress.step, micro_step, self.layout.rank)
+        )
+        for module in self.trainables.dropouts:
+            module.train()  # the network is in evaluation mode, and drawing samples puts it there again
 
     def _sum_across(self, value: Tensor) -> Tensor:
         if self.layout.world_size == 1:
@@ -273,7 +278,7 @@ class Loop:
         dropped, streak = self.dropped.tolist()
         self.progress.num_dropped = int(dropped)
         values["dropped_updates"] = dropped
-        values["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        values["learning_rate"] = self.learning_rate
         values["bad_rows"] = float(self.progress.num_bad_rows)
         values["prompts_per_second"] = prompts_per_second
         values["peak_memory_gib"] = peak_memory_gib(self.accelerator.device)
@@ -294,10 +299,7 @@ class Loop:
         self.progress.num_rows += len(micro.ids)
         for bad in micro.bad:
             self.progress.num_bad_rows += 1
-            append_json_line(
-                self.folder / QUARANTINE_FILE,
-                {"index": bad.index, "source": bad.source, "reason": bad.reason, "message": bad.message},
-            )
+            append_json_line(self.quarantine, {"step": self.progress.step + 1, **vars(bad)})
         share = self.progress.num_bad_rows / max(self.progress.num_rows, 1)
         limit = self.run.config.data.max_bad_share
         # A share of few rows means nothing; 20 unreadable ones in a young run do.
@@ -306,7 +308,7 @@ class Loop:
                 f"{self.progress.num_bad_rows} of {self.progress.num_rows} rows could not be used "
                 f"({share:.1%}, "
                 f"allowed data.max_bad_share {limit:.1%}). The last: {micro.bad[-1].message} All of them: "
-                f"{self.folder / QUARANTINE_FILE}. Run `mmalign data check`, or raise data.max_bad_share."
+                f"{self.quarantine}. Run `mmalign data check`, or raise data.max_bad_share."
             )
             raise TrainingError(message)
 
@@ -338,6 +340,30 @@ class Loop:
             return False
         flag = torch.tensor(float(self.progress.interrupted), device=self.accelerator.device)
         return bool(self._sum_across(flag) > 0)
+
+
+def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to continue from a checkpoint of another run.
+
+    Raises:
+        CheckpointError: it belongs to another run; the message lists what differs.
+    """
+    saved = checkpoint.state["identity"]
+    different = [name for name, value in identity.items() if saved.get(name) != value]
+    if different:
+        listing = "; ".join(
+            f"{name}: checkpoint {saved.get(name)!r}, this run {identity[name]!r}" for name in different
+        )
+        message = (
+            f"train.resume: the checkpoint in {folder} was made by another run ({listing}). "
+            "Use another train.output, or undo the change; train.resume=none refuses to overwrite, too."
+        )
+        raise CheckpointError(message)
+
+
+def quarantine_path(run: ResolvedRun) -> Path:
+    """The file in the run folder that lists rows which could not be used."""
+    return Path(run.config.train.output) / QUARANTINE_FILE
 
 
 def _schedule_state(schedule: torch.optim.lr_scheduler.LambdaLR) -> dict[str, Any]:

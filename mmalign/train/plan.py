@@ -1,8 +1,9 @@
 """What a run would do and need, before it does it: `mmalign train CONFIG --dry-run`."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from mmalign.train.loader import Layout
 __all__ = ["MemoryItem", "derived_values", "memory_estimate", "print_plan", "saved_activation_bytes"]
 
 GIB = 2**30
+_RECOMPUTE = "_gradient_checkpointing_func"  # where diffusers' blocks keep what recomputes them
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,71 @@ def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Fl
             del recurse
             return iter(cast("list[nn.Parameter]", [own[name] for name, _ in network.named_parameters()]))
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        _checkpoint_inputs(network, keep),
+        _fused_attention(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held),
+    ):
         forward(_OnMeta())
     return sum(held.values())
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Holds what the fused kernels hold: query, key, value, result, and one float32 per query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = torch.empty_like(query)
+        normaliser = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, result, normaliser)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """On the meta device torch attends by the textbook and would hold every attention matrix."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+        result: Tensor = _FusedAttention.apply(query, key, value)
+        return result
+
+    functional: Any = torch.nn.functional
+    before = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
+
+
+@contextlib.contextmanager
+def _checkpoint_inputs(network: nn.Module, keep: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Count what recomputed blocks are given: it stays alive, but autograd's hooks do not see it."""
+    blocks = [module for module in network.modules() if getattr(module, "gradient_checkpointing", False)]
+    before = [(block, block.__dict__.get(_RECOMPUTE)) for block in blocks]
+
+    def counted(recompute: Callable[..., object]) -> Callable[..., object]:
+        def call(function: Callable[..., object], *inputs: object) -> object:
+            for value in inputs:
+                if isinstance(value, Tensor):
+                    keep(value)
+            return recompute(function, *inputs)
+
+        return call
+
+    try:
+        for block, recompute in before:
+            if recompute is not None:
+                block.__dict__[_RECOMPUTE] = counted(recompute)
+        yield
+    finally:
+        for block, recompute in before:
+            if recompute is not None:
+                block.__dict__[_RECOMPUTE] = recompute
 
 
 def memory_estimate(

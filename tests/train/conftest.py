@@ -1,0 +1,167 @@
+"""Tiny models, real parquet files in the Pick-a-Pic layout, and short runs on them."""
+
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mmalign.testing.tiny import RESOLUTION, write_tiny_sd15, write_tiny_sdxl
+from mmalign.train.config import ResolvedRun, load_run
+from mmalign.train.run import RunResult, train
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps one state per process; every run here wants its own precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1.x-structured pipeline with random weights."""
+    return write_tiny_sd15(tmp_path_factory.mktemp("tiny") / "sd15")
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SDXL-structured pipeline with random weights."""
+    return write_tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
+def _picture(generator: np.random.Generator, kind: str) -> bytes:
+    """Encoded bytes of a smooth random picture."""
+    coarse = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def write_pairs() -> Callable[..., Path]:
+    """`write_pairs(path, num_rows, broken=())`: a parquet file in the Pick-a-Pic v2 layout."""
+
+    def write(path: Path, num_rows: int = 7, *, broken: Collection[int] = (), seed: int = 0) -> Path:
+        generator = np.random.default_rng(seed)
+        kinds = ("PNG", "JPEG")
+        first = [_picture(generator, kinds[row % 2]) for row in range(num_rows)]
+        second = [_picture(generator, kinds[row % 2]) for row in range(num_rows)]
+        labels = [float(row % 3 != 1) for row in range(num_rows)]
+        # A broken row lost the second half of one picture, as an interrupted download leaves it.
+        cut = [image[: len(image) // 2] if row in broken else image for row, image in enumerate(first)]
+        table = {
+            "caption": [f"a picture with the number {row}" for row in range(num_rows)],
+            "jpg_0": cut,
+            "jpg_1": second,
+            "label_0": labels,
+            "label_1": [1.0 - label for label in labels],
+            "has_label": [True] * num_rows,
+            "are_different": [True] * num_rows,
+        }
+        pq.write_table(pa.table(table), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory, write_pairs: Callable[..., Path]) -> Path:
+    """Seven readable pairs."""
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.parquet")
+
+
+def _laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, sd15_folder: Path, pairs_file: Path) -> Callable[..., Path]:
+    """`write_config(name, train={...}, ...)`: a YAML file of a short run into its own folder."""
+
+    def write(name: str = "run", **sections: Any) -> Path:
+        content = {
+            "method": "diffusion_dpo",
+            "model": {"family": "sd15", "source": str(sd15_folder)},
+            "image": {"resolution": RESOLUTION},
+            "data": {"source": str(pairs_file)},
+            "objective": {"beta": 500.0},
+            "adapter": {"rank": 3, "alpha": 5},
+            "train": {
+                "output": str(tmp_path / name),
+                "steps": 3,
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+                "warmup_steps": 0,
+                "num_workers": 0,
+                "device": "cpu",
+            },
+            "log": {"every": 1, "trackers": []},
+        }
+        if sections.get("method", content["method"]) != content["method"]:
+            content["objective"] = {}  # beta is another number elsewhere, or none
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(_laid_over(content, sections)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_run(write_config: Callable[..., Path]) -> Callable[..., ResolvedRun]:
+    """`make_run(name, train={...}, ...)`: the resolved run of such a file."""
+
+    def make(name: str = "run", **sections: Any) -> ResolvedRun:
+        return load_run(write_config(name, **sections))
+
+    return make
+
+
+@pytest.fixture
+def run_to_end(make_run: Callable[..., ResolvedRun]) -> Callable[..., RunResult]:
+    """`run_to_end(name, train={...}, ...)`: train it."""
+
+    def run(name: str = "run", **sections: Any) -> RunResult:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return train(make_run(name, **sections))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_weights() -> Callable[[RunResult], dict[str, torch.Tensor]]:
+    """`trained_weights(result)`: copies of the trained weights by name."""
+
+    def weights(result: RunResult) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in result.trainables.parameters.items()}
+
+    return weights
+
+
+TIMINGS = ("prompts_per_second", "peak_memory_gib")
+
+
+@pytest.fixture(scope="session")
+def without_timings() -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """`without_timings(records)`: what two equal runs must agree on."""
+
+    def strip(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in record.items() if key not in TIMINGS} for record in records]
+
+    return strip

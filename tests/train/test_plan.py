@@ -1,0 +1,176 @@
+"""What `--dry-run` says before anything is trained."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from mmalign.train.adapters import attach
+from mmalign.train.config import load_run
+from mmalign.train.plan import saved_activation_bytes
+from mmalign.train.run import describe, load_model, main
+
+
+@pytest.fixture
+def told(make_run: Callable[..., Any]) -> Callable[..., tuple[str, dict[str, Any]]]:
+    """`told(**sections)`: what a dry run prints, and its numbers."""
+
+    def tell(**sections: Any) -> tuple[str, dict[str, Any]]:
+        console = Console(record=True, width=200)
+        numbers = describe(make_run(**sections), console)
+        return console.export_text(), numbers
+
+    return tell
+
+
+def test_a_dry_run_prints_a_configuration_that_can_be_run_again(told, tmp_path) -> None:
+    text, _ = told()
+    printed = yaml.safe_load(text.split("\n\n")[0])
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(printed))
+    again = load_run(path)
+    assert again.config.train.optimizer == "adamw"
+    assert again.objective_arguments == {"beta": 500.0}
+    assert again.config.image.resolution == 32
+
+
+def test_a_dry_run_names_what_differs_from_the_row_and_what_the_row_gave(told) -> None:
+    text, _ = told()
+    lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+    assert "objective.beta 500.0 2000 paper" in lines
+    assert "train.steps 3 2000 code" in lines
+    assert "image.resolution 32 512 code" in lines
+    assert any(line.startswith("from the method's row: train.optimizer=adamw (code)") for line in lines)
+
+
+def test_a_dry_run_counts_what_trains_and_says_the_effective_numbers(told) -> None:
+    text, numbers = told(train={"batch_size": 2, "accumulation": 5})
+    assert "effective batch: 10 prompts (2 per device x 5 micro-steps x 1 devices)" in text
+    assert "effective learning rate: 0.001 (used as it stands, not scaled by the batch)" in text
+    assert "elements per sample: 1024" in text
+    # rank 3 on the tiny network's 8 attention layers
+    assert f"trained: {numbers['trained']:,} of " in text
+    _, double = told(adapter={"rank": 6})
+    assert double["trained"] == 2 * numbers["trained"]
+
+
+def test_a_dry_run_says_beta_in_both_units(told) -> None:
+    text, _ = told()
+    assert "beta 500 on half the mean error = 0.2441 on the summed error (1024 elements)" in text
+    text, _ = told(likelihood={"reduction": "sum"})
+    assert "beta 512000 on half the mean error = 250 on the summed error (1024 elements)" in text
+
+
+def test_memory_is_listed_per_component_and_adds_up(told, sd15_folder) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    text, numbers = told(train={"ema_decay": 0.9})
+    memory = numbers["memory"]
+    unet = UNet2DConditionModel.from_pretrained(str(sd15_folder), subfolder="unet")
+    vae = AutoencoderKL.from_pretrained(str(sd15_folder), subfolder="vae")
+    assert memory["network, frozen weights"] == 4 * sum(value.numel() for value in unet.parameters())
+    assert memory["VAE"] == 4 * sum(value.numel() for value in vae.parameters())
+    for name in ("network, trained weights (float32)", "gradients", "average of the weights"):
+        assert memory[name] == 4 * numbers["trained"], name
+    assert memory["optimiser state (adamw)"] == 8 * numbers["trained"]
+    assert not [name for name in memory if name.startswith("reference")], "adapters off: no second network"
+    assert "device memory, lower bound" in text
+
+
+def test_full_fine_tuning_needs_a_second_network_and_much_more_state(told) -> None:
+    _, numbers = told(adapter={"kind": "none"})
+    memory = numbers["memory"]
+    assert memory["network, frozen weights"] == 0
+    assert memory["reference (frozen copy)"] == memory["network, trained weights (float32)"]
+    assert memory["optimiser state (adamw)"] == 8 * numbers["trained"]
+
+
+def really_saved(network: torch.nn.Module, forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes of distinct storages that autograd holds after a real forward on the CPU, weights aside."""
+    own = {value.untyped_storage().data_ptr() for value in network.state_dict(keep_vars=True).values()}
+    held: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    result.sum().backward()
+    return sum(held.values())
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("adapter", [{"kind": "lora"}, {"kind": "none"}], ids=["lora", "full"])
+def test_activations_counted_without_computing_are_those_a_real_step_keeps(
+    make_run, sd15_folder, sdxl_folder, family: str, adapter: dict[str, str]
+) -> None:
+    source = {"sd15": sd15_folder, "sdxl": sdxl_folder}[family]
+    run = make_run(model={"family": family, "source": str(source)}, adapter=adapter)
+    model = load_model(run, torch.device("cpu"))
+    trainables = attach(model.network, run.config.adapter, default_targets=model.adapter_targets, seed=0)
+    counted = saved_activation_bytes(
+        trainables.network, lambda network: model.denoise(*model.meta_inputs(4), network=network)
+    )
+    noised, timestep, conditioning = model.meta_inputs(4)
+    real = torch.randn(noised.shape), torch.randint(0, 1000, timestep.shape)
+    rows = {name: torch.randn(value.shape) for name, value in conditioning.items()}
+    found = really_saved(trainables.network, lambda: model.denoise(*real, rows))
+    assert counted == pytest.approx(found, rel=0.02)
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(told) -> None:
+    def activations(**sections: Any) -> int:
+        _, numbers = told(**sections)
+        return next(size for name, size in numbers["memory"].items() if name.startswith("activations"))
+
+    one, two = activations(train={"batch_size": 1}), activations(train={"batch_size": 2})
+    assert two == pytest.approx(2 * one, rel=0.02)
+    light = activations(train={"batch_size": 2}, model={"gradient_checkpointing": True})
+    assert 0 < light < 0.5 * two
+
+
+def test_with_checkpointing_the_inputs_of_recomputed_blocks_are_counted(make_run) -> None:
+    """What autograd does not see stays alive all the same: at least the input of every block."""
+    run = make_run(model={"gradient_checkpointing": True})
+    model = load_model(run, torch.device("cpu"))
+    trainables = attach(model.network, run.config.adapter, default_targets=model.adapter_targets, seed=0)
+    network = trainables.network
+    counted = saved_activation_bytes(
+        network, lambda stand_in: model.denoise(*model.meta_inputs(4), network=stand_in)
+    )
+    noised, timestep, conditioning = model.meta_inputs(4)
+    inputs: dict[int, int] = {}
+    alive: list[torch.Tensor] = []
+
+    def seen(_: torch.nn.Module, given: tuple[object, ...]) -> None:
+        value = given[0]
+        assert isinstance(value, torch.Tensor)
+        alive.append(value)
+        inputs[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+
+    resnets = [
+        module for name, module in network.named_modules() if name.rpartition(".")[0].endswith("resnets")
+    ]
+    for module in resnets:
+        module.register_forward_pre_hook(seen)
+    with torch.no_grad():
+        rows = {name: torch.randn(value.shape) for name, value in conditioning.items()}
+        model.denoise(torch.randn(noised.shape), torch.randint(0, 1000, timestep.shape), rows)
+    assert len(resnets) > 5
+    assert counted >= sum(inputs.values())
+
+
+def test_a_dry_run_touches_no_files(write_config, tmp_path, capsys) -> None:
+    path = write_config()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(path, dry_run=True) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "trained:" in capsys.readouterr().out
