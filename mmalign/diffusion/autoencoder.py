@@ -117,7 +117,9 @@ class Autoencoder:
         return Moments(torch.cat(means), torch.cat(stds))
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "row *event"]) -> UInt8[Tensor, "row 3 height width"]:
+    def decode(
+        self, latents: Float[Tensor, "row channel latent_height latent_width"]
+    ) -> UInt8[Tensor, "row 3 height width"]:
         """Pixels of scaled latents, on the CPU."""
         vae = self.module
         pictures = []
