@@ -38,6 +38,7 @@ from mmalign.toy.scenes import (
 from mmalign.toy.tokenizers import MAX_TOKENS
 
 PROMPT_DROPOUT = 0.1
+ASKING_FOR_NIGHT = " at night"  # in captions of the base only, never in preference data or evaluation
 
 
 def _cosine(step: int, steps: int, *, warmup: int) -> float:
@@ -112,17 +113,22 @@ def base_data(
     *,
     seed: int,
     num: int,
+    asked_share: float = 0.2,
+    unasked_share: float = 0.02,
     wrong_share: float = 0.1,
-    night_share: float = 0.02,
 ) -> BaseData:
-    """Encoded scenes with captions. Some captions are wrong and few scenes are dark: room for alignment.
+    """Encoded scenes with captions: mostly by day, dark where the caption says "at night".
+
+    So the base can paint the night but does not do so unasked: a habit for alignment to change. Some captions are
+    wrong: room for more faithfulness.
 
     Args:
         pipeline: its autoencoder and tokenizers encode.
         seed: of the scenes.
         num: of scenes.
+        asked_share: share of the scenes with a dark background and a caption that says so.
+        unasked_share: share of the other scenes with a dark background.
         wrong_share: share of the scenes in which one fact of the caption is broken.
-        night_share: share of the scenes with a dark background.
     """
     rng = random.Random(f"base {seed}")
     generator = generator_for(seed, "base_latents")
@@ -132,10 +138,11 @@ def base_data(
         arrays = []
         for _ in range(min(128, num - start)):
             facts = _training_facts(rng)
-            scene = draw_scene(facts, rng, style="night" if rng.random() < night_share else "day")
+            asked, unasked = rng.random() < asked_share, rng.random() < unasked_share
+            scene = draw_scene(facts, rng, style="night" if asked or unasked else "day")
             if rng.random() < wrong_share:
                 scene = corrupt(scene, facts, rng.choice(CORRUPTIONS), rng)
-            captions.append(facts.caption())
+            captions.append(facts.caption() + (ASKING_FOR_NIGHT if asked else ""))
             arrays.append(render_array(scene))
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with torch.no_grad():

@@ -4,7 +4,6 @@ A UNet with text-time embedding, two CLIP text encoders with their tokenizers, a
 SDXL's noise schedule, all from configs of the real classes, about four million parameters together.
 """
 
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +13,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from mmalign.files import read_json, write_json
 from mmalign.seeding import generator_for
 from mmalign.toy.image_reward import score_images
 from mmalign.toy.scenes import held_out_prompts
@@ -129,8 +129,12 @@ def save(pipeline: StableDiffusionXLPipeline, output: Path) -> None:
     copied.save_pretrained(output, safe_serialization=True)
     for name in ("text_encoder", "text_encoder_2"):
         # transformers loads the precision written here, diffusers float32: without this line they differ
-        path = output / name / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+        _edit_json(output / name / "config.json", dtype="float32")
+    _edit_json(output / "vae" / "config.json", _name_or_path="")  # a folder of the machine that trained it
+
+
+def _edit_json(path: Path, **values: str) -> None:
+    write_json(path, read_json(path) | values)
 
 
 def sample(
