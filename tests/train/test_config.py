@@ -198,6 +198,12 @@ def test_switching_adapters_off_needs_adapters(config_file) -> None:
         load_run(config_file(), ["reference.kind=adapters_off", "adapter.kind=none"])
 
 
+@pytest.mark.parametrize("kind", ["stored", "ema"])
+def test_dropout_does_not_go_with_references_it_would_blur(config_file, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"reference.kind {kind} needs adapter.dropout 0"):
+        load_run(config_file(), [f"reference.kind={kind}", "adapter.dropout=0.1"])
+
+
 def test_listed_timesteps_need_a_list(config_file) -> None:
     with pytest.raises(ConfigError, match=r"likelihood.timesteps listed needs likelihood.values"):
         load_run(config_file(), ["likelihood.timesteps=listed"])

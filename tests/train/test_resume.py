@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmalign.train.run import prepare, train
 
@@ -45,18 +46,20 @@ def kill_after(config: Path, folder: Path, records: int, delay: float) -> None:
     assert process.returncode == -signal.SIGKILL, output
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Every tensor file of a run: the adapter or model, and the last checkpoint."""
+def tensors_of(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
+    """Every tensor of a run: the adapter or model, and the last checkpoint."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))
+        (str(path.relative_to(folder)), name): tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
     }
 
 
 def assert_same_run(got: Path, expected: Path, without_timings: Callable[..., Any]) -> None:
-    one, two = files_of(got), files_of(expected)
+    one, two = tensors_of(got), tensors_of(expected)
     assert one.keys() == two.keys()
-    assert {"weights", "optimizer", "ema"} <= {Path(name).stem for name in one}
-    assert [name for name in one if one[name] != two[name]] == []
+    assert {"weights", "optimizer", "ema"} <= {Path(name).stem for name, _ in one}
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
     records = [
         without_timings([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
         for folder in (got, expected)
@@ -222,11 +225,13 @@ def test_a_signal_lets_the_step_finish_saves_and_the_same_command_continues(
 
 def test_a_finished_run_starts_again_only_to_say_so(run_to_end) -> None:
     first = run_to_end()
-    files = files_of(first.folder)
+    tensors = tensors_of(first.folder)
     again = run_to_end()
     assert again.finished
     assert again.records == first.records
-    assert files_of(again.folder) == files
+    after = tensors_of(again.folder)
+    assert after.keys() == tensors.keys()
+    assert all(torch.equal(after[name], value) for name, value in tensors.items())
 
 
 def test_the_global_generator_is_left_alone(make_run) -> None:
