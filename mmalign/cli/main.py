@@ -28,7 +28,7 @@ _OWN_OPTIONS = frozenset({"command", "subcommand", "handler", "debug"})
 _EXAMPLES = """\
 examples:
   mmalign demo                                             align a tiny SDXL-structured model in two minutes
-  mmalign train diffusion/configs/sdxl/dpo.yaml --dry-run  what a run would do, and the memory it needs
+  mmalign train diffusion/configs/sdxl/dpo_lora.yaml --dry-run  what a run would do, and the memory it needs
   mmalign train my.yaml train.learning_rate=1.0e-5         train, with one setting of the file replaced
   mmalign data check pairs.parquet                         what is in your preference pairs, and what is wrong
   mmalign methods diffusion_dpo                            formula, source, departures, defaults per family
@@ -154,7 +154,7 @@ def _add_recipes(commands: Any) -> None:
     actions = parser.add_subparsers(dest="subcommand", metavar="list|cp")
     actions.add_parser("list", help="all of them (the default)")
     copy = actions.add_parser("cp", help="copy one file or folder")
-    copy.add_argument("name", metavar="NAME", help="as listed, for example diffusion/configs/sdxl/dpo.yaml")
+    copy.add_argument("name", metavar="NAME", help="as listed, for example diffusion/configs/sdxl/dpo_lora.yaml")
     copy.add_argument("destination", metavar="DEST", type=Path, help="file or folder to copy to")
     copy.add_argument("--force", action="store_true", help="overwrite")
     copy.set_defaults(handler=_calls("mmalign.cli.recipes:copy_recipe"))

@@ -47,7 +47,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def recipe_names() -> list[str]:
-    """Every recipe file as `diffusion/configs/sdxl/dpo.yaml`, sorted, folders in modality order."""
+    """Every recipe file as `diffusion/configs/sdxl/dpo_lora.yaml`, sorted, folders in modality order."""
     root = recipes_root()
     return [path.relative_to(root).as_posix() for name in RECIPE_FOLDERS for path in _files(root / name)]
 

@@ -157,6 +157,23 @@ def find_latest(root: Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
+def set_aside_later(root: Path, step: int) -> list[Path]:
+    """Rename checkpoints of a later step: the run goes back, and what follows would mix two histories.
+
+    Returns:
+        The new names; nothing is deleted.
+    """
+    moved = []
+    for found, folder in _complete(root):
+        if found > step:
+            number = 1
+            while (target := folder.with_name(f"{folder.name}.abandoned-{number}")).exists():
+                number += 1
+            folder.rename(target)
+            moved.append(target)
+    return moved
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote.
 

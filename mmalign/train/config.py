@@ -81,8 +81,10 @@ class LikelihoodConfig(Section):
     """How the timestep-sampled bound is drawn."""
 
     timesteps: Literal["uniform", "logit_normal", "listed"] = "uniform"
-    low: int = Field(0, ge=0, description="uniform: first timestep")
-    high: int | None = Field(None, description="uniform: one past the last timestep; default all")
+    low: int | float = Field(0, ge=0, description="uniform: first timestep (flow models: lowest sigma)")
+    high: int | float | None = Field(
+        None, description="uniform: one past the last timestep (flow models: highest sigma); default all"
+    )
     values: tuple[int, ...] = Field(
         (), description="listed: the timesteps, for example those of a Turbo model"
     )
@@ -163,6 +165,12 @@ class TrainConfig(Section):
     allow_tf32: bool = Field(True, description="TF32 matrix products on CUDA for float32 parts")
     device: Literal["auto", "cpu"] = "auto"
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        # YAML 1.1 reads a bare `no` as False.
+        return "no" if value is False else value
+
 
 class LogConfig(Section):
     """What is written while training. `metrics.jsonl` is always written."""
@@ -217,8 +225,15 @@ class RunConfig(Section):
         if self.likelihood.timesteps == "listed" and not self.likelihood.values:
             message = "likelihood.timesteps listed needs likelihood.values, for example [249, 499, 749, 999]"
             raise ValueError(message)
-        if self.reference.kind == "stored" and self.adapter.dropout > 0:
-            message = "reference.kind stored needs adapter.dropout 0"
+        if self.reference.kind in ("stored", "ema") and self.adapter.dropout > 0:
+            # Stored errors have no dropout in them; an average would be evaluated under it.
+            message = f"reference.kind {self.reference.kind} needs adapter.dropout 0"
+            raise ValueError(message)
+        if self.reference.kind == "stored" and self.likelihood.stratified:
+            message = (
+                "reference.kind stored needs likelihood.stratified false: a stratified timestep depends on "
+                "the place in the step, a stored one must not"
+            )
             raise ValueError(message)
         return self
 

@@ -6,7 +6,7 @@ two ranks see the rows one rank would see.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from mmalign.data.sampler import RowOrder, step_positions
 from mmalign.errors import MmalignError, RowError, TrainingError
 from mmalign.train.model import Example, PreferenceModel
 
-__all__ = ["BadRow", "Layout", "MicroBatch", "make_loader", "to_batch"]
+__all__ = ["BadRow", "Layout", "MicroBatch", "StepSampler", "make_loader", "to_batch"]
 
 _MAX_SUBSTITUTES = 1000
 
@@ -137,16 +137,14 @@ class _Positions(Dataset[_Loaded]):
 class _Collator:
     """Stacks examples; an unreadable row is replaced by a readable one that counts nowhere."""
 
-    def __init__(self, rows: _Positions, layout: Layout) -> None:
-        self.rows, self.layout = rows, layout
+    def __init__(self, rows: _Positions, *, rows_per_step: int) -> None:
+        self.rows, self.rows_per_step = rows, rows_per_step
 
     def __call__(self, loaded: Sequence[_Loaded]) -> MicroBatch:
         readable = [item.example for item in loaded if item.example is not None]
         stand_in = readable[0] if readable else self._substitute(loaded[-1].position)
         examples = [item.example if item.example is not None else stand_in for item in loaded]
-        keys = self.rows.order.keys(
-            [item.position for item in loaded], rows_per_step=self.layout.effective_batch
-        )
+        keys = self.rows.order.keys([item.position for item in loaded], rows_per_step=self.rows_per_step)
         valid = torch.tensor([item.example is not None for item in loaded])
         return MicroBatch(
             collated=self.rows.model.collate(examples),
@@ -192,8 +190,8 @@ def _labels(rows: Sequence[PreferenceRow], valid: Tensor) -> Labels:
     )
 
 
-class _StepSampler(Sampler[list[int]]):
-    """Lists of positions, one per micro-step, from `start_step` to `steps`."""
+class StepSampler(Sampler[list[int]]):
+    """Lists of positions of one rank, one per micro-step, from `start_step` to `steps`."""
 
     def __init__(self, layout: Layout, *, start_step: int, steps: int) -> None:
         self.layout, self.start_step, self.steps = layout, start_step, steps
@@ -215,21 +213,32 @@ def make_loader(
     table: RowTable,
     order: RowOrder,
     model: PreferenceModel,
-    layout: Layout,
+    positions: Iterable[list[int]],
     *,
-    start_step: int,
-    steps: int,
+    rows_per_step: int,
+    world_size: int,
     num_workers: int | None,
     pin_memory: bool,
 ) -> DataLoader[_Loaded]:
-    """A loader of `MicroBatch`es for this rank, from `start_step` to `steps`."""
+    """A loader of one `MicroBatch` per list of positions.
+
+    Args:
+        table: rows.
+        order: which row stands at a position, and its key.
+        model: makes examples and collates them.
+        positions: of each micro-batch, in order (`StepSampler` for training).
+        rows_per_step: rows of an optimiser step over all devices, for stratified timesteps.
+        world_size: devices that share the machine's cores.
+        num_workers: loader processes; None decides by the cores.
+        pin_memory: for transfers to CUDA.
+    """
     if num_workers is None:
-        num_workers = min(4, max((os.cpu_count() or 1) // max(layout.world_size, 1), 1))
+        num_workers = min(4, max((os.cpu_count() or 1) // max(world_size, 1), 1))
     rows = _Positions(table, order, model)
     return DataLoader(
         rows,
-        batch_sampler=_StepSampler(layout, start_step=start_step, steps=steps),
-        collate_fn=_Collator(rows, layout),
+        batch_sampler=positions,
+        collate_fn=_Collator(rows, rows_per_step=rows_per_step),
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_single_thread,

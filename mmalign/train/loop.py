@@ -101,6 +101,9 @@ class Loop:
         """Device counters of dropped updates: in all, and in a row."""
         device = self.accelerator.device
         self.dropped = torch.zeros(2, device=device)
+        self.stop_flag = torch.zeros((), device=device)  # how many ranks were asked to stop
+        self.stop_flag_before = self.stop_flag
+        self.start_step = 0  # where this process took the run up
         self.learning_rate = math.nan  # of the last update
 
     @property
@@ -120,6 +123,7 @@ class Loop:
         """Write a checkpoint of the state after `progress.step` (main process)."""
         # A collective: every rank's share of a partial interval goes into the one set of sums that is saved.
         meter = self.meter.state(self._sum_across)
+        num_bad_rows, num_rows = self._rows_across()
         if self.accelerator.is_main_process:
             tensors, described = flatten_optimizer(self.optimizer)
             ema: dict[str, Tensor] = {}
@@ -141,8 +145,8 @@ class Loop:
                     "meter": meter,
                     "updates": self.updates.state(lambda sums: sums),
                     "dropped": self.dropped.tolist(),
-                    "num_bad_rows": self.progress.num_bad_rows,
-                    "num_rows": self.progress.num_rows,
+                    "num_bad_rows": num_bad_rows,
+                    "num_rows": num_rows,
                 },
             )
             save_checkpoint(
@@ -172,9 +176,11 @@ class Loop:
             self.meter.load(state["meter"], device)
             self.updates.load(state["updates"], device)
         self.dropped = torch.tensor(state["dropped"], device=device)
-        self.progress.step = checkpoint.step
-        self.progress.num_bad_rows = int(state["num_bad_rows"])
-        self.progress.num_rows = int(state["num_rows"])
+        self.progress.step = self.start_step = checkpoint.step
+        self.progress.num_dropped = int(state["dropped"][0])
+        if self.accelerator.is_main_process:  # the counts are sums over ranks, too
+            self.progress.num_bad_rows = int(state["num_bad_rows"])
+            self.progress.num_rows = int(state["num_rows"])
 
     # --- training
     # --------------------------------------------------------------------------------------------------
@@ -201,7 +207,7 @@ class Loop:
                     self.tracking.advance()
                     if is_record:
                         self._record(rows_since / max(time.perf_counter() - started, 1e-9))
-                    stop = self._should_stop(is_record)
+                    stop = self._should_stop()
                     if (
                         stop
                         or self.progress.step % config.train.checkpoint_every == 0
@@ -241,10 +247,13 @@ class Loop:
                 self.accelerator.backward(output.loss / local_rows)
             num_valid += output.num_valid
             self.meter.add(output.values, output.weights)
-        total_valid = self._sum_across(num_valid)
+        interrupted = torch.tensor(float(self.progress.interrupted), device=device)
+        total_valid, stop_flag = self._sum_across(torch.stack([num_valid, interrupted])).unbind()
         mean_factor = self.layout.effective_batch / torch.clamp(total_valid, min=1.0)
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        stats = self.updater.apply(mean_factor)
+        stats = self.updater.apply(mean_factor, is_empty=total_valid == 0)
+        # Read one step late: waiting for this step's sum would stall the host.
+        self.stop_flag, self.stop_flag_before = stop_flag, self.stop_flag
         self.schedule.step()
         if self.ema is not None:
             self.ema.step(list(self.trainables.parameters.values()))
@@ -271,6 +280,14 @@ class Loop:
         reduced: Tensor = self.accelerator.reduce(value, reduction="sum")
         return reduced
 
+    def _rows_across(self) -> tuple[int, int]:
+        """(unreadable rows, rows) over all ranks."""
+        counts = torch.tensor(
+            [self.progress.num_bad_rows, self.progress.num_rows], device=self.accelerator.device
+        )
+        bad, seen = self._sum_across(counts).tolist()
+        return bad, seen
+
     def _record(self, prompts_per_second: float) -> None:
         """Read the accumulators (the only host synchronisation of the interval) and log."""
         values = self.meter.read(self._sum_across)
@@ -279,19 +296,20 @@ class Loop:
         self.progress.num_dropped = int(dropped)
         values["dropped_updates"] = dropped
         values["learning_rate"] = self.learning_rate
-        values["bad_rows"] = float(self.progress.num_bad_rows)
+        num_bad_rows, num_rows = self._rows_across()
+        values["bad_rows"] = float(num_bad_rows)
         values["prompts_per_second"] = prompts_per_second
         values["peak_memory_gib"] = peak_memory_gib(self.accelerator.device)
         self.tracking.log(self.progress.step, values)
+        self._check_share(num_bad_rows, num_rows)
         if streak >= self.run.config.train.max_nonfinite:
             self.save()
             message = (
                 f"{int(streak)} updates in a row were not finite and were dropped (train.max_nonfinite "
                 f"{self.run.config.train.max_nonfinite}); the state is saved in "
                 f"{self.folder / CHECKPOINTS}. Usual causes: fp16 overflow (use mixed_precision bf16, or the "
-                "fp16-fix VAE for SDXL), a learning rate that is too high, broken latents. Look "
-                "at grad_norm in "
-                "metrics.jsonl before the first dropped update."
+                "fp16-fix VAE for SDXL), a learning rate that is too high, broken latents. Look at grad_norm "
+                "in metrics.jsonl before the first dropped update."
             )
             raise TrainingError(message)
 
@@ -300,17 +318,21 @@ class Loop:
         for bad in micro.bad:
             self.progress.num_bad_rows += 1
             append_json_line(self.quarantine, {"step": self.progress.step + 1, **vars(bad)})
-        share = self.progress.num_bad_rows / max(self.progress.num_rows, 1)
-        limit = self.run.config.data.max_bad_share
+        if micro.bad and self.layout.world_size == 1:
+            self._check_share(self.progress.num_bad_rows, self.progress.num_rows, micro.bad[-1].message)
+
+    def _check_share(self, num_bad_rows: int, num_rows: int, last: str = "") -> None:
+        """End the run when too many rows are unusable; on several ranks all of them ask at a record."""
+        share, limit = num_bad_rows / max(num_rows, 1), self.run.config.data.max_bad_share
         # A share of few rows means nothing; 20 unreadable ones in a young run do.
-        if micro.bad and share > limit and self.progress.num_bad_rows >= 20:
-            message = (
-                f"{self.progress.num_bad_rows} of {self.progress.num_rows} rows could not be used "
-                f"({share:.1%}, "
-                f"allowed data.max_bad_share {limit:.1%}). The last: {micro.bad[-1].message} All of them: "
-                f"{self.quarantine}. Run `mmalign data check`, or raise data.max_bad_share."
-            )
-            raise TrainingError(message)
+        if share <= limit or num_bad_rows < 20:
+            return
+        message = (
+            f"{num_bad_rows} of {num_rows} rows could not be used ({share:.1%}, allowed data.max_bad_share "
+            f"{limit:.1%}). {f'The last: {last} ' if last else ''}All of them: {self.quarantine}. "
+            "Run `mmalign data check`, or raise data.max_bad_share."
+        )
+        raise TrainingError(message)
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -332,14 +354,11 @@ class Loop:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _should_stop(self, is_record: bool) -> bool:
-        """Whether to stop now; ranks agree because they ask at the same step."""
+    def _should_stop(self) -> bool:
+        """Whether to stop now; ranks agree because they look at the same sum."""
         if self.layout.world_size == 1:
             return self.progress.interrupted
-        if not is_record:
-            return False
-        flag = torch.tensor(float(self.progress.interrupted), device=self.accelerator.device)
-        return bool(self._sum_across(flag) > 0)
+        return bool(self.stop_flag_before > 0)
 
 
 def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], folder: Path) -> None:

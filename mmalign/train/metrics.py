@@ -42,8 +42,9 @@ class Meter:
             weights: name to weight per prompt; the entry "" is the default.
         """
         names = list(values)
-        stacked = torch.stack([values[name].detach().to(torch.float64) for name in names])
-        weight = torch.stack([weights.get(name, weights[""]).to(torch.float64) for name in names])
+        dtype = _accumulator_dtype(values[names[0]].device)
+        stacked = torch.stack([values[name].detach().to(dtype) for name in names])
+        weight = torch.stack([weights.get(name, weights[""]).to(dtype) for name in names])
         finite = torch.isfinite(stacked)
         weight = torch.where(finite, weight, 0.0)
         sums = torch.stack([(torch.where(finite, stacked, 0.0) * weight).sum(1), weight.sum(1)])
@@ -77,7 +78,12 @@ class Meter:
         names, sums = state.get("names"), state.get("sums")
         if isinstance(names, list) and isinstance(sums, list) and sums:
             self.names = [str(name) for name in names]
-            self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
+            self.sums = torch.tensor(sums, dtype=_accumulator_dtype(torch.device(device)), device=device)
+
+
+def _accumulator_dtype(device: torch.device) -> torch.dtype:
+    """float64, except where the device has none (Apple GPUs)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def panel_values(
@@ -172,9 +178,16 @@ def verdict(records: Sequence[Mapping[str, Any]], *, num_dropped: int = 0) -> li
     findings: list[str] = []
     logit = _mean(tail, "logit")
     accuracy = _mean(tail, "implicit_accuracy")
-    if math.isnan(accuracy):
+    compared = any("error/relative_chosen" in record for record in tail)
+    if math.isnan(accuracy) and compared:
         accuracy = _mean(tail, "accuracy")
-    if not math.isnan(accuracy):
+    if math.isnan(accuracy) and not math.isnan(_mean(tail, "accuracy")):
+        first, last = _mean(head, "accuracy"), _mean(tail, "accuracy")
+        findings.append(
+            "There is no reference to compare with: the chosen image has the lower error in "
+            f"{first:.0%} of the pairs at the start and {last:.0%} at the end (mean logit {logit:.3f})."
+        )
+    elif not math.isnan(accuracy):
         if accuracy > 0.55:
             findings.append(
                 "It is learning: the policy prefers the chosen side more than the reference does in "

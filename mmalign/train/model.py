@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.data.config import ImageLimits
 from mmalign.likelihood.schedules import Prediction, Schedule
 
 __all__ = ["Example", "PreferenceModel"]
@@ -41,6 +42,10 @@ class PreferenceModel(Protocol):
     adapter_targets: tuple[str, ...]
     latent_shape: tuple[int, ...]
 
+    def limit_images(self, limits: ImageLimits) -> None:
+        """Refuse media beyond these sizes."""
+        ...
+
     def example(self, row: PreferenceRow, *, key: int) -> Example:
         """Decoded media of a row; every random choice is decided by `key`. Raises RowError."""
         ...
@@ -68,6 +73,10 @@ class PreferenceModel(Protocol):
 
     def meta_inputs(self, num_rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs of `denoise` on the meta device, for counting memory."""
+        ...
+
+    def release_encoders(self) -> None:
+        """Free what only encodes; it is loaded again when something needs it."""
         ...
 
     def sample(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmalign.errors import ConfigError, MissingExtraError, explain
@@ -118,25 +118,36 @@ class Updater:
         self.skips_on_device = bool(optimizer.defaults.get("fused")) and scaler is None
 
     @torch.no_grad()
-    def apply(self, mean_factor: Float[Tensor, ""]) -> UpdateStats:
-        """Scale by `mean_factor`, clip, step unless not finite, clear the gradients."""
+    def apply(
+        self, mean_factor: Float[Tensor, ""], *, is_empty: Bool[Tensor, ""] | None = None
+    ) -> UpdateStats:
+        """Scale by `mean_factor`, clip, step unless not finite, clear the gradients.
+
+        Args:
+            mean_factor: turns the accumulated gradient into the mean over valid prompts.
+            is_empty: True when no prompt was valid: no update is made, and none counted as dropped (momentum
+                and weight decay would still move the weights).
+        """
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) * mean_factor
         dropped = (~torch.isfinite(norm)).to(torch.float32)
+        skipped = dropped if is_empty is None else torch.maximum(dropped, is_empty.to(torch.float32))
         factor = mean_factor
         if self.max_grad_norm is not None:
             factor = factor * torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(gradients, factor)
-        if self.scaler is not None:
+        if self.scaler is not None and is_empty is not None and bool(is_empty):
+            self.scaler.update()
+        elif self.scaler is not None:
             # The scaler found the same infinities while unscaling and skips by itself.
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self.skips_on_device:
-            self.optimizer.found_inf = dropped  # type: ignore[attr-defined]  # read by the fused kernel
+            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # read by the fused kernel
             self.optimizer.step()
-        elif not bool(dropped):
+        elif not bool(skipped):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return UpdateStats(grad_norm=norm.to(torch.float32), dropped=dropped)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from mmalign import objectives
 from mmalign.likelihood import beta_conventions
 from mmalign.train.adapters import Trainables
 from mmalign.train.config import ResolvedRun
@@ -42,7 +43,9 @@ def derived_values(run: ResolvedRun, layout: Layout, num_elements: int) -> dict[
         "elements per sample": f"{num_elements}",
     }
     beta = run.objective_arguments.get("beta")
-    if isinstance(beta, int | float) and run.method.likelihood == "elbo":
+    objective = objectives.build(run.method.objective, **run.objective_arguments)
+    multiplies_score = bool(objective.terms) and objective.terms[0].beta == beta  # MaPO's beta is a weight
+    if isinstance(beta, int | float) and run.method.likelihood == "elbo" and multiplies_score:
         # With sum reduction the configured beta multiplies the summed error / 2: the mean unit is
         # larger by the count.
         factor = num_elements if config.likelihood.reduction == "sum" else 1
@@ -185,7 +188,8 @@ def memory_estimate(
         items.append(MemoryItem("average of the weights", trained))
     if reference_kind in ("frozen", "ema"):
         where = "on the CPU between uses" if config.reference.offload else ""
-        items.append(MemoryItem(f"reference ({reference_kind} copy)", frozen + trained, where))
+        size = trained if reference_kind == "ema" else frozen + trained
+        items.append(MemoryItem(f"reference ({reference_kind})", size, where))
     for name, module in encoders.items():
         items.append(MemoryItem(name, _bytes(module.parameters()), "none with image.cache"))
     note = (

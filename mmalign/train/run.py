@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,13 @@ from typing import Any, cast
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    gather_object,
+)
 from diffusers.training_utils import EMAModel
 from rich.console import Console
 from torch import nn
@@ -36,9 +43,9 @@ from mmalign.likelihood import (
 from mmalign.likelihood.reference import make_reference
 from mmalign.objectives import ObjectiveState
 from mmalign.train.adapters import Trainables, attach
-from mmalign.train.checkpoint import find_latest, load_checkpoint
+from mmalign.train.checkpoint import find_latest, load_checkpoint, set_aside_later
 from mmalign.train.config import LikelihoodConfig, ResolvedRun, load_run
-from mmalign.train.loader import Layout, MicroBatch, make_loader
+from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader
 from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib, quarantine_path, require_same_run
 from mmalign.train.metrics import verdict
 from mmalign.train.model import PreferenceModel
@@ -103,17 +110,35 @@ def main(
 def make_accelerator(run: ResolvedRun) -> Accelerator:
     """Devices, mixed precision and trackers of a run."""
     config = run.config
-    if config.train.allow_tf32:
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if config.train.allow_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
     folder = Path(config.train.output)
-    return Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        cpu=config.train.device == "cpu",
-        log_with=available_trackers(config.log.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tracking")),
-        # Frozen buffers do not change: nothing to broadcast at every forward.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.train.mixed_precision,
+            cpu=config.train.device == "cpu",
+            log_with=available_trackers(config.log.trackers) or None,
+            project_config=ProjectConfiguration(
+                project_dir=str(folder), logging_dir=str(folder / "tracking")
+            ),
+            # The loop scales by itself; a number from the environment would divide the loss once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Frozen buffers do not change: nothing to broadcast at every forward.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as error:
+        message = f"train.mixed_precision {config.train.mixed_precision}: {error} Use bf16 or no."
+        raise ConfigError(message) from error
+    supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in supported:
+        message = explain(
+            "accelerate configuration",
+            got=str(accelerator.distributed_type),
+            expected="one device, or several with plain data parallelism",
+            do="Run `accelerate config` again without DeepSpeed and FSDP, or launch with --multi_gpu.",
+        )
+        raise ConfigError(message)
+    return accelerator
 
 
 def make_likelihood(config: LikelihoodConfig, model: PreferenceModel) -> Elbo:
@@ -147,6 +172,11 @@ def reference_kind(run: ResolvedRun) -> str:
     if asked == "none" and needs:
         message = explain(
             "reference.kind", got="none", expected=f"a reference: method {run.method.name} compares with one"
+        )
+        raise ConfigError(message)
+    if not needs and asked not in ("auto", "none"):
+        message = explain(
+            "reference.kind", got=asked, expected=f"auto or none: method {run.method.name} has no reference"
         )
         raise ConfigError(message)
     if not needs:
@@ -219,17 +249,38 @@ def _identity(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> dic
     return {
         "method": config.method,
         "objective": {name: run.objective_arguments[name] for name in sorted(run.objective_arguments)},
-        "family": config.model.family,
-        "source": config.model.source,
+        "model": config.model.model_dump(
+            mode="json", exclude={"attention", "gradient_checkpointing", "offload_encoders"}
+        ),
         "adapter": config.adapter.model_dump(mode="json"),
-        "reference": f"{kind}, decay {config.reference.decay}" if kind == "ema" else kind,
+        "reference": {"ema": f"ema, decay {config.reference.decay}"}.get(
+            kind, f"stored, {config.reference.draws_per_row} draws" if kind == "stored" else kind
+        ),
         "likelihood": config.likelihood.model_dump(mode="json"),
         "image": config.image.model_dump(mode="json", exclude={"cache"}),
         "effective_batch": layout.effective_batch,
+        # Statistics over the batch (KTO's zero point) see one micro-step of all devices.
+        "rows_together": layout.batch_size * layout.world_size if run.method.couples_rows else None,
         "rows": num_rows,
         "data": fingerprint(config.data.model_dump(mode="json", exclude={"max_bad_share"})),
         "train": train,
     }
+
+
+def _require_agreement(start_step: int, identity: Mapping[str, Any]) -> None:
+    """Refuse to start when the ranks would start from different places or settings.
+
+    Raises:
+        CheckpointError: they differ; usually the machines do not share the run folder.
+    """
+    states = gather_object([(start_step, fingerprint(dict(identity)))])
+    if len(set(states)) > 1:
+        steps = sorted({step for step, _ in states})
+        message = (
+            f"train.output: the processes disagree: they would start from steps {steps} (or with different "
+            "settings). All machines need one shared run folder and the same configuration."
+        )
+        raise CheckpointError(message)
 
 
 def _check_output(folder: Path, run: ResolvedRun) -> Path | None:
@@ -383,19 +434,21 @@ def prepare(
         # Before anything is written: a run that is refused leaves the folder as it was.
         require_same_run(checkpoint, identity, folder)
         start_step = checkpoint.step
+    _require_agreement(start_step, identity)
     if accelerator.is_main_process:
+        for path in set_aside_later(folder / CHECKPOINTS, start_step):
+            logging.getLogger(__name__).warning("going back to step %d: kept as %s", start_step, path)
         _open_quarantine(run, table, start_step=start_step)
     table.report.check(config.data.max_bad_share, quarantine=quarantine_path(run))
     model = model if model is not None else load_model(run, accelerator.device)
-    if (limit_images := getattr(model, "limit_images", None)) is not None:
-        limit_images(config.data.images)
+    model.limit_images(config.data.images)
     order = RowOrder.for_table(
         table,
         seed=config.train.seed,
         shuffle=config.data.shuffle,
         draws_per_row=config.reference.draws_per_row if kind == "stored" else None,
     )
-    trainables, parts = _attach_and_refer(run, kind, accelerator, model, table=table, order=order)
+    trainables, parts = _attach_and_refer(run, kind, accelerator, model, table=table)
     parameters = list(trainables.parameters.values())
     optimizer = make_optimizer(parameters, config.train)
     decay = config.train.ema_decay
@@ -436,9 +489,9 @@ def prepare(
         table,
         order,
         model,
-        layout,
-        start_step=loop.progress.step,
-        steps=config.train.steps or 0,
+        StepSampler(layout, start_step=loop.progress.step, steps=config.train.steps or 0),
+        rows_per_step=layout.effective_batch,
+        world_size=layout.world_size,
         num_workers=config.train.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
@@ -450,8 +503,8 @@ def _open_quarantine(run: ResolvedRun, table: RowTable, *, start_step: int) -> N
     path = quarantine_path(run)
     found = read_json_lines(path) if path.exists() and start_step > 0 else []
     listed = [record for record in found if 0 < record.get("step", 0) <= start_step]
-    opening = [
-        {"step": 0, "index": None, "source": f"{issue.file}:{issue.row}"} | _reasons(issue)
+    opening: list[dict[str, Any]] = [
+        {"step": 0, "index": None, "source": f"{issue.file}:{issue.row}"} | dict(_reasons(issue))
         for issue in table.issues
     ]
     if listed or opening or path.exists():
@@ -470,7 +523,6 @@ def _attach_and_refer(
     model: PreferenceModel,
     *,
     table: RowTable,
-    order: RowOrder,
 ) -> tuple[Trainables, StepParts]:
     """Attach the adapter, make the reference at the right moment, prepare the network for the devices.
 
@@ -483,7 +535,7 @@ def _attach_and_refer(
 
     def reference_at(moment: str) -> Reference | None:
         return _reference(
-            run, kind, model, likelihood, table=table, order=order, autocast=autocast, moment=moment
+            run, kind, accelerator, model, likelihood, table=table, autocast=autocast, moment=moment
         )
 
     before = reference_at("before")
@@ -529,11 +581,11 @@ def _autocast(accelerator: Accelerator, precision: str) -> Callable[[], Abstract
 def _reference(
     run: ResolvedRun,
     kind: str,
+    accelerator: Accelerator,
     model: PreferenceModel,
     likelihood: Elbo,
     *,
     table: RowTable,
-    order: RowOrder,
     autocast: Callable[[], AbstractContextManager[None]],
     moment: str,
 ) -> Reference | None:
@@ -543,7 +595,9 @@ def _reference(
     if kind == "stored":
         from mmalign.train.stored import stored_reference
 
-        return stored_reference(run, model, likelihood, table=table, order=order, autocast=autocast)
+        return stored_reference(
+            run, model, likelihood, table=table, accelerator=accelerator, autocast=autocast
+        )
     return make_reference(
         kind,
         network=model.network,
@@ -570,6 +624,8 @@ def _grid_hook(
             return
         with _bare(model, trainables.network):
             path = grids.write(step)
+        if run.config.image.cache is not None:
+            model.release_encoders()  # the plan of a cached run has no room for them
         tracking.log_picture("samples", path, step)
 
     return hook
@@ -595,6 +651,18 @@ def _opening_lines(
     for name, value in derived_values(run, layout, torch.Size(model.latent_shape).numel()).items():
         tracking.say(f"{name}: {value}")
     tracking.say(f"trained weights: {trainables.count:,}; reference: {kind}")
+    if run.method.couples_rows:
+        together = layout.batch_size * layout.world_size
+        tracking.say(
+            f"rows of one micro-step ({together} over all devices) share a statistic of {run.method.name}; "
+            f"accumulation does not widen it{': raise train.batch_size' if together < 8 else ''}"
+        )
+    suggested = getattr(model, "suggested_timesteps", None)
+    used = run.config.likelihood.model_dump(mode="json")
+    if suggested and any(used[key] != value for key, value in suggested.items()):
+        tracking.say(
+            f"this model is usually trained with likelihood {suggested}; the run uses other timesteps"
+        )
     for note in getattr(model, "notes", []):
         tracking.say(note)
     for item in run.differences:
@@ -608,7 +676,8 @@ def _finish(loop: Loop, *, seconds: float) -> RunResult:
     run, config, accelerator = loop.run, loop.run.config, loop.accelerator
     finished = loop.progress.step == config.train.steps
     findings = verdict(loop.tracking.records, num_dropped=loop.progress.num_dropped)
-    if accelerator.is_main_process and finished:
+    already = loop.start_step == loop.progress.step and (loop.folder / SUMMARY_FILE).is_file()
+    if accelerator.is_main_process and finished and not already:
         averaged = (
             loop.trainables.swapped(loop.ema.shadow_params)
             if loop.ema is not None

@@ -69,9 +69,13 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
     """
     draw = parts.likelihood.draw(batch)
     # The reference goes first: the policy's graph is then not alive while the reference runs.
+    # Each in an autocast of its own: casts of weights are cached by parameter until the outermost one ends,
+    # and a reference that swaps other weights into the same parameters would hand its casts to the policy.
     with parts.autocast():
         reference = parts.reference.evaluate(parts.likelihood, batch, draw, keep_prediction=is_record)
+    with parts.autocast():
         policy = parts.likelihood.evaluate(parts.denoise, batch, draw, keep_prediction=is_record)
+    with parts.autocast():
         compared = reference
         if reference is None and parts.base is not None and is_record:
             compared = parts.base.evaluate(parts.likelihood, batch, draw, keep_prediction=True)

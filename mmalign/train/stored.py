@@ -1,9 +1,8 @@
 """Reference errors computed once, before training: the second copy of the network is never needed.
 
-The pass runs while the network is still the base model (before adapters are attached), over every row and
-every
-draw of the fixed bank, and saves as it goes: an interrupted pass continues, a finished one is reused by later
-runs in the same folder.
+The pass runs while the network is still the base model (before adapters are attached), over every draw of the
+fixed bank of every row. Each rank takes its share and saves as it goes; an interrupted pass continues without
+encoding anything twice, a finished one is reused by later runs in the same folder.
 """
 
 import contextlib
@@ -13,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from mmalign.batch import Batch
 from mmalign.data.readers import RowTable
@@ -22,7 +23,7 @@ from mmalign.likelihood import Elbo, StoredReference
 from mmalign.likelihood.reference import AdaptersOff
 from mmalign.likelihood.stored import ReferenceTable, precompute_errors
 from mmalign.train.config import ResolvedRun
-from mmalign.train.loader import Layout, make_loader, to_batch
+from mmalign.train.loader import make_loader, to_batch
 from mmalign.train.model import PreferenceModel
 
 __all__ = ["REFERENCE_FILE", "stored_reference"]
@@ -31,13 +32,26 @@ REFERENCE_FILE = "reference_errors.safetensors"
 _BATCHES_PER_SAVE = 200
 
 
+class _Bank(RowOrder):
+    """Every draw of every row once: position p is draw p % draws of row p // draws."""
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(row, draw) at a position."""
+        return divmod(position % self.num_entries, self.draws_per_row or 1)
+
+    @property
+    def num_entries(self) -> int:
+        """Rows times draws."""
+        return sum(self.sizes) * (self.draws_per_row or 1)
+
+
 def stored_reference(
     run: ResolvedRun,
     model: PreferenceModel,
     likelihood: Elbo,
     *,
     table: RowTable,
-    order: RowOrder,
+    accelerator: Accelerator,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> StoredReference:
     """The stored errors of this run, computed now as far as the run folder does not hold them.
@@ -47,61 +61,124 @@ def stored_reference(
         model: the base model, nothing attached yet.
         likelihood: decides draws and errors.
         table: rows.
-        order: with a fixed bank of draws per row.
+        accelerator: ranks share the work.
         autocast: the arithmetic of training.
     """
     path = Path(run.config.train.output) / REFERENCE_FILE
+    bank = _Bank(
+        table.sizes,
+        seed=run.config.train.seed,
+        draws_per_row=run.config.reference.draws_per_row,
+        shuffle=False,
+    )
     facts = _facts(run, table)
-    done = ReferenceTable.load(path) if path.exists() else None
+    parts = [path, *sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}"))]
+    done = [ReferenceTable.load(part) for part in parts if part.exists()]
+    keys = torch.tensor([bank.key(position) for position in range(bank.num_entries)], dtype=torch.int64)
+    missing = _missing(keys, done)
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    result = _compute(
+        run,
+        model,
+        likelihood,
+        batches=_batches(run, model, table, bank, own, accelerator),
+        facts=facts,
+        save_to=path.with_name(f"{path.stem}.rank{accelerator.process_index}{path.suffix}"),
+        autocast=autocast,
+    )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and (len(missing) or len(done) > 1):
+        _merge(path, [*done, *([result] if result is not None else [])])
+    accelerator.wait_for_everyone()
+    return StoredReference(ReferenceTable.load(path), likelihood, facts)
+
+
+def _missing(keys: Tensor, done: list[ReferenceTable]) -> list[int]:
+    """Positions of the bank without a usable entry; rows that could not be read are tried again."""
+    found = torch.zeros_like(keys, dtype=torch.bool)
+    for table in done:
+        errors, known = table.find(keys)
+        found |= known & errors.isfinite().all(1)
+    positions: list[int] = (~found).nonzero().flatten().tolist()
+    return positions
+
+
+def _merge(path: Path, own: list[ReferenceTable]) -> None:
+    """One table of everything the ranks computed; their files are removed after it is safe."""
+    others = sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}"))
+    merged: ReferenceTable | None = None
+    for table in [*(ReferenceTable.load(part) for part in others), *own]:
+        merged = table if merged is None else merged.merged(table)
+    if merged is not None:
+        merged.save(path)
+    for part in others:
+        part.unlink()
+
+
+def _compute(
+    run: ResolvedRun,
+    model: PreferenceModel,
+    likelihood: Elbo,
+    *,
+    batches: Iterator[Batch],
+    facts: dict[str, str],
+    save_to: Path,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> ReferenceTable | None:
+    """Errors of the batches, saved every so many of them; NaN for rows that could not be read."""
     base = AdaptersOff(model.denoise, contextlib.nullcontext)
-    batches = _batches(run, model, table=table, order=order)
-    num_entries = len(table) * run.config.reference.draws_per_row
-    while done is None or len(done) < num_entries:
-        chunk = list(islice(batches, _BATCHES_PER_SAVE))
-        if not chunk:
-            break
-        with autocast():
-            done = precompute_errors(base, likelihood, chunk, facts=facts, done=done)
-        done.save(path)
-    if done is None:
-        done = ReferenceTable(
-            torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2), {**likelihood.describe(), **facts}
-        )
-    return StoredReference(done, likelihood, facts)
+    described = {**likelihood.describe(), **facts}
+    candidates = 1 if run.method.data == "unpaired" else 2
+    result = ReferenceTable.load(save_to) if save_to.exists() else None
+    while chunk := list(islice(batches, _BATCHES_PER_SAVE)):
+        unreadable = torch.cat([batch.keys.key[~batch.valid].cpu() for batch in chunk])
+        if any(bool(batch.valid.any()) for batch in chunk):
+            with autocast():
+                result = precompute_errors(base, likelihood, chunk, facts=facts, done=result)
+        if len(unreadable):
+            count = result.error.shape[1] if result is not None else candidates
+            empty = ReferenceTable(unreadable, torch.full((len(unreadable), count), torch.nan), described)
+            result = empty if result is None else result.merged(empty)
+        if result is not None:
+            result.save(save_to)
+    return result
 
 
 def _facts(run: ResolvedRun, table: RowTable) -> dict[str, str]:
     """Everything outside the likelihood that a reference error depends on."""
     config = run.config
+    model = config.model.model_dump(exclude={"attention", "gradient_checkpointing", "offload_encoders"})
     return {
-        "family": config.model.family,
-        "source": config.model.source,
-        "revision": str(config.model.revision),
+        **{name: str(value) for name, value in model.items()},
         "mixed_precision": config.train.mixed_precision,
         "seed": str(config.train.seed),
         "draws_per_row": str(config.reference.draws_per_row),
         "image": fingerprint(config.image.model_dump(mode="json", exclude={"cache"})),
-        "data": fingerprint(config.data.model_dump(mode="json", exclude={"quarantine", "max_bad_share"})),
+        "data": fingerprint(config.data.model_dump(mode="json", exclude={"max_bad_share"})),
         "rows": str(len(table)),
     }
 
 
 def _batches(
-    run: ResolvedRun, model: PreferenceModel, *, table: RowTable, order: RowOrder
+    run: ResolvedRun,
+    model: PreferenceModel,
+    table: RowTable,
+    bank: _Bank,
+    positions: list[int],
+    accelerator: Accelerator,
 ) -> Iterator[Batch]:
-    """Every row once per draw of the bank: the first `draws_per_row` epochs of the run's own order."""
-    layout = Layout(batch_size=run.config.train.batch_size, accumulation=1)
-    num_positions = len(table) * run.config.reference.draws_per_row
+    """The bank's positions in micro-batches of training's size: the last bits depend on the batch size."""
+    size = run.config.train.batch_size
+    padded = positions + positions[:1] * (-len(positions) % size)
     loader = make_loader(
         table,
-        order,
+        bank,
         model,
-        layout,
-        start_step=0,
-        steps=-(-num_positions // layout.batch_size),
+        [padded[start : start + size] for start in range(0, len(padded), size)],
+        rows_per_step=size,
+        world_size=accelerator.num_processes,
         num_workers=run.config.train.num_workers,
         pin_memory=False,
     )
-    device = next(model.network.parameters()).device
     for micro in loader:
-        yield to_batch(micro, model, device)
+        yield to_batch(micro, model, accelerator.device)

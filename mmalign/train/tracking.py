@@ -142,8 +142,9 @@ class Tracking:
         """Stop the bar and flush the trackers."""
         if self.progress is not None:
             self.progress.stop()
-        if self.has_trackers:
-            self.accelerator.end_training()
+        # Not `end_training`: it would also end the process group, which the ranks still need to save.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def _short(values: Mapping[str, float]) -> str:
