@@ -212,7 +212,13 @@ def test_two_records_are_the_least() -> None:
     ],
 )
 def test_the_first_sentence_says_whether_it_learns(accuracy: float, start: str) -> None:
-    assert verdict(records(accuracy=accuracy, logit=0.1))[0].startswith(start)
+    assert verdict(records(implicit_accuracy=accuracy, logit=0.1))[0].startswith(start)
+
+
+def test_without_a_reference_the_accuracy_is_not_called_learning() -> None:
+    first = verdict(records(accuracy=0.8, logit=0.1))[0]
+    assert first.startswith("There is no reference to compare with")
+    assert "80% of the pairs at the start and 80% at the end" in first
 
 
 def test_the_comparison_with_the_reference_speaks_before_the_objectives_own_accuracy() -> None:
@@ -221,8 +227,8 @@ def test_the_comparison_with_the_reference_speaks_before_the_objectives_own_accu
 
 
 def test_only_the_last_quarter_of_the_records_speaks() -> None:
-    early = records(6, accuracy=0.0, logit=0.0)
-    assert verdict([*early, *records(2, accuracy=1.0, logit=1.0)])[0].startswith("It is learning: ")
+    early = records(6, implicit_accuracy=0.0, logit=0.0)
+    assert verdict([*early, *records(2, implicit_accuracy=1.0, logit=1.0)])[0].startswith("It is learning: ")
 
 
 def test_without_an_accuracy_the_loss_speaks() -> None:

@@ -84,7 +84,7 @@ def test_full_fine_tuning_needs_a_second_network_and_much_more_state(told) -> No
     _, numbers = told(adapter={"kind": "none"})
     memory = numbers["memory"]
     assert memory["network, frozen weights"] == 0
-    assert memory["reference (frozen copy)"] == memory["network, trained weights (float32)"]
+    assert memory["reference (frozen)"] == memory["network, trained weights (float32)"]
     assert memory["optimiser state (adamw)"] == 8 * numbers["trained"]
 
 

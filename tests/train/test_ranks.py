@@ -50,9 +50,10 @@ def test_two_processes_equal_one(
     one: dict[str, int],
     two: dict[str, int],
 ) -> None:
-    """Weights within 1e-6 after three updates that move them by up to 1e-3 each; logged means within 1e-5.
+    """Weights within 1e-6 after three updates that move them by up to 1e-3 each; logged means within 1e-3.
 
-    Not bit for bit: the sum over ranks is taken in another order.
+    Not bit for bit: the sum over ranks is taken in another order. Logits are beta (500 or 2000) times the
+    difference of errors near 1 in float32, whose spacing is 1e-7.
     """
     source = write_pairs(tmp_path / "some.parquet", 11, broken={3})
     settings: dict[str, Any] = {
@@ -81,6 +82,6 @@ def test_two_processes_equal_one(
         assert got.keys() == expected.keys()
         for name, value in expected.items():
             if name not in ("prompts_per_second", "peak_memory_gib"):
-                assert got[name] == pytest.approx(value, abs=1e-5, rel=1e-4), name
+                assert got[name] == pytest.approx(value, abs=1e-3), name
     listed = (tmp_path / "two" / "quarantine.jsonl").read_text().splitlines()
     assert len(listed) == len((tmp_path / "one" / "quarantine.jsonl").read_text().splitlines())
