@@ -7,6 +7,7 @@ images, decompression bombs, files that are no images, paths that leave their fo
 
 import contextlib
 import os
+import sys
 import struct
 import warnings
 import zlib
@@ -87,6 +88,11 @@ def safe_path(path: str, *, root: Path, where: str, allow_outside: bool = False)
     if "\0" in path or not path.strip():
         message = f"{where}: got the path {path!r}, expected the name of a file."
         raise RowError(message, reason="bad_path")
+    try:
+        path.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+    except UnicodeEncodeError as error:  # half a surrogate pair, cut out of an emoji
+        message = f"{where}: got the path {path!r}, expected a name the file system can hold."
+        raise RowError(message, reason="bad_path") from error
     full = os.path.join(root, path)
     if allow_outside:
         return os.path.abspath(full)

@@ -40,7 +40,8 @@ def permutation(length: int, seed: int) -> NDArray[np.int64]:
     return np.argsort(mixed, kind="stable")
 
 
-@lru_cache(maxsize=8)
+# Two per source (this epoch's and the next) of a mixture of up to sixteen; 8 bytes per row each.
+@lru_cache(maxsize=34)
 def _cached_permutation(length: int, seed: int) -> NDArray[np.int64]:
     return permutation(length, seed)
 

@@ -153,7 +153,7 @@ def _open_hub(name: str, source: SourceConfig) -> Records:
             "HF_HUB_OFFLINE."
         )
         raise ConfigError(message) from error
-    return _arrow(loaded, source, root=Path.cwd(), description="hub data set")
+    return _arrow(loaded, source, root=Path(datasets.config.HF_DATASETS_CACHE), description="hub data set")
 
 
 def _arrow(loaded: Any, source: SourceConfig, *, root: Path, description: str) -> Records:

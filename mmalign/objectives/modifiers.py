@@ -209,8 +209,13 @@ def _recall(context: Context, name: str, like: Tensor, fields: tuple[str, ...]) 
 
 
 def _remember(context: Context, name: str, values: dict[str, Tensor]) -> None:
-    if context.state is not None and context.state.updating:
-        context.state.values.update({f"{name}.{field}": value.detach() for field, value in values.items()})
+    """Keep statistics in the state; one that is not finite is not kept: the loop drops that update, too."""
+    if context.state is None or not context.state.updating:
+        return
+    finite = torch.stack([torch.isfinite(value).all() for value in values.values()]).all()
+    for field, value in values.items():
+        old = context.state.values.get(f"{name}.{field}", torch.zeros_like(value))
+        context.state.values[f"{name}.{field}"] = torch.where(finite, value.detach(), old.to(value))
 
 
 # ---------------------------------------------------------------------------------------------- margins

@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,3 +254,9 @@ def test_an_empty_path_is_refused(tmp_path, path):
 )
 def test_endings_follow_the_bytes(encoded, format, ending):
     assert image_ending(encoded(format=format)) == ending
+
+
+def test_a_path_with_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path) -> None:
+    with pytest.raises(RowError, match="expected a name the file system can hold") as caught:
+        safe_path("\ud83d.png", root=str(tmp_path), where="rows.jsonl:3 image")
+    assert caught.value.reason == "bad_path"
