@@ -7,8 +7,8 @@ images, decompression bombs, files that are no images, paths that leave their fo
 
 import contextlib
 import os
-import sys
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator

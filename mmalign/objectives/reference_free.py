@@ -121,7 +121,7 @@ def mapo(*, beta: float, kappa: float = 0.5, scale: float = 1000.0) -> Objective
     year=2024,
     equation="6",
     sample={"beta": 0.1},
-    parity=("text_orpo_llamafactory",),
+    parity=("text_orpo", "text_orpo_llamafactory"),
     official_code="xfactlab/orpo; hiyouga/LLaMA-Factory ff6d4d1",
     status="parity",
 )

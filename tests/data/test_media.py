@@ -258,5 +258,5 @@ def test_endings_follow_the_bytes(encoded, format, ending):
 
 def test_a_path_with_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path) -> None:
     with pytest.raises(RowError, match="expected a name the file system can hold") as caught:
-        safe_path("\ud83d.png", root=str(tmp_path), where="rows.jsonl:3 image")
+        safe_path("\ud83d.png", root=tmp_path, where="rows.jsonl:3 image")
     assert caught.value.reason == "bad_path"

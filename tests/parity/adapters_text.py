@@ -97,6 +97,30 @@ def sequences(build: Build) -> Callable[[Case], Results]:
     return adapter
 
 
+def orpo_logits(case: Case) -> Results:
+    """TRL's ORPO from logits: log-probabilities of the labels, the supervised term over prompt and answer."""
+    logits, ids = case["policy_logits"][:, :-1].log_softmax(-1), case["input_ids"][:, 1:].long()
+    taken = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    answer = (case["labels"][:, 1:] != -100).to(taken.dtype)
+    whole = case["attention_mask"][:, 1:].to(taken.dtype)
+    pairs, chosen = len(ids) // 2, slice(0, len(ids) // 2)
+    scores = Scores(
+        policy=torch.stack([taken[:pairs], taken[pairs:]], dim=1),
+        mask=torch.stack([answer[:pairs], answer[pairs:]], dim=1),
+        extras={
+            "whole_score": (taken * whole)[chosen].sum(-1),
+            "whole_length": whole[chosen].sum(-1),
+        },
+    )
+    out = run(objectives.orpo(beta=beta_of(case), normaliser="whole_mean"), scores)
+    return {
+        "loss": out.loss.mean(),
+        "nll_loss": out.terms["nll"].mean(),
+        "logps_chosen_mean": out.metrics["score_chosen"].mean(),
+        "logps_rejected_mean": out.metrics["score_rejected"].mean(),
+    }
+
+
 def sft_chosen(case: Case) -> Results:
     return {"loss": run(objectives.sft(normaliser="batch_mean"), token_scores(case)).loss.mean()}
 
@@ -329,6 +353,7 @@ TEXT_ADAPTERS: dict[str, Callable[[Case], Results]] = {
         lambda case: objectives.simpo_hinge(beta=beta_of(case), gamma=_simpo_gamma(case))
     ),
     "text_sft_chosen": sft_chosen,
+    "text_orpo": orpo_logits,
     "text_orpo_llamafactory": sequences(lambda case: objectives.orpo(beta=beta_of(case))),
     "text_kto": kto,
     "text_apo_zero": tokens(lambda case: objectives.apo_zero(beta=beta_of(case))),

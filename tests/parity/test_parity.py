@@ -104,7 +104,6 @@ NOT_YET: dict[str, int] = {
     "text_nash_md": 3,
     "text_nemo_rpo_bwd_kl": 3,
     "text_odpo": 3,
-    "text_orpo": 3,
     "text_pro": 3,
     "text_rationale_dpo": 3,
     "text_sampo": 3,
