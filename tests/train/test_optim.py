@@ -135,6 +135,23 @@ def test_an_update_that_is_not_finite_touches_neither_weights_nor_moments_nor_co
     assert not torch.equal(parameters[0], weights[0]), "the next finite update counts again"
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_without_a_valid_row_moves_nothing_and_is_not_called_dropped(parameters, name: str) -> None:
+    optimizer = make_optimizer(parameters, config(optimizer=name))
+    updater = Updater(parameters, optimizer, max_grad_norm=1.0)
+    give_gradients(parameters, 1)
+    updater.apply(torch.tensor(1.0))
+    weights = [parameter.detach().clone() for parameter in parameters]
+    state = state_of(optimizer)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    stats = updater.apply(torch.tensor(1.0), is_empty=torch.tensor(True))
+    assert float(stats.dropped) == 0.0
+    # Momentum and weight decay would have moved them.
+    assert all(torch.equal(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True))
+    assert_same_state(state_of(optimizer), state)
+
+
 def test_fused_adamw_decides_on_the_device(parameters) -> None:
     assert Updater(parameters, make_optimizer(parameters, config()), max_grad_norm=1.0).skips_on_device
 
