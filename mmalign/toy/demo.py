@@ -196,7 +196,7 @@ def _announce(console: Console, folders: _Folders, budget: Budget) -> None:
     for number, line in enumerate(
         (
             f"paint {budget.num_pairs} preference pairs into a Pick-a-Pic parquet file: the chosen picture "
-            "follows its caption, at night",
+            "follows its caption, inside a dark frame",
             f"train LoRA weights by Diffusion-DPO with the recipe {RECIPE}",
             f"let base and aligned paint {budget.num_prompts} held-out captions from the same noise",
             f"judge both by an exact reward and write {folders.report}",

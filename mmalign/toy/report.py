@@ -24,7 +24,7 @@ _PER_GROUP = 6
 _AXES: tuple[tuple[str, str, str], ...] = (
     ("total", "Total reward", "faithfulness &times; (1 + style) / 2"),
     ("faithfulness", "Faithfulness", "share of the caption's facts that hold"),
-    ("style", "Style", "how dark the background is; the base paints it pale"),
+    ("style", "Style", "whether a dark frame surrounds the picture; the base paints none"),
 )
 
 
@@ -116,7 +116,7 @@ def _what(report: Report) -> str:
         "<section>\n<h2>What was done</h2>\n"
         f'<p class="lead">A small model with the structure of SDXL was aligned by Diffusion-DPO on '
         f"{escape(settings['preference pairs'])} preference pairs whose chosen picture follows its caption "
-        "on a dark background, training LoRA weights only, through the same code that trains SDXL. Then base "
+        "inside a dark frame, training LoRA weights only, through the same code that trains SDXL. Then base "
         "and aligned painted captions that neither had ever seen, from the same noise, and an exact reward "
         "judged both.</p>\n</section>"
     )
@@ -281,8 +281,8 @@ def _reward(report: Report) -> str:
         "circle, square, triangle and cross apart by overlap with rendered templates, counts them and "
         "compares their centres. <strong>Faithfulness</strong> is the share of the caption's facts that "
         "hold: each colour is there, has the right shape and number, lies on the right side, and nothing "
-        "else is painted. <strong>Style</strong> is 1 for a background as dark as night and 0 for a pale "
-        "one. The total, faithfulness &times; (1 + style) / 2, gives nothing for style where the caption is "
+        "else is painted. <strong>Style</strong> is 1 for a dark frame around the picture and 0 for "
+        "none. The total, faithfulness &times; (1 + style) / 2, gives nothing for style where the caption is "
         "not followed.</p>\n"
         '<p class="muted">Prompts are held out by combination of colours, shapes and relation: neither the '
         "base's training nor any preference pair contains them.</p>\n</section>"

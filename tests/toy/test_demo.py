@@ -216,15 +216,17 @@ def test_unknown_worlds_and_lost_recipes_are_named(tmp_path: Path) -> None:
         recipe_path("diffusion/configs/toy/lost.yaml")
 
 
+TINY = Budget(
+    num_pairs=13,
+    num_prompts=5,
+    num_steps=3,
+    overrides=("train.steps=3", "train.batch_size=2", "train.warmup_steps=0", "log.every=1"),
+)
+
+
 def test_the_whole_demo_runs_with_a_tiny_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
-    tiny = Budget(
-        num_pairs=13,
-        num_prompts=5,
-        num_steps=3,
-        overrides=("train.steps=3", "train.batch_size=2", "train.warmup_steps=0", "log.every=1"),
-    )
-    assert main("images", output, 3, budget=tiny) == 0
+    assert main("images", output, 3, budget=TINY) == 0
     printed = capsys.readouterr().out
     for words in (
         "win rate",
@@ -240,6 +242,18 @@ def test_the_whole_demo_runs_with_a_tiny_budget(tmp_path: Path, capsys: pytest.C
     numbers = json.loads((output / "result.json").read_text(encoding="utf-8"))
     assert numbers["won"] + numbers["tied"] + numbers["lost"] == 5
     assert (output / "run" / "pytorch_lora_weights.safetensors").is_file()
-    # the same seed beside it: another folder, the same numbers
-    assert main("images", output, 3, budget=tiny) == 0
-    assert json.loads((tmp_path / "demo-2" / "result.json").read_text(encoding="utf-8")) == numbers
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "demo"
+    for seed in (3, 3, 5):
+        assert main("images", output, seed, budget=TINY) == 0
+    first, again, other = (
+        json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))
+        for name in ("demo", "demo-2", "demo-3")
+    )
+    assert first == again
+    assert first != other

@@ -85,7 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder, prompts, base)
 
 
-def test_the_base_follows_captions_in_part_and_paints_by_day(world: World) -> None:
+def test_the_base_follows_captions_in_part_and_paints_no_frame(world: World) -> None:
     mean = float(world.base.mean())
     assert 0.2 < mean < 0.5  # the total of a faithful picture in the base's style is 0.5
 
