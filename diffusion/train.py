@@ -1,8 +1,9 @@
-"""Align an image model with preference pairs, lists or thumbs.
+r"""Align an image model with preference pairs, lists or thumbs.
 
-One process:        python diffusion/train.py diffusion/configs/sdxl/dpo_lora.yaml model.source=... data.source=...
+One process:        python diffusion/train.py diffusion/configs/sdxl/dpo_lora.yaml data.source=pairs.parquet
 Several GPUs:       accelerate launch diffusion/train.py CONFIG [section.key=value ...]
-Several machines:   accelerate launch --num_machines 2 --machine_rank 0 --main_process_ip HOST diffusion/train.py CONFIG
+Several machines:   accelerate launch --num_machines 2 --machine_rank 0 --main_process_ip HOST \
+                        diffusion/train.py CONFIG
 
 The same run is `mmalign train CONFIG`; everything it does is in `mmalign.train`.
 """

@@ -154,7 +154,9 @@ def _add_recipes(commands: Any) -> None:
     actions = parser.add_subparsers(dest="subcommand", metavar="list|cp")
     actions.add_parser("list", help="all of them (the default)")
     copy = actions.add_parser("cp", help="copy one file or folder")
-    copy.add_argument("name", metavar="NAME", help="as listed, for example diffusion/configs/sdxl/dpo_lora.yaml")
+    copy.add_argument(
+        "name", metavar="NAME", help="as listed, for example diffusion/configs/sdxl/dpo_lora.yaml"
+    )
     copy.add_argument("destination", metavar="DEST", type=Path, help="file or folder to copy to")
     copy.add_argument("--force", action="store_true", help="overwrite")
     copy.set_defaults(handler=_calls("mmalign.cli.recipes:copy_recipe"))

@@ -39,6 +39,15 @@ def _told_as_settings(where: str, do: str) -> Iterator[None]:
         raise ConfigError(message) from error
 
 
+def _quiet_loaders() -> None:
+    """One bar per run, not one per file that is loaded."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
@@ -70,6 +79,7 @@ class PipelineSource:
     ) -> None:
         self.source, self.revision, self.variant = source, revision, variant
         self.config_source = config_source
+        _quiet_loaders()
         self.kind = _kind(source)
         self.index = self._read_index(pipelines)
         got = str(self.index.get("_class_name", ""))

@@ -206,7 +206,7 @@ class Loop:
                     self.progress.step += 1
                     self.tracking.advance()
                     if is_record:
-                        self._record(rows_since / max(time.perf_counter() - started, 1e-9))
+                        self._record(rows_since, time.perf_counter() - started)
                     stop = self._should_stop()
                     if (
                         stop
@@ -288,7 +288,7 @@ class Loop:
         bad, seen = self._sum_across(counts).tolist()
         return bad, seen
 
-    def _record(self, prompts_per_second: float) -> None:
+    def _record(self, num_prompts: int, seconds: float) -> None:
         """Read the accumulators (the only host synchronisation of the interval) and log."""
         values = self.meter.read(self._sum_across)
         values |= self.updates.read(lambda sums: sums)
@@ -298,7 +298,8 @@ class Loop:
         values["learning_rate"] = self.learning_rate
         num_bad_rows, num_rows = self._rows_across()
         values["bad_rows"] = float(num_bad_rows)
-        values["prompts_per_second"] = prompts_per_second
+        values["prompts"] = float(num_prompts)
+        values["prompts_per_second"] = num_prompts / max(seconds, 1e-9)
         values["peak_memory_gib"] = peak_memory_gib(self.accelerator.device)
         self.tracking.log(self.progress.step, values)
         self._check_share(num_bad_rows, num_rows)

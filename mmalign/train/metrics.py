@@ -188,21 +188,7 @@ def verdict(records: Sequence[Mapping[str, Any]], *, num_dropped: int = 0) -> li
             f"{first:.0%} of the pairs at the start and {last:.0%} at the end (mean logit {logit:.3f})."
         )
     elif not math.isnan(accuracy):
-        if accuracy > 0.55:
-            findings.append(
-                "It is learning: the policy prefers the chosen side more than the reference does in "
-                f"{accuracy:.0%} of the pairs (mean logit {logit:.2f})."
-            )
-        elif accuracy < 0.45:
-            findings.append(
-                f"It is learning the opposite: implicit accuracy is {accuracy:.0%}. Are the labels swapped?"
-            )
-        else:
-            findings.append(
-                f"It is not separating yet: implicit accuracy {accuracy:.0%}, mean logit {logit:.3f}. "
-                "Train longer, raise the learning rate, or check with `mmalign data check` that "
-                "the pairs differ."
-            )
+        findings.append(_separation(accuracy, logit, sum(record.get("prompts", math.inf) for record in tail)))
     else:
         change = _mean(tail, "loss") - _mean(head, "loss")
         findings.append(
@@ -220,6 +206,23 @@ def verdict(records: Sequence[Mapping[str, Any]], *, num_dropped: int = 0) -> li
             f"{num_dropped} updates were not finite and were dropped; look at grad_norm before them."
         )
     return findings
+
+
+def _separation(accuracy: float, logit: float, num_prompts: float) -> str:
+    """Whether the implicit accuracy is away from one half by more than chance (three standard errors)."""
+    chance = 1.5 / math.sqrt(max(num_prompts, 1.0))
+    if accuracy > 0.5 + max(chance, 0.02):
+        return (
+            "It is learning: the policy prefers the chosen side more than the reference does in "
+            f"{accuracy:.0%} of the pairs (mean logit {logit:.2f})."
+        )
+    if accuracy < 0.5 - max(chance, 0.02):
+        return f"It is learning the opposite: implicit accuracy is {accuracy:.0%}. Are the labels swapped?"
+    return (
+        f"It is not separating yet: implicit accuracy {accuracy:.0%} (chance alone: 50% +- {chance:.0%}), "
+        f"mean logit {logit:.3f}. Train longer, raise the learning rate, or check with `mmalign data check` that "
+        "the pairs differ."
+    )
 
 
 def _error_findings(tail: Sequence[Mapping[str, Any]]) -> list[str]:

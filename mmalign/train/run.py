@@ -203,7 +203,6 @@ def denoiser_of(model: PreferenceModel) -> Callable[[nn.Module], Denoiser]:
 def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
     """The family's model in the run's precision; fully trained networks are read in float32."""
     family = registry.find("families", run.config.model.family)
-    _quiet_loaders()
     dtype = _DTYPES[run.config.train.mixed_precision]
     full = run.config.adapter.kind == "none"
     model: PreferenceModel = family.load(
@@ -214,15 +213,6 @@ def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
         network_dtype=torch.float32 if full else None,
     )
     return model
-
-
-def _quiet_loaders() -> None:
-    """One bar per run, not one per file that is loaded."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 def _identity(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> dict[str, Any]:
