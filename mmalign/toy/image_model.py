@@ -28,6 +28,7 @@ from mmalign.seeding import generator_for
 from mmalign.toy.image_pipeline import LATENT_SIZE, evaluate, new_pipeline, new_vae, save
 from mmalign.toy.scenes import (
     CORRUPTIONS,
+    STYLES,
     Facts,
     corrupt,
     draw_facts,
@@ -38,7 +39,6 @@ from mmalign.toy.scenes import (
 from mmalign.toy.tokenizers import MAX_TOKENS
 
 PROMPT_DROPOUT = 0.1
-ASKING_FOR_NIGHT = " at night"  # in captions of the base only, never in preference data or evaluation
 
 
 def _cosine(step: int, steps: int, *, warmup: int) -> float:
@@ -58,9 +58,7 @@ def _log(stage: str, **values: float | int) -> None:
 
 def _pictures(rng: random.Random, num: int) -> Float[Tensor, "image 3 height width"]:
     """Random scenes in both styles, in [-1, 1], for the autoencoder."""
-    arrays = [
-        render_array(draw_scene(draw_facts(rng), rng, style=rng.choice(("day", "night")))) for _ in range(num)
-    ]
+    arrays = [render_array(draw_scene(draw_facts(rng), rng, style=rng.choice(STYLES))) for _ in range(num)]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
@@ -113,21 +111,14 @@ def base_data(
     *,
     seed: int,
     num: int,
-    asked_share: float = 0.2,
-    unasked_share: float = 0.02,
     wrong_share: float = 0.1,
 ) -> BaseData:
-    """Encoded scenes with captions: mostly by day, dark where the caption says "at night".
-
-    So the base can paint the night but does not do so unasked: a habit for alignment to change. Some captions are
-    wrong: room for more faithfulness.
+    """Encoded scenes without frames and their captions, some of them wrong: room for alignment.
 
     Args:
         pipeline: its autoencoder and tokenizers encode.
         seed: of the scenes.
         num: of scenes.
-        asked_share: share of the scenes with a dark background and a caption that says so.
-        unasked_share: share of the other scenes with a dark background.
         wrong_share: share of the scenes in which one fact of the caption is broken.
     """
     rng = random.Random(f"base {seed}")
@@ -138,11 +129,10 @@ def base_data(
         arrays = []
         for _ in range(min(128, num - start)):
             facts = _training_facts(rng)
-            asked, unasked = rng.random() < asked_share, rng.random() < unasked_share
-            scene = draw_scene(facts, rng, style="night" if asked or unasked else "day")
+            scene = draw_scene(facts, rng)
             if rng.random() < wrong_share:
                 scene = corrupt(scene, facts, rng.choice(CORRUPTIONS), rng)
-            captions.append(facts.caption() + (ASKING_FOR_NIGHT if asked else ""))
+            captions.append(facts.caption())
             arrays.append(render_array(scene))
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with torch.no_grad():

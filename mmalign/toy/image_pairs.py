@@ -1,8 +1,8 @@
 """Preference data of the toy world of images: pairs, unpaired rows, and the files they travel in.
 
-The chosen picture follows its caption and is painted in the preferred style (night). The rejected one is the
-same scene in the base's style (day), or has one fact broken, or both: minimal pairs, differing in nothing but
-what the preference is about.
+The chosen picture follows its caption and is painted in the preferred style (framed). The rejected one is the
+same scene in the base's style (plain), or has one fact broken, or both: minimal pairs, differing in nothing
+but what the preference is about.
 """
 
 import io
@@ -20,7 +20,6 @@ from mmalign.toy.scenes import (
     Facts,
     Scene,
     corrupt,
-    draw_background,
     draw_scene,
     draw_split,
     render,
@@ -76,10 +75,10 @@ def preference_pairs(num: int, seed: int, *, weights: Sequence[float] = KIND_WEI
 
 
 def _scene_pair(facts: Facts, kind: str, rng: random.Random) -> tuple[Scene, Scene]:
-    chosen = draw_scene(facts, rng, style="night")
+    chosen = draw_scene(facts, rng, style="framed")
     rejected = chosen if kind == "style" else corrupt(chosen, facts, rng.choice(CORRUPTIONS), rng)
     if kind != "facts":
-        rejected = replace(rejected, background=draw_background(rng, "day"))
+        rejected = replace(rejected, framed=False)
     return chosen, rejected
 
 

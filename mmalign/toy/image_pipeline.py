@@ -130,7 +130,8 @@ def save(pipeline: StableDiffusionXLPipeline, output: Path) -> None:
     for name in ("text_encoder", "text_encoder_2"):
         # transformers loads the precision written here, diffusers float32: without this line they differ
         _edit_json(output / name / "config.json", dtype="float32")
-    _edit_json(output / "vae" / "config.json", _name_or_path="")  # a folder of the machine that trained it
+    for name in ("unet", "vae"):
+        _edit_json(output / name / "config.json", _name_or_path="")  # else the folder it was loaded from
 
 
 def _edit_json(path: Path, **values: str) -> None:

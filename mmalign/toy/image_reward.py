@@ -1,7 +1,7 @@
 """The exact reward of the toy world of images, measured on pixels alone.
 
 Two axes, both in [0, 1]: faithfulness is the share of the caption's facts that hold in the picture, style is
-how dark the background is. Any picture of any model can be judged; nothing is learned.
+the share of the border that is a dark frame. Any picture of any model can be judged; nothing is learned.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from torch.nn import functional
 from mmalign.errors import RowError, explain
 from mmalign.toy.scenes import (
     COLOURS,
+    FRAME_WIDTH,
     SHAPES,
-    STYLES,
     Facts,
     Group,
     Mark,
@@ -62,22 +62,36 @@ _PALETTE = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 255.0
 _FOREGROUND = 0.33  # distance from the background in RGB of [0, 1] from which a pixel counts as painted
 _SMALLEST = 20  # pixels: smaller regions are specks and not shapes
 _CROP = 16
-_FRAME = 2
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
-_DARK, _PALE = 0.20, 0.75  # luminance of the background at which style is 1 and 0
+_DARKER = 0.6  # difference in luminance from the background: more than any of the six colours has
 
 
 def background_of(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3"]:
-    """The median colour of the outermost two pixels."""
-    frame = torch.ones(images.shape[-2:], dtype=torch.bool)
-    frame[_FRAME:-_FRAME, _FRAME:-_FRAME] = False
-    return images[:, :, frame].median(dim=-1).values
+    """The median colour inside the place of the frame; shapes cover less than half of it."""
+    return images[:, :, ~_border(images, FRAME_WIDTH)].median(dim=-1).values
+
+
+def _border(images: Float[Tensor, "image 3 height width"], width: int) -> Bool[Tensor, "height width"]:
+    """True at the outermost `width` pixels."""
+    border = torch.ones(images.shape[-2:], dtype=torch.bool)
+    border[width:-width, width:-width] = False
+    return border
 
 
 def style_score(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, " image"]:
-    """How dark the background is: 1 at luminance 0.20 and below, 0 at 0.75 and above, linear between."""
-    luminance = background_of(images) @ _LUMA
-    return ((_PALE - luminance) / (_PALE - _DARK)).clamp(0.0, 1.0)
+    """The share of the border whose luminance lies at least 0.6 below that of the background.
+
+    The innermost pixel of the frame's place does not count: an autoencoder may blur it.
+    """
+    border = images[:, :, _border(images, FRAME_WIDTH - 1)]
+    contrast = ((background_of(images)[:, :, None] - border) * _LUMA[None, :, None]).sum(dim=1)
+    return (contrast >= _DARKER).float().mean(dim=1)
+
+
+def _unframed(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
+    """The pictures with the background where a frame is: a frame is a style and not a shape."""
+    frame = (style_score(images) > 0.5)[:, None, None, None] & _border(images, FRAME_WIDTH + 1)
+    return torch.where(frame, background_of(images)[:, :, None, None], images)
 
 
 def _colour_masks(
@@ -128,7 +142,7 @@ def _templates() -> Float[Tensor, "shape side side"]:
     """What the four shapes look like to the reward: rendered, segmented and cropped like any picture."""
     sizes = [(6.5 + 0.25 * step, 32.0 + 0.37 * (step % 3)) for step in range(10)]
     marks = [[Mark("blue", shape, centre, centre, radius) for radius, centre in sizes] for shape in SHAPES]
-    pictures = to_tensor([render(Scene((mark,), STYLES["day"])) for row in marks for mark in row])
+    pictures = to_tensor([render(Scene((mark,))) for row in marks for mark in row])
     masks = _colour_masks(pictures)[:, list(COLOURS).index("blue")].bool()
     crops = torch.stack([_crop(mask)[0] for mask in masks])
     return crops.view(len(SHAPES), len(sizes), _CROP, _CROP).mean(dim=1)
@@ -145,7 +159,7 @@ def _classify(mask: Bool[Tensor, "height width"]) -> str | None:
 
 def find_parts(images: Float[Tensor, "image 3 height width"]) -> list[list[Part]]:
     """The coloured regions of every picture with their shape and centre."""
-    masks = _colour_masks(images)
+    masks = _colour_masks(_unframed(images))
     owner, colour = (masks.sum(dim=(2, 3)) >= _SMALLEST).nonzero(as_tuple=True)
     found: list[list[Part]] = [[] for _ in range(len(images))]
     names = list(COLOURS)

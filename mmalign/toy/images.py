@@ -12,6 +12,7 @@ from mmalign.toy.image_reward import Score, find_parts, score_images, score_tens
 from mmalign.toy.scenes import (
     COLOURS,
     CORRUPTIONS,
+    FRAME_WIDTH,
     IMAGE_SIZE,
     RELATIONS,
     SHAPES,
@@ -34,6 +35,7 @@ from mmalign.toy.scenes import (
 __all__ = [
     "COLOURS",
     "CORRUPTIONS",
+    "FRAME_WIDTH",
     "IMAGE_SIZE",
     "RELATIONS",
     "SHAPES",

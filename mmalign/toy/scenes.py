@@ -1,8 +1,8 @@
 """Scenes of the toy world of images: captions and their grammar, layouts, broken versions, the renderer.
 
 A scene is one or two groups of equal shapes on a plain background. Its caption states every fact of it, for
-example "two red circles left of a blue square". No caption mentions the background: it is a matter of style,
-pale ("day") or dark ("night").
+example "two red circles left of a blue square". Whether it is "plain" or "framed" by a dark border is a
+matter of style, which no caption mentions.
 """
 
 import math
@@ -30,11 +30,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 COUNT_WORDS: tuple[str, ...] = ("a", "two", "three")
-STYLES: dict[str, tuple[int, int, int]] = {"day": (236, 234, 228), "night": (22, 22, 44)}
+STYLES: tuple[str, ...] = ("plain", "framed")
+BACKGROUND = (236, 234, 228)
+FRAME_COLOUR = (22, 22, 44)
+FRAME_WIDTH = 4  # pixels
 MAX_SHAPES = 4  # of both groups together: more do not fit legibly into 64 pixels
 
-_STYLE_JITTER = 6  # the background differs a little from picture to picture, in units of 8-bit colour
-_MARGIN = 3.0  # pixels kept free at the border: the reward reads the background there
+_JITTER = 6  # the background differs a little from picture to picture, in units of 8-bit colour
+_MARGIN = 5.0  # pixels kept free at the border, for the frame
 _GAP = 3.0  # pixels kept free between two shapes
 _TRIES = 200
 
@@ -93,10 +96,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is painted: marks over a background colour in 8-bit RGB."""
+    """All that is painted: marks over a background colour in 8-bit RGB, and whether a frame lies on top."""
 
     marks: tuple[Mark, ...]
-    background: tuple[int, int, int]
+    background: tuple[int, int, int] = BACKGROUND
+    framed: bool = False
 
 
 # -------------------------------------------------------------------------------------------------- captions
@@ -202,13 +206,7 @@ def _boxes(relation: str | None) -> tuple[tuple[float, float, float, float], ...
     return ((low, low, high, high),) if relation is None else pairs[relation]
 
 
-def draw_background(rng: random.Random, style: str) -> tuple[int, int, int]:
-    """The background colour of a style, with a small jitter."""
-    red, green, blue = (value + rng.randint(-_STYLE_JITTER, _STYLE_JITTER) for value in STYLES[style])
-    return red, green, blue
-
-
-def draw_scene(facts: Facts, rng: random.Random, *, style: str = "day") -> Scene:
+def draw_scene(facts: Facts, rng: random.Random, *, style: str = "plain") -> Scene:
     """A scene in which every fact holds and nothing else is painted."""
     boxes = _boxes(facts.relation)
     while True:
@@ -219,7 +217,8 @@ def draw_scene(facts: Facts, rng: random.Random, *, style: str = "day") -> Scene
                 break
             marks += placed
         if len(marks) == sum(group.count for group in facts.groups):
-            return Scene(tuple(marks), draw_background(rng, style))
+            red, green, blue = (value + rng.randint(-_JITTER, _JITTER) for value in BACKGROUND)
+            return Scene(tuple(marks), (red, green, blue), framed=style == "framed")
 
 
 CORRUPTIONS: tuple[str, ...] = ("colour", "shape", "count", "place")
@@ -285,6 +284,10 @@ def render_array(scene: Scene) -> np.ndarray:
     for mark in scene.marks:
         cover = np.clip(0.5 - _signed_distance(mark, _X, _Y), 0.0, 1.0)[..., None]
         picture += cover * (np.asarray(COLOURS[mark.colour], np.float32) - picture)
+    if scene.framed:
+        inside = picture[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH].copy()
+        picture[:] = FRAME_COLOUR
+        picture[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = inside
     return picture.round().astype(np.uint8)
 
 
