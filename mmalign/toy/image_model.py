@@ -111,14 +111,19 @@ def base_data(
     *,
     seed: int,
     num: int,
+    framed_share: float = 0.12,
     wrong_share: float = 0.1,
 ) -> BaseData:
-    """Encoded scenes without frames and their captions, some of them wrong: room for alignment.
+    """Encoded scenes with captions. Few scenes have a frame and some captions are wrong: room for alignment.
+
+    The frame is rare and no caption asks for it: the base can paint one, but mostly does not. Preference
+    optimisation moves weight between things that a model can do; it is no way to learn new ones.
 
     Args:
         pipeline: its autoencoder and tokenizers encode.
         seed: of the scenes.
         num: of scenes.
+        framed_share: share of the scenes with a frame.
         wrong_share: share of the scenes in which one fact of the caption is broken.
     """
     rng = random.Random(f"base {seed}")
@@ -129,7 +134,7 @@ def base_data(
         arrays = []
         for _ in range(min(128, num - start)):
             facts = _training_facts(rng)
-            scene = draw_scene(facts, rng)
+            scene = draw_scene(facts, rng, style="framed" if rng.random() < framed_share else "plain")
             if rng.random() < wrong_share:
                 scene = corrupt(scene, facts, rng.choice(CORRUPTIONS), rng)
             captions.append(facts.caption())

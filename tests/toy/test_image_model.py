@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from mmalign.toy import image_model
-from mmalign.toy.image_model import base_data, train_base, train_denoiser
+from mmalign.toy.image_model import BaseData, base_data, train_base, train_denoiser
 from mmalign.toy.image_pipeline import ASSETS, evaluate, load_base, new_pipeline, new_vae, sample, save
 from mmalign.toy.images import (
     STYLES,
@@ -108,10 +108,10 @@ def test_the_autoencoder_keeps_every_fact(base: StableDiffusionXLPipeline) -> No
     assert 0.8 < (latents * base.vae.config.scaling_factor).std().item() < 1.25
 
 
-def test_the_base_follows_held_out_captions_but_not_the_preferred_style() -> None:
+def test_the_base_follows_held_out_captions_and_rarely_paints_the_preferred_style() -> None:
     values = evaluate(load_base(), num=32)
     assert 0.6 < values["faithfulness"] < 0.95
-    assert values["style"] < 0.15
+    assert values["style"] < 0.3
 
 
 def test_a_prompt_is_painted_equally_in_every_batch(base: StableDiffusionXLPipeline) -> None:
@@ -121,13 +121,18 @@ def test_a_prompt_is_painted_equally_in_every_batch(base: StableDiffusionXLPipel
     assert (together[:1] - apart).abs().max() <= 2 / 255
 
 
-def test_base_data_contains_wrong_captions_as_asked() -> None:
+def test_base_data_contains_wrong_captions_and_frames_as_asked() -> None:
     pipeline = new_pipeline(seed=0, vae=new_vae())
-    wrong, right = (base_data(pipeline, seed=0, num=5, wrong_share=share) for share in (1.0, 0.0))
+
+    def data(**shares: float) -> BaseData:
+        return base_data(pipeline, seed=0, num=5, **({"wrong_share": 0.0, "framed_share": 0.0} | shares))
+
+    right, wrong, framed = data(), data(wrong_share=1.0), data(framed_share=1.0)
     assert wrong.latents.shape == (5, 4, 16, 16)
     assert wrong.first_ids.shape == wrong.second_ids.shape == (5, MAX_TOKENS)
     assert torch.equal(wrong.first_ids[0], right.first_ids[0])
     assert not torch.equal(wrong.latents[0], right.latents[0])
+    assert not torch.equal(framed.latents[0], right.latents[0])
 
 
 def test_the_training_command_writes_a_folder_that_diffusers_loads(tmp_path: Path) -> None:
