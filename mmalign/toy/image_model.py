@@ -298,7 +298,12 @@ def train_base(
     batch_size: int = 64,
     num_evaluated: int = 64,
 ) -> StableDiffusionXLPipeline:
-    """The shipped weights, rebuilt: the autoencoder first, then text encoders and UNet together."""
+    """A base like the shipped one: the autoencoder first, then text encoders and UNet together.
+
+    The shipped weights came from these functions in stages: 2250 steps without frames, the decoder trained further
+    on framed scenes, then 700 steps with frames. One run of this function replaces the stages; its weights are
+    like the shipped ones but not bit-equal to them.
+    """
     vae = train_vae(seed=seed, steps=vae_steps)
     pipeline = new_pipeline(seed=seed, vae=vae)
     data = base_data(pipeline, seed=seed, num=num_scenes)
@@ -317,7 +322,9 @@ def train_base(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: rebuild the base weights."""
-    parser = argparse.ArgumentParser(prog="python -m mmalign.toy.image_model", description=train_base.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m mmalign.toy.image_model", description="Train a base model of the toy world of images."
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new pipeline")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=1300)
