@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -269,7 +270,7 @@ def train_denoiser(
     pipeline.unet.to(memory_format=torch.channels_last)
     modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
     trained = _Trained(modules, learning_rate=1.2e-3, decay=0.998)
-    state = output.with_name(f"{output.name}.training") / "denoiser.safetensors"
+    state = _training_folder(output) / "denoiser.safetensors"
     first = trained.load(state) + 1 if state.exists() else 1
     started, running = time.time(), 0.0
     for step in range(first, steps + 1):
@@ -288,6 +289,10 @@ def train_denoiser(
     torch._foreach_copy_(trained.values, trained.shadow)
 
 
+def _training_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.training")
+
+
 def train_base(
     output: Path,
     *,
@@ -300,9 +305,9 @@ def train_base(
 ) -> StableDiffusionXLPipeline:
     """A base like the shipped one: the autoencoder first, then text encoders and UNet together.
 
-    The shipped weights came from these functions in stages: 2250 steps without frames, the decoder trained further
-    on framed scenes, then 700 steps with frames. One run of this function replaces the stages; its weights are
-    like the shipped ones but not bit-equal to them.
+    The shipped weights came from these functions in stages: 2250 steps without frames, the decoder trained
+    further on framed scenes, then 700 steps with frames. One run of this function replaces the stages; its
+    weights are like the shipped ones but not bit-equal to them.
     """
     vae = train_vae(seed=seed, steps=vae_steps)
     pipeline = new_pipeline(seed=seed, vae=vae)
@@ -317,6 +322,7 @@ def train_base(
         num_evaluated=num_evaluated,
     )
     save(pipeline, output)
+    shutil.rmtree(_training_folder(output), ignore_errors=True)
     return pipeline
 
 

@@ -139,6 +139,7 @@ def test_the_training_command_writes_a_folder_that_diffusers_loads(tmp_path: Pat
     trained = train_base(
         tmp_path / "base", seed=0, vae_steps=2, steps=2, num_scenes=7, batch_size=3, num_evaluated=2
     )
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
     loaded = StableDiffusionXLPipeline.from_pretrained(tmp_path / "base")
     assert isinstance(loaded.unet, UNet2DConditionModel)
     for name, value in trained.unet.state_dict().items():
