@@ -220,8 +220,8 @@ def _separation(accuracy: float, logit: float, num_prompts: float) -> str:
         return f"It is learning the opposite: implicit accuracy is {accuracy:.0%}. Are the labels swapped?"
     return (
         f"It is not separating yet: implicit accuracy {accuracy:.0%} (chance alone: 50% +- {chance:.0%}), "
-        f"mean logit {logit:.3f}. Train longer, raise the learning rate, or check with `mmalign data check` that "
-        "the pairs differ."
+        f"mean logit {logit:.3f}. Train longer, raise the learning rate, or check with `mmalign data check` "
+        "that the pairs differ."
     )
 
 
