@@ -43,8 +43,7 @@ class FlashOnly:
     """An attention processor that lets torch pick its flash kernel and no other.
 
     The restriction is taken at every call and not around the whole forward pass: gradient checkpointing runs
-    the
-    forward again during backward, and must meet the same kernel there.
+    the forward again during backward, and must meet the same kernel there.
     """
 
     def __init__(self, inner: Any) -> None:

@@ -50,8 +50,7 @@ _ARCHITECTURES = {
 """(family, prediction) to the names of model browsers: modelspec.architecture, ss_base_model_version."""
 
 
-# --- adapters
-# -----------------------------------------------------------------------------------------------------
+# --- adapters -----------------------------------------------------------------------------------------------
 
 
 def _adapter_state(network: Any) -> dict[str, Tensor]:
@@ -170,8 +169,7 @@ def _is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
 
 
-# --- whole networks
-# -----------------------------------------------------------------------------------------------
+# --- whole networks -----------------------------------------------------------------------------------------
 
 
 def merged_network(network: Any) -> Any:
@@ -221,8 +219,7 @@ def save_pipeline(model: ImageModel, folder: str | Path, *, network: Any = None)
     return Path(folder)
 
 
-# --- loading back
-# -------------------------------------------------------------------------------------------------
+# --- loading back -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -322,8 +319,7 @@ def _with_adapter(trained: TrainedModel, folder: Path, name: str) -> Any:
     return pipeline.unet
 
 
-# --- the command
-# --------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 
 def _to_diffusers(trained: TrainedModel, folder: Path) -> Comparison:

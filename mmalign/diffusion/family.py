@@ -1,9 +1,8 @@
 """The image family contract over diffusers pipelines: everything that Stable Diffusion and its kin share.
 
 A family file supplies what differs: which pipelines it reads, how its text becomes conditioning, what the
-network
-takes besides the noised latents. Loading, examples, VAE, prompt dropout, caches, sampling and saving are
-here, once.
+network takes besides the noised latents. Loading, examples, VAE, prompt dropout, caches, sampling and saving
+are here, once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,8 +104,7 @@ class ImageModel:
         self.bare_network: Any = network.to(self.device)
         self.network: nn.Module = self.bare_network
 
-    # --- what a family supplies
-    # ---------------------------------------------------------------------------------
+    # --- what a family supplies -----------------------------------------------------------------------------
 
     def check_network(self, network: Any) -> None:
         """Raise `ConfigError` when the network is not this family's."""
@@ -144,8 +142,7 @@ class ImageModel:
     def _make_schedule(self) -> VPSchedule:
         return VPSchedule.from_scheduler_config(self.scheduler_config)
 
-    # --- parts
-    # ----------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
 
     @property
     def _home(self) -> torch.device:
@@ -208,8 +205,7 @@ class ImageModel:
             raise ConfigError(message)
         return (int(self.autoencoder.config["latent_channels"]), resolution // shrink, resolution // shrink)
 
-    # --- data
-    # -----------------------------------------------------------------------------------------------------
+    # --- data -----------------------------------------------------------------------------------------------
 
     def attach_cache(self, folder: str | Path) -> None:
         """Take latents and text states from a folder made by `mmalign data cache`, and free the encoders."""
@@ -234,8 +230,7 @@ class ImageModel:
         """One micro-batch of readable examples."""
         return collate(examples)
 
-    # --- encoding
-    # -------------------------------------------------------------------------------------------------
+    # --- encoding -------------------------------------------------------------------------------------------
 
     def image_moments(self, pixels: UInt8[Tensor, "row 3 height width"]) -> Moments:
         """Mean and standard deviation of the unscaled latents, float32."""
@@ -304,8 +299,7 @@ class ImageModel:
             self._empty_text = {name: value.to(self.device, self.dtype) for name, value in states.items()}
         return self._empty_text
 
-    # --- the network
-    # ----------------------------------------------------------------------------------------------
+    # --- the network ----------------------------------------------------------------------------------------
 
     def denoise(
         self,
@@ -345,8 +339,7 @@ class ImageModel:
         noised = torch.empty(num_rows, *self.latent_shape, dtype=self.autoencoder.wide, device="meta")
         return noised, torch.empty(num_rows, dtype=torch.int64, device="meta"), rows
 
-    # --- generation, saving, identity
-    # -----------------------------------------------------------------------------
+    # --- generation, saving, identity -----------------------------------------------------------------------
 
     def sample(
         self, prompts: Sequence[str], *, seed: int, num_steps: int, guidance_scale: float, **options: Any

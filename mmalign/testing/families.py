@@ -135,8 +135,7 @@ class FamilyConformance:
         """The loaded pipeline, fresh for every test."""
         return load(self.family, folder)
 
-    # --- encoding
-    # -------------------------------------------------------------------------------------------------
+    # --- encoding -------------------------------------------------------------------------------------------
 
     def test_text_states_equal_those_of_the_pipeline(self, model: ImageModel, folder: Path) -> None:
         """Prompts are tokenised, padded, cut and encoded as diffusers does."""
@@ -213,8 +212,7 @@ class FamilyConformance:
         with pytest.raises(RowError, match="rows:7"):
             model.example(broken, key=1)
 
-    # --- the network
-    # ----------------------------------------------------------------------------------------------
+    # --- the network ----------------------------------------------------------------------------------------
 
     def test_gradients_reach_the_adapter_and_nothing_else(self, model: ImageModel) -> None:
         """Frozen weights get no gradient; every adapter weight does."""
@@ -271,8 +269,7 @@ class FamilyConformance:
             name: value.shape for name, value in conditioning.rows(2).items()
         }
 
-    # --- generation
-    # -----------------------------------------------------------------------------------------------
+    # --- generation -----------------------------------------------------------------------------------------
 
     def test_a_prompt_keeps_its_noise_in_any_batch(self, model: ImageModel) -> None:
         """Image i depends on (seed, i) only: batches of one and of three paint the same."""
@@ -301,8 +298,7 @@ class FamilyConformance:
         got = model.sample(["a cat"], seed=3, num_steps=3, guidance_scale=3.0)[0]
         assert np.abs(np.asarray(got, dtype=int) - np.asarray(wanted, dtype=int)).max() <= 1
 
-    # --- saving
-    # ---------------------------------------------------------------------------------------------------
+    # --- saving ---------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize(
         "adapter", [{"rank": 2, "alpha": 16.0}, {"rank": 3, "alpha": 1.0, "use_rslora": True}]

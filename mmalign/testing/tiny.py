@@ -1,9 +1,8 @@
 """Tiny image pipelines with random weights, in the very folder layout that real ones have.
 
 A test that trains, samples or exports one of these runs the code that Stable Diffusion or SDXL would run:
-tokenizers,
-text encoders, VAE, UNet with text-time embedding, scheduler. About six megabytes each, built in a second, no
-download. Pictures are 32 pixels wide, latents 16.
+tokenizers, text encoders, VAE, UNet with text-time embedding, scheduler. About six megabytes each, built in a
+second, no download. Pictures are 32 pixels wide, latents 16.
 """
 
 import json

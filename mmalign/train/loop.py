@@ -116,8 +116,7 @@ class Loop:
         reference = self.parts.reference
         return reference if isinstance(reference, EmaReference) else None
 
-    # --- checkpoints
-    # -----------------------------------------------------------------------------------------------
+    # --- checkpoints ----------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint of the state after `progress.step` (main process)."""
@@ -182,8 +181,7 @@ class Loop:
             self.progress.num_bad_rows = int(state["num_bad_rows"])
             self.progress.num_rows = int(state["num_rows"])
 
-    # --- training
-    # --------------------------------------------------------------------------------------------------
+    # --- training -------------------------------------------------------------------------------------------
 
     def train(self, micro_batches: Iterator[MicroBatch]) -> None:
         """Run to `train.steps`, or to a signal.

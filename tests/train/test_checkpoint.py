@@ -137,8 +137,7 @@ def test_an_optimiser_state_that_json_and_safetensors_cannot_hold_is_refused() -
         module.flatten_optimizer(optimizer)
 
 
-# --- runs
-# ----------------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(make_run, run_to_end) -> None:

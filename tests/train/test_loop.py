@@ -35,8 +35,7 @@ def assert_close(
         )
 
 
-# --- accumulation
-# ---------------------------------------------------------------------------------------------------
+# --- accumulation -------------------------------------------------------------------------------------------
 
 
 def test_the_split_of_a_batch_into_micro_steps_does_not_change_the_result(
@@ -81,8 +80,7 @@ def test_worker_processes_do_not_change_the_result(run_to_end, trained_weights) 
     assert_equal(trained_weights(helped), trained_weights(alone))
 
 
-# --- rows that cannot be used
-# ---------------------------------------------------------------------------------------
+# --- rows that cannot be used -------------------------------------------------------------------------------
 
 
 def test_an_unreadable_row_counts_nowhere_and_is_quarantined_with_its_reason(
@@ -174,8 +172,7 @@ def test_the_configured_image_limits_hold_while_training(make_run) -> None:
         train(run)
 
 
-# --- updates that are not finite
-# ------------------------------------------------------------------------------------
+# --- updates that are not finite ----------------------------------------------------------------------------
 
 
 def spoiled(loop: Any, *, first: int, last: int) -> None:
@@ -213,8 +210,7 @@ def test_a_streak_of_bad_updates_ends_the_run_with_a_diagnosis_and_a_checkpoint(
     assert all(bool(value.isfinite().all()) for value in loop.trainables.parameters.values())
 
 
-# --- average, references, methods
-# -----------------------------------------------------------------------------------
+# --- average, references, methods ---------------------------------------------------------------------------
 
 
 def saved_adapter(folder: Path) -> list[torch.Tensor]:
@@ -309,8 +305,7 @@ def test_sdxl_trains_with_its_text_time_conditioning(run_to_end, sdxl_folder: Pa
     assert losses(result)[1] != losses(result)[0]
 
 
-# --- precision and memory
-# --------------------------------------------------------------------------------------------
+# --- precision and memory -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("adapter", [{}, {"kind": "none"}], ids=["lora", "full"])
@@ -364,8 +359,7 @@ def test_dropout_of_the_adapter_is_on_while_training_and_never_in_the_reference(
     assert losses(dropped)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-# --- what a run leaves behind
-# ----------------------------------------------------------------------------------------
+# --- what a run leaves behind -------------------------------------------------------------------------------
 
 
 def test_there_is_one_record_per_interval_and_one_at_the_end(run_to_end) -> None:
