@@ -89,10 +89,16 @@ def save_adapter(model: ImageModel, folder: str | Path) -> Path:
         pipeline_class.save_lora_weights(
             scratch,
             unet_lora_layers=layers,
-            unet_lora_adapter_metadata=network.peft_config["default"].to_dict(),
+            unet_lora_adapter_metadata=_adapter_settings(network),
         )
         atomic_write(folder / LORA_FILE, (Path(scratch) / LORA_FILE).read_bytes())
     return folder
+
+
+def _adapter_settings(network: Any) -> dict[str, Any]:
+    """The adapter's settings, sets in order: equal runs then write equal files."""
+    settings = network.peft_config["default"].to_dict()
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
 
 
 def kohya_tensors(network: Any) -> dict[str, Tensor]:
