@@ -305,10 +305,10 @@ def train_base(
 ) -> StableDiffusionXLPipeline:
     """A base like the shipped one: the autoencoder first, then text encoders and UNet together.
 
-    The shipped weights came from these functions in stages, driven by hand: 2250 steps without frames (restarted
-    once from its rounded average; 2 % of the pictures had a dark background), the decoder alone trained further
-    on framed scenes, then 700 steps at a lower rate with one framed picture in eight. One run of this function
-    replaces the stages. Its weights are not bit-equal to the shipped ones.
+    The shipped weights came from these functions in stages, driven by hand: 2250 steps without frames
+    (restarted once from its rounded average; 2 % of the pictures had a dark background), the decoder alone
+    trained further on framed scenes, then 700 steps at a lower rate with one framed picture in eight. One run
+    of this function replaces the stages. Its weights are not bit-equal to the shipped ones.
     """
     vae = train_vae(seed=seed, steps=vae_steps)
     pipeline = new_pipeline(seed=seed, vae=vae)
