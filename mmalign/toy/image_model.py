@@ -65,9 +65,10 @@ def _pictures(rng: random.Random, num: int) -> Float[Tensor, "image 3 height wid
 
 def train_vae(*, seed: int, steps: int, batch_size: int = 32) -> AutoencoderKL:
     """An autoencoder trained on scenes of both styles; its scaling factor is 1 / std of its latents."""
-    torch.manual_seed(seed)
     rng = random.Random(f"vae {seed}")
-    vae = new_vae().to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = new_vae().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, warmup=50))
     generator = generator_for(seed, "vae")

@@ -101,17 +101,21 @@ def new_scheduler() -> EulerDiscreteScheduler:
 
 def new_pipeline(*, seed: int, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
     """An untrained pipeline around a trained autoencoder."""
-    torch.manual_seed(seed)
     first, second = new_tokenizers()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModel(_text_config(first, width=FIRST_WIDTH, activation="quick_gelu"))
+        text_encoder_2 = CLIPTextModelWithProjection(
+            _text_config(second, width=SECOND_WIDTH, activation="gelu")
+        )
+        unet = new_unet()
     return StableDiffusionXLPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(_text_config(first, width=FIRST_WIDTH, activation="quick_gelu")),
-        text_encoder_2=CLIPTextModelWithProjection(
-            _text_config(second, width=SECOND_WIDTH, activation="gelu")
-        ),
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
         tokenizer=first,
         tokenizer_2=second,
-        unet=new_unet(),
+        unet=unet,
         scheduler=new_scheduler(),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,

@@ -204,7 +204,7 @@ class Loop:
                     self.progress.step += 1
                     self.tracking.advance()
                     if is_record:
-                        self._record(rows_since, time.perf_counter() - started)
+                        self._record(rows_since / max(time.perf_counter() - started, 1e-9))
                     stop = self._should_stop()
                     if (
                         stop
@@ -235,13 +235,12 @@ class Loop:
         for micro_step in range(self.layout.accumulation):
             micro = next(micro_batches)
             self._count_bad(micro)
-            self._seed_dropout(micro_step)
             batch = to_batch(micro, self.model, device)
             is_last = micro_step == self.layout.accumulation - 1
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
+            syncing = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network)
+            with syncing, self._dropout_randomness(micro_step):
                 output = preference_step(self.parts, batch, is_record=is_record)
-                # The mean over ranks is taken by the gradient reduction; `mean_factor` corrects for invalid
-                # rows.
+                # The gradient reduction takes the mean over ranks; `mean_factor` corrects for invalid rows.
                 self.accelerator.backward(output.loss / local_rows)
             num_valid += output.num_valid
             self.meter.add(output.values, output.weights)
@@ -261,16 +260,20 @@ class Loop:
         one = torch.ones(1, device=device)
         self.updates.add({"grad_norm": stats.grad_norm[None]}, {"": one})
 
-    def _seed_dropout(self, micro_step: int) -> None:
-        """Dropout of the adapter draws from torch's own generator; seeded so that resuming repeats it."""
+    @contextlib.contextmanager
+    def _dropout_randomness(self, micro_step: int) -> Iterator[None]:
+        """The adapter's dropout draws from torch's own generator: seeded, so that resuming repeats it."""
         config = self.run.config
         if config.adapter.kind == "none" or config.adapter.dropout == 0:
+            yield
             return
-        torch.manual_seed(
-            derive_seed(config.train.seed, "dropout", self.progress.step, micro_step, self.layout.rank)
-        )
-        for module in self.trainables.dropouts:
-            module.train()  # the network is in evaluation mode, and drawing samples puts it there again
+        device = self.accelerator.device
+        seed = derive_seed(config.train.seed, "dropout", self.progress.step, micro_step, self.layout.rank)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for module in self.trainables.dropouts:
+                module.train()  # the network is in evaluation mode, and drawing samples puts it there again
+            yield
 
     def _sum_across(self, value: Tensor) -> Tensor:
         if self.layout.world_size == 1:
@@ -286,7 +289,7 @@ class Loop:
         bad, seen = self._sum_across(counts).tolist()
         return bad, seen
 
-    def _record(self, num_prompts: int, seconds: float) -> None:
+    def _record(self, prompts_per_second: float) -> None:
         """Read the accumulators (the only host synchronisation of the interval) and log."""
         values = self.meter.read(self._sum_across)
         values |= self.updates.read(lambda sums: sums)
@@ -296,8 +299,10 @@ class Loop:
         values["learning_rate"] = self.learning_rate
         num_bad_rows, num_rows = self._rows_across()
         values["bad_rows"] = float(num_bad_rows)
-        values["prompts"] = float(num_prompts)
-        values["prompts_per_second"] = num_prompts / max(seconds, 1e-9)
+        # Of the whole interval, also when an interruption split it.
+        num_steps = (self.progress.step - 1) % self.run.config.log.every + 1
+        values["prompts"] = float(num_steps * self.layout.effective_batch)
+        values["prompts_per_second"] = prompts_per_second
         values["peak_memory_gib"] = peak_memory_gib(self.accelerator.device)
         self.tracking.log(self.progress.step, values)
         self._check_share(num_bad_rows, num_rows)
