@@ -38,13 +38,13 @@ def write_inputs(folder: Path) -> Path:
 
 def resolved_run(folder: Path, *, device: torch.device, output: str) -> ResolvedRun:
     """The run both loops stand for: LoRA Diffusion-DPO on the shipped toy model."""
-    from mmalign.toy import base_model_folder
+    from mmalign.toy.image_pipeline import ASSETS
 
     return resolve(
         {
             "method": "diffusion_dpo",
-            "model": {"family": "sdxl", "source": str(base_model_folder())},
-            "image": {"resolution": 64},
+            "model": {"family": "sdxl", "source": str(ASSETS)},
+            "image": {"resolution": 64, "flip": False},
             "data": {"source": str(write_inputs(folder))},
             "objective": {"beta": BETA},
             "adapter": {"rank": 8},

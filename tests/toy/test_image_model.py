@@ -154,8 +154,10 @@ def test_saving_leaves_the_pipeline_in_its_precision(tmp_path: Path) -> None:
 
 
 def test_interrupted_training_of_the_base_ends_with_the_same_weights(tmp_path: Path, monkeypatch) -> None:
+    vae = new_vae()
+
     def trained(output: Path) -> dict[str, torch.Tensor]:
-        pipeline = new_pipeline(seed=0, vae=new_vae())
+        pipeline = new_pipeline(seed=0, vae=vae)
         data = base_data(pipeline, seed=0, num=7)
         train_denoiser(
             pipeline, data, seed=0, steps=4, output=output, batch_size=3, save_every=2, num_evaluated=1
