@@ -23,7 +23,7 @@ from torch import Tensor
 from mmalign.train.config import ResolvedRun, resolve
 
 BETA = 2000.0
-PAIRS = 4
+PAIRS = 8  # per step: below that, the host is the limit on any GPU
 
 
 def write_inputs(folder: Path) -> Path:
