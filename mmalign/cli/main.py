@@ -179,7 +179,7 @@ def _add_demo(commands: Any) -> None:
         "demo",
         help="align a tiny model with a known best answer, and write a report",
         description="Base, Diffusion-DPO with LoRA, held-out prompts from the same noise, win rate, "
-        "report.html. About two minutes on two CPU cores, no download.",
+        "report.html. About a minute and a half on two CPU cores, no download.",
     )
     parser.add_argument("world", nargs="?", default="images", choices=("images",), help="default: images")
     parser.add_argument(

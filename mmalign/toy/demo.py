@@ -47,7 +47,7 @@ class Budget:
         overrides: `section.key=value` over the recipe.
     """
 
-    num_pairs: int = 512
+    num_pairs: int = 768
     num_prompts: int = 80
     num_steps: int = 20
     guidance_scale: float = 4.0
