@@ -204,7 +204,7 @@ def _announce(console: Console, folders: _Folders, budget: Budget) -> None:
         start=1,
     ):
         console.print(f"  {number}. {line}", markup=False)
-    console.print("\nTwo to three minutes on two CPU cores. No download, no GPU.\n")
+    console.print("\nA minute or two on two CPU cores. No download, no GPU.\n")
 
 
 def _resolve(folders: _Folders, seed: int, budget: Budget) -> "ResolvedRun":
@@ -340,7 +340,28 @@ def _write_report(
         )
     )
     atomic_write(folders.report, page)
+    atomic_write(folders.home / "comparison.png", _picture(comparison))
     write_json(folders.home / "result.json", _numbers(comparison))
+
+
+def _picture(comparison: "Comparison", *, num: int = 10, scale: int = 2) -> bytes:
+    """PNG of the first prompts, base above aligned: not a selection."""
+    import io
+
+    from PIL import Image
+
+    from mmalign.train.samples import grid
+
+    rows = [
+        [
+            picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+            for picture in row
+        ]
+        for row in (comparison.base[:num], comparison.aligned[:num])
+    ]
+    buffer = io.BytesIO()
+    grid(rows).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _numbers(comparison: "Comparison") -> dict[str, Any]:

@@ -24,7 +24,7 @@ _PER_GROUP = 6
 _AXES: tuple[tuple[str, str, str], ...] = (
     ("total", "Total reward", "faithfulness &times; (1 + style) / 2"),
     ("faithfulness", "Faithfulness", "share of the caption's facts that hold"),
-    ("style", "Style", "whether a dark frame surrounds the picture; the base paints none"),
+    ("style", "Style", "whether a dark frame surrounds the picture; the base paints one rarely"),
 )
 
 
