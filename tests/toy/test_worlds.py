@@ -98,7 +98,7 @@ def test_the_base_follows_captions_in_part_and_paints_no_frame(world: World) -> 
     assert 0.2 < mean < 0.5  # the total of a faithful picture in the base's style is 0.5
 
 
-@pytest.mark.parametrize("method", (*METHODS, "orpo"))
+@pytest.mark.parametrize("method", [*METHODS, "orpo"])
 def test_a_method_improves_held_out_reward_beyond_its_interval(world: World, method: str) -> None:
     gain = world.gain(world.resolve(method, method))
     print(f"{method}: gain {gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}")
