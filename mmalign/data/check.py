@@ -221,7 +221,7 @@ def _judge(found: CheckReport, config: DataConfig) -> None:
         seen = found.looked_at
         scope = "every row" if seen == found.rows else f"{seen} of {found.rows} rows"
         found.verdict = (
-            f"Ready: {found.rows} {found.kind} rows; media of {scope} looked at, {found.read.num_bad} bad."
+            f"Ready: {found.rows} {found.kind}; media of {scope} looked at, {found.read.num_bad} bad."
         )
     except TrainingError as error:
         found.ok, found.verdict = False, str(error)

@@ -52,7 +52,7 @@ def test_check_finds_repeated_rows_and_images(pickapic_records, write_parquet, c
     found = check(config_of(write_parquet(records)))
     assert found.duplicates == {"repeated_rows": 1, "images_used_more_than_once": 2}
     assert found.ok
-    assert found.verdict == "Ready: 3 pairs rows; media of every row looked at, 0 bad."
+    assert found.verdict == "Ready: 3 pairs; media of every row looked at, 0 bad."
 
 
 def test_check_exits_with_one_above_the_tolerated_share(mixed, capsys):
