@@ -1,4 +1,4 @@
-"""Rows per second of the loader on one core: decoding and cropping JPEG pairs, and reading cached latents."""
+"""Rows per second of the loader on one core: JPEG pairs decoded, cropped and flipped."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ def measure(folder: Path) -> dict[str, float]:
     import sys
 
     from mmalign.data import DataConfig, RowOrder, open_rows
-    from mmalign.train.loader import Layout, make_loader
+    from mmalign.train.loader import Layout, StepSampler, make_loader
 
     rates: dict[str, float] = {}
     for size in (512, 1024):
@@ -40,9 +40,9 @@ def measure(folder: Path) -> dict[str, float]:
             table,
             order,
             _PixelsOnly(size),
-            Layout(batch_size=4, accumulation=1),
-            start_step=0,
-            steps=16,
+            StepSampler(Layout(batch_size=4, accumulation=1), start_step=0, steps=16),
+            rows_per_step=4,
+            world_size=1,
             num_workers=0,
             pin_memory=False,
         )

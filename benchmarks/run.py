@@ -5,7 +5,7 @@ Five figures, each a ratio or a rate inside one run on one model, medians over i
     framework tax    our step against a bare hand-written loop with the same forward and backward passes
     peak memory      of both, in processes of their own
     start-up         of the command line, as a process
-    loader           rows per second: JPEG decode and crop, and cached latents
+    loader           rows per second and core: JPEG pairs decoded, cropped, flipped
 
 Prints a table and writes JSON. Nothing is asserted: a benchmark measures, tests judge.
 """
