@@ -4,9 +4,10 @@
 prompts painted from the same noise, lies above zero. What is broken: the labels are swapped, the objective
 has the wrong sign.
 
-A missing reference is not in this list: its pairs are minimal (one scene with and without a frame), so that the
-bare difference of errors ranks them too, which is SimPO, and SimPO improves this world. docs/lab-notes.md has the
-numbers; that a reference is there and counts is held by tests/train/test_step.py (the first logit is exactly 0).
+A missing reference is not in this list: the pairs are minimal (one scene with and without a frame), so that
+the bare difference of errors ranks them too, which is SimPO, and SimPO improves this world. The numbers are in
+docs/lab-notes.md; that the reference is there and counts is held by tests/train/test_step.py (the first logit
+is exactly 0).
 """
 
 from collections.abc import Iterator
