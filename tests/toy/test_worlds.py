@@ -5,9 +5,9 @@ prompts painted from the same noise, lies above zero. What is broken: the labels
 has the wrong sign.
 
 A missing reference is not in this list: the pairs are minimal (one scene with and without a frame), so that
-the bare difference of errors ranks them too, which is SimPO, and SimPO improves this world. The numbers are
-in docs/lab-notes.md; that the reference is there and counts is held by tests/train/test_step.py (the first logit
-is exactly 0).
+the bare difference of errors ranks them too, which is SimPO, and SimPO improves this world. The numbers
+are in docs/lab-notes.md; that the reference is there and counts is held by tests/train/test_step.py (the
+first logit is exactly 0).
 """
 
 from collections.abc import Iterator
