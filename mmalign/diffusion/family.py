@@ -5,6 +5,7 @@ network takes besides the noised latents. Loading, examples, VAE, prompt dropout
 are here, once.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageFamily", "ImageModel"]
 
 
-class ImageModel:
+class ImageModel(ABC):
     """A loaded pipeline of one family; what the training loop, the grids and the exporters work with.
 
     Args:
@@ -106,12 +107,13 @@ class ImageModel:
 
     # --- what a family supplies -----------------------------------------------------------------------------
 
+    @abstractmethod
     def check_network(self, network: Any) -> None:
         """Raise `ConfigError` when the network is not this family's."""
 
+    @abstractmethod
     def text_from_tokens(self, tokens: Sequence[Tensor], encoders: Sequence[Any]) -> dict[str, Tensor]:
         """Text conditioning `[prompt, ...]` of token ids, one tensor and one encoder per text part."""
-        raise NotImplementedError
 
     def size_conditioning(
         self, geometry: Shaped[Tensor, "prompt candidate 6"]

@@ -101,7 +101,10 @@ def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Fl
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Holds what the fused kernels hold: query, key, value, result, and one float32 per query."""
+    """Holds what the fused kernels hold: query, key, value, result, and one float32 per query.
+
+    It only counts memory on the meta device: there is no backward, and autograd says so if one is asked for.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -109,10 +112,6 @@ class _FusedAttention(torch.autograd.Function):
         normaliser = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, result, normaliser)
         return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError
 
 
 @contextlib.contextmanager

@@ -28,7 +28,6 @@ from torch import nn
 
 from mmalign import objectives, registry
 from mmalign.data.readers import RowTable, open_rows
-from mmalign.data.rows import RowIssue
 from mmalign.data.sampler import RowOrder
 from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.files import atomic_write, fingerprint, read_json_lines, write_json
@@ -491,16 +490,18 @@ def _open_quarantine(run: ResolvedRun, table: RowTable, *, start_step: int) -> N
     found = read_json_lines(path) if path.exists() and start_step > 0 else []
     listed = [record for record in found if 0 < record.get("step", 0) <= start_step]
     opening: list[dict[str, Any]] = [
-        {"step": 0, "index": None, "source": f"{issue.file}:{issue.row}"} | dict(_reasons(issue))
+        {
+            "step": 0,
+            "index": None,
+            "source": f"{issue.file}:{issue.row}",
+            "reason": issue.reason,
+            "message": issue.message,
+        }
         for issue in table.issues
     ]
     if listed or opening or path.exists():
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in [*opening, *listed])
         atomic_write(path, "".join(lines))
-
-
-def _reasons(issue: RowIssue) -> dict[str, str]:
-    return {"reason": issue.reason, "message": issue.message}
 
 
 def _attach_and_refer(
