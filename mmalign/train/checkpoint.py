@@ -24,8 +24,10 @@ __all__ = [
     "find_latest",
     "flatten_optimizer",
     "load_checkpoint",
+    "prune",
     "restore_optimizer",
     "save_checkpoint",
+    "set_aside_later",
 ]
 
 _FOLDER = re.compile(r"step-(\d+)")
@@ -131,13 +133,20 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             if tensors:
                 save_tensors(folder / f"{name}.safetensors", tensors)
         write_json(folder / STATE_FILE, {"step": checkpoint.step, **checkpoint.state})
-    complete = sorted(_complete(root))
-    for _, old in complete[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    # Leftovers of a killed writer are hidden folders; nobody else writes here.
-    for partial in root.glob(".step-*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    prune(root, keep=keep)
     return final
+
+
+def prune(root: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what a killed writer or pruning left behind.
+
+    An old checkpoint is renamed before it is deleted: a process killed in the middle leaves a hidden folder,
+    which the next call removes, and never one that looks like a checkpoint and lacks files.
+    """
+    for _, old in sorted(_complete(root))[:-keep]:
+        old.rename(old.with_name(f".{old.name}.retired"))
+    for leftover in root.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _complete(root: Path) -> list[tuple[int, Path]]:

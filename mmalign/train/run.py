@@ -42,7 +42,7 @@ from mmalign.likelihood import (
 from mmalign.likelihood.reference import make_reference
 from mmalign.objectives import ObjectiveState
 from mmalign.train.adapters import Trainables, attach
-from mmalign.train.checkpoint import find_latest, load_checkpoint, set_aside_later
+from mmalign.train.checkpoint import find_latest, load_checkpoint, prune, set_aside_later
 from mmalign.train.config import LikelihoodConfig, ResolvedRun, load_run
 from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader
 from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib, quarantine_path, require_same_run
@@ -424,6 +424,8 @@ def prepare(
     if accelerator.is_main_process:
         for path in set_aside_later(folder / CHECKPOINTS, start_step):
             logging.getLogger(__name__).warning("going back to step %d: kept as %s", start_step, path)
+        # A kill between a checkpoint and its pruning leaves one too many.
+        prune(folder / CHECKPOINTS, keep=config.train.keep_checkpoints)
         _open_quarantine(run, table, start_step=start_step)
     table.report.check(config.data.max_bad_share, quarantine=quarantine_path(run))
     model = model if model is not None else load_model(run, accelerator.device)

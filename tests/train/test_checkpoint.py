@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from mmalign import files
 from mmalign.errors import CheckpointError
 from mmalign.train import checkpoint as module
-from mmalign.train.checkpoint import Checkpoint, find_latest, load_checkpoint, save_checkpoint
+from mmalign.train.checkpoint import Checkpoint, find_latest, load_checkpoint, prune, save_checkpoint
 from mmalign.train.run import train
 
 
@@ -105,6 +106,33 @@ def test_a_folder_that_a_killed_writer_left_is_not_a_checkpoint_and_goes_away(tm
     assert find_latest(tmp_path) == tmp_path / "step-00000002"
     save_checkpoint(tmp_path, at_step(3), keep=1)
     assert not leftover.exists()
+
+
+def test_a_kill_while_an_old_one_is_deleted_leaves_nothing_that_looks_like_a_checkpoint(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The old folder loses its name before its files: half of it can be gone without anybody taking it up."""
+    save_checkpoint(tmp_path, at_step(2), keep=1)
+
+    def killed(path: Path, **_: Any) -> None:
+        (Path(path) / "weights.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, at_step(3), keep=1)
+    assert [folder.name for folder in tmp_path.glob("step-*")] == ["step-00000003"]
+    prune(tmp_path, keep=1)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_kill_between_a_checkpoint_and_its_pruning_is_tidied_up_by_the_next_start(run_to_end) -> None:
+    train_section = {"steps": 2, "checkpoint_every": 1, "keep_checkpoints": 1}
+    folder = run_to_end(train=train_section).folder / "checkpoints"
+    shutil.copytree(folder / "step-00000002", folder / "step-00000001")  # as if nothing had been pruned
+    run_to_end(train=train_section)
+    assert [found.name for found in folder.iterdir()] == ["step-00000002"]
 
 
 def test_a_folder_without_state_is_not_a_checkpoint(tmp_path: Path) -> None:
