@@ -185,6 +185,7 @@ def _status(method: Method) -> str:
         "parity": "equals official numbers",
         "world": "equals official numbers where there are any, and improves its toy world",
         "trained": "also trained on a real model",
+        "formula": "the formula as published, held by a plain re-statement; no official numbers",
         "experimental": "some formula or constant could not be verified",
     }[method.status]
     cases = f"; parity cases: {', '.join(method.parity)}" if method.parity else ""

@@ -8,7 +8,7 @@ sharing is worth a factor of about four in gradient variance.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -19,6 +19,7 @@ from mmalign.errors import ConfigError, HyperparameterError, ShapeError, explain
 from mmalign.likelihood.base import Denoiser, Draw, Evaluation
 from mmalign.likelihood.schedules import PREDICTIONS, Number, Prediction, Schedule
 from mmalign.likelihood.timesteps import TimestepSampler
+from mmalign.methods.row import LikelihoodKind
 from mmalign.seeding import row_normal
 from mmalign.shapes import flatten_candidates, unflatten_candidates
 
@@ -113,6 +114,7 @@ class Elbo:
     share_timestep: bool = True
     error_space: Prediction | None = None
     reduction: Literal["mean", "sum"] = "mean"
+    kind: ClassVar[LikelihoodKind] = "elbo"
 
     def __post_init__(self) -> None:
         """Check names, ranges and the error space."""

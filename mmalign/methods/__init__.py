@@ -11,9 +11,22 @@ from functools import cache
 from types import MappingProxyType
 
 from mmalign.errors import ConfigError, explain, unknown_name
-from mmalign.methods.row import Default, Mark, Method, Status, Taxonomy
+from mmalign.methods.row import FIXES, ON_ERRORS, Default, Mark, Method, Status, Taxonomy
 
-__all__ = ["Default", "Mark", "Method", "Status", "Taxonomy", "find", "markdown", "merge", "names", "rows"]
+__all__ = [
+    "FIXES",
+    "ON_ERRORS",
+    "Default",
+    "Mark",
+    "Method",
+    "Status",
+    "Taxonomy",
+    "find",
+    "markdown",
+    "merge",
+    "names",
+    "rows",
+]
 
 _TABLES = ("mmalign.methods.image",)
 _CATALOGUE = "mmalign.objectives"

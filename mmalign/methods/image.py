@@ -334,7 +334,7 @@ _KTO = Method(
     parity=("diffusion_kto",),
     official_code="jacklishufan/diffusion-kto 226bbd0",
     status="parity",
-    taxonomy=Taxonomy(framework="pointwise"),
+    taxonomy=Taxonomy(data="pointwise"),
 )
 
 _SFT = Method(

@@ -12,14 +12,90 @@ from typing import Literal
 from mmalign.batch import DataKind
 from mmalign.errors import ConfigError, explain
 
-__all__ = ["Default", "Mark", "Method", "Status", "Taxonomy"]
+__all__ = [
+    "FIXES",
+    "ON_ERRORS",
+    "Default",
+    "Fixes",
+    "LikelihoodKind",
+    "Mark",
+    "Method",
+    "OnErrors",
+    "Status",
+    "Taxonomy",
+]
 
 Mark = Literal["paper", "code", "ours"]
 """Where a number comes from: the paper's text, the official code, or us."""
 
-Status = Literal["parity", "world", "trained", "experimental"]
+Status = Literal["parity", "world", "trained", "formula", "experimental"]
 """parity: equals official numbers; world: also improves its toy world; trained: also a real model;
-experimental: some formula or constant could not be verified."""
+formula: the formula of the paper or the code as read, held by a plain re-statement, without official numbers;
+experimental: some formula or constant could not be verified (`unverified` says which)."""
+
+LikelihoodKind = Literal["tokens", "elbo", "inversion", "transition"]
+"""Where scores come from. Only tokens give probabilities of a finite vocabulary."""
+
+Fixes = Literal[
+    "baseline",
+    "label_noise",
+    "overfitting",
+    "displacement",
+    "length",
+    "reference_cost",
+    "unpaired",
+    "lists",
+    "strength",
+    "off_policy",
+    "diversity",
+    "credit",
+    "temperature",
+    "objectives",
+    "exploration",
+    "grounding",
+    "stability",
+]
+"""What a method mends; the catalogue is sorted by it."""
+
+FIXES: Mapping[Fixes, str] = MappingProxyType(
+    {
+        "baseline": "preferences without a reward model or sampling",
+        "label_noise": "wrong, uncertain or tied labels",
+        "overfitting": "margins that grow without end on clear pairs",
+        "displacement": "the chosen answer becoming less likely",
+        "length": "length taken for quality",
+        "reference_cost": "memory and time of a reference model",
+        "unpaired": "thumbs instead of pairs, and the absolute level of a score",
+        "lists": "rankings and graded rewards of several candidates",
+        "strength": "how much better one candidate is",
+        "off_policy": "pairs the policy would never have drawn",
+        "diversity": "mode seeking: what the divergence keeps",
+        "credit": "which tokens, segments or frames matter",
+        "temperature": "one beta for pairs of different kinds",
+        "objectives": "several rewards, tasks or people at once",
+        "exploration": "learning from the policy's own samples",
+        "grounding": "answers that ignore the image or clip",
+        "stability": "steps that harm what was learned",
+    }
+)
+
+OnErrors = Literal["direct", "pointwise", "reference_free", "axis", "exponential", "outside"]
+"""How a loss takes to denoising errors instead of log-likelihoods."""
+
+ON_ERRORS: Mapping[OnErrors, str] = MappingProxyType(
+    {
+        "direct": "a difference of log-ratios: rescale beta and margins to the size of an error; share "
+        "timestep and noise within the pair",
+        "pointwise": "the absolute level matters: one draw is noisy and its mean depends on the "
+        "timestep; use a zero point",
+        "reference_free": "errors of two images differ by how hard the images are: add the chosen error "
+        "itself, keep beta small",
+        "axis": "there are no tokens: the inner axis is timesteps, frames or segments, and lengths are equal",
+        "exponential": "exponentials amplify the noise of a one-timestep error: fold beta into the score "
+        "first",
+        "outside": "nothing in the loss: the rule works outside it",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +109,20 @@ class Default:
 
 @dataclass(frozen=True, slots=True)
 class Taxonomy:
-    """The survey's four axes (data, learning framework, constraint, model property)."""
+    """Data strategy, learning framework, constraint, model property: the axes of the survey arXiv 2503.11701.
 
-    data: str = "offline"
-    framework: str = "pairwise"
-    constraint: str = "reference"
-    model_property: str = "likelihood"
+    Args:
+        data: feedback and granularity: "pairwise", "pointwise", "listwise", with ", token" or ", segment".
+        framework: "offline", "online", "self-play", "multi-objective", "supervised".
+        constraint: the divergence and its reference: "reverse KL", "forward KL", "none", "moving reference".
+        model_property: what of the trained model it is about: "alignment", "length", "likelihood",
+            "robustness", "diversity", "calibration".
+    """
+
+    data: str = "pairwise"
+    framework: str = "offline"
+    constraint: str = "reverse KL"
+    model_property: str = "alignment"
 
 
 @dataclass(frozen=True)
@@ -68,6 +152,12 @@ class Method:
         official_code: repository and commit.
         status: how far it is proven.
         taxonomy: the survey's axes.
+        fixes: what it mends, a key of `FIXES`.
+        on_errors: how its loss takes to denoising errors, a key of `ON_ERRORS`.
+        refuses: likelihoods it makes no sense on, each with the reason.
+        unverified: which part of an experimental row nobody could check.
+        published: hyperparameters of the objective as released, for printing; never applied to a run.
+        symbolic: the preference as a formula of logic (arXiv 2412.17696), "" where none is known.
     """
 
     name: str
@@ -87,8 +177,14 @@ class Method:
     needs: frozenset[str] = frozenset()
     parity: tuple[str, ...] = ()
     official_code: str = ""
-    status: Status = "experimental"
+    status: Status = "formula"
     taxonomy: Taxonomy = field(default_factory=Taxonomy)
+    fixes: Fixes = "baseline"
+    on_errors: OnErrors = "direct"
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    unverified: str = ""
+    published: Mapping[str, Default] = field(default_factory=dict)
+    symbolic: str = ""
 
     def __post_init__(self) -> None:
         """Freeze the mappings and check what can be checked without importing anything."""
@@ -100,6 +196,18 @@ class Method:
                 f"method {self.name}", got="status parity and no case", expected="the name of a parity case"
             )
             raise ConfigError(message)
+        if (self.status == "experimental") != bool(self.unverified):
+            message = explain(
+                f"method {self.name}",
+                got=f"status {self.status} and unverified {self.unverified!r}",
+                expected="a text that says what is unverified, exactly on experimental rows",
+            )
+            raise ConfigError(message)
+        for text, known, what in ((self.fixes, FIXES, "fixes"), (self.on_errors, ON_ERRORS, "on_errors")):
+            if text not in known:
+                raise ConfigError(explain(f"method {self.name} {what}", got=text, expected=", ".join(known)))
+        object.__setattr__(self, "refuses", MappingProxyType(dict(self.refuses)))
+        object.__setattr__(self, "published", MappingProxyType(dict(self.published)))
         object.__setattr__(self, "objective_arguments", MappingProxyType(dict(self.objective_arguments)))
         frozen = {family: MappingProxyType(dict(values)) for family, values in self.defaults.items()}
         object.__setattr__(self, "defaults", MappingProxyType(frozen))

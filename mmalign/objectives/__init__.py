@@ -11,7 +11,25 @@ a few lines of data.
 """
 
 from mmalign.batch import Labels
-from mmalign.objectives import extras, labels, links, modifiers, reductions, score_shapes, structures
+from mmalign.objectives import (
+    composites,
+    denoising,
+    diagnostics,
+    discovered,
+    distillation,
+    extras,
+    grounded,
+    labels,
+    links,
+    margins,
+    modifiers,
+    one_stage,
+    policy_gradient,
+    reductions,
+    score_shapes,
+    structures,
+    tokenwise,
+)
 from mmalign.objectives.base import Computed, Context, ObjectiveOutput, ObjectiveState, Scores
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.listwise import exo_pair, infonca, lipo_lambda, nca, plackett_luce_dpo
@@ -73,10 +91,15 @@ __all__ = [
     "bco_pair",
     "build",
     "cdpo",
+    "composites",
+    "denoising",
+    "diagnostics",
     "diffusion_ipo",
     "diffusion_orpo",
     "diffusion_orpo_official",
     "discopop",
+    "discovered",
+    "distillation",
     "dpo",
     "dpo_cauchy",
     "dpo_reference_free",
@@ -87,6 +110,7 @@ __all__ = [
     "fdpo_alpha",
     "fdpo_forward_kl",
     "fdpo_js",
+    "grounded",
     "hinge",
     "infonca",
     "ipo",
@@ -97,14 +121,17 @@ __all__ = [
     "links",
     "lipo_lambda",
     "mapo",
+    "margins",
     "modifiers",
     "names",
     "nca",
     "nca_pair",
     "objective",
     "odpo",
+    "one_stage",
     "orpo",
     "plackett_luce_dpo",
+    "policy_gradient",
     "rainbow_mixed_reference",
     "reductions",
     "registered",
@@ -118,4 +145,5 @@ __all__ = [
     "slic",
     "sppo_hard",
     "structures",
+    "tokenwise",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmalign.batch import Labels
 from mmalign.errors import ConfigError, HyperparameterError, ShapeError, explain
+from mmalign.methods.row import LikelihoodKind
 from mmalign.shapes import require_same_shape
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "require",
     "resolve",
     "shown",
+    "tokens_only",
     "wide",
 ]
 
@@ -81,6 +83,8 @@ class Scores:
         reward: score of an external reward, higher is better.
         extras: other inputs of particular methods by name. Tensors with two or more axes are
             `[prompt, candidate, ...]`, those with one are `[prompt]` unless the method says otherwise.
+        likelihood: where the scores come from, if known: an objective that needs probabilities of tokens then
+            refuses denoising errors instead of computing a meaningless number.
 
     Raises:
         ShapeError: policy and reference differ in shape, or policy has another number of axes.
@@ -93,6 +97,7 @@ class Scores:
     kl: Float[Tensor, "prompt candidate ..."] | None = None
     reward: Float[Tensor, "prompt candidate"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    likelihood: LikelihoodKind | None = None
 
     def __post_init__(self) -> None:
         """The one shape comparison that also runs in production: nothing broadcasts by accident."""
@@ -222,6 +227,7 @@ class Computed:
         needs: fields of `Scores` it reads ("reference", "reward", "length", "kl", or a name in extras).
         couples_rows: it mixes the rows of a batch.
         attached: gradient flows through it. The default detaches it, as almost every method wants.
+        tokens_only: why it is meaningless on anything but probabilities of tokens, "" if it is not.
     """
 
     compute: Callable[[Context], Tensor]
@@ -229,6 +235,7 @@ class Computed:
     needs: frozenset[str] = frozenset()
     couples_rows: bool = False
     attached: bool = False
+    tokens_only: str = ""
 
 
 Number: TypeAlias = float | Computed
@@ -269,6 +276,11 @@ def needs_of(*values: object) -> frozenset[str]:
 def couples_rows(*values: object) -> bool:
     """Whether one of the computed ones among `values` mixes the rows of a batch."""
     return any(value.couples_rows for value in values if isinstance(value, Computed))
+
+
+def tokens_only(*values: object) -> tuple[str, ...]:
+    """Why the computed ones among `values` make sense on tokens only."""
+    return tuple(value.tokens_only for value in values if isinstance(value, Computed) and value.tokens_only)
 
 
 @dataclass(frozen=True)

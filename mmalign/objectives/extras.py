@@ -40,6 +40,7 @@ class Extra:
         needs: fields of `Scores` it reads.
         couples_rows: it mixes the rows of a batch.
         swaps: it looks at the chosen candidate, so an uncertain pair gets the average over its two orders.
+        tokens_only: why it is meaningless on anything but probabilities of tokens, "" if it is not.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Extra:
     needs: frozenset[str] = frozenset()
     couples_rows: bool = False
     swaps: bool = False
+    tokens_only: str = ""
 
     def scaled(self, factor: float) -> "Extra":
         """The same with its coefficient multiplied."""
@@ -181,4 +183,13 @@ def divergence(coefficient: float) -> Extra:
             total = (total if mask is None else torch.where(mask != 0, total, 0.0)).sum(-1)
         return _of_best(total, context)
 
-    return Extra("divergence", value, "kl[chosen]", coefficient, needs=frozenset({"kl"}), swaps=True)
+    return Extra(
+        "divergence",
+        value,
+        "kl[chosen]",
+        coefficient,
+        needs=frozenset({"kl"}),
+        swaps=True,
+        tokens_only="a divergence over a vocabulary; for denoisers pass the squared distance of "
+        "the predictions as a linear term",
+    )

@@ -12,6 +12,7 @@ __all__ = ["exo_pair", "infonca", "lipo_lambda", "nca", "plackett_luce_dpo"]
 
 @objective(
     "exo_pair",
+    fixes="baseline",
     title="Towards Efficient Exact Optimization of Language Model Alignment",
     paper="2402.00856",
     year=2024,
@@ -42,6 +43,7 @@ def exo_pair(*, beta: float, label_smoothing: float) -> Objective:
 
 @objective(
     "plackett_luce_dpo",
+    fixes="lists",
     title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
     paper="2305.18290",
     year=2023,
@@ -70,6 +72,7 @@ def plackett_luce_dpo(*, beta: float) -> Objective:
 
 @objective(
     "infonca",
+    fixes="lists",
     title="Noise Contrastive Alignment of Language Models with Explicit Rewards",
     paper="2402.05369",
     year=2024,
@@ -98,6 +101,8 @@ def infonca(*, beta: float, temperature: float) -> Objective:
 
 @objective(
     "nca",
+    fixes="lists",
+    on_errors="pointwise",
     title="Noise Contrastive Alignment of Language Models with Explicit Rewards",
     paper="2402.05369",
     year=2024,
@@ -126,6 +131,7 @@ def nca(*, beta: float, temperature: float) -> Objective:
 
 @objective(
     "lipo_lambda",
+    fixes="lists",
     title="LiPO: Listwise Preference Optimization through Learning-to-Rank",
     paper="2402.01878",
     year=2024,

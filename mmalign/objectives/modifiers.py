@@ -98,6 +98,7 @@ def scaled(factor: float, value: Computed) -> Computed:
         value.needs,
         value.couples_rows,
         value.attached,
+        value.tokens_only,
     )
 
 
@@ -364,7 +365,11 @@ def kl_bonus(chosen: float, rejected: float, *, detach_chosen: bool) -> Computed
         return torch.stack([chosen * liked, rejected * total[:, REJECTED]], dim=1)
 
     return Computed(
-        compute, f"(chosen: {chosen:g} * kl, rejected: {rejected:g} * kl)", frozenset({"kl"}), attached=True
+        compute,
+        f"(chosen: {chosen:g} * kl, rejected: {rejected:g} * kl)",
+        frozenset({"kl"}),
+        attached=True,
+        tokens_only="a divergence over a vocabulary",
     )
 
 
@@ -391,7 +396,12 @@ def on_policy_weight(limit: float | None) -> Computed:
         return weight if limit is None else weight.clamp(max=limit)
 
     bound = "" if limit is None else f", at most {limit:g}"
-    return Computed(compute, f"on-policy weight{bound}", frozenset({"log_sum_squares"}))
+    return Computed(
+        compute,
+        f"on-policy weight{bound}",
+        frozenset({"log_sum_squares"}),
+        tokens_only="the probability that a policy samples its own most likely token",
+    )
 
 
 def lambda_weights() -> Computed:

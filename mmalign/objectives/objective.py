@@ -10,11 +10,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeAlias
 
 from mmalign.batch import DataKind, Labels
 from mmalign.errors import ConfigError, HyperparameterError, explain, unknown_name
-from mmalign.methods.row import Method, Status, Taxonomy
+from mmalign.methods.row import Default, Fixes, LikelihoodKind, Mark, Method, OnErrors, Status, Taxonomy
 from mmalign.objectives.base import ObjectiveOutput, ObjectiveState, Scores
 from mmalign.objectives.evaluate import evaluate
 from mmalign.objectives.extras import Extra
@@ -62,6 +62,31 @@ class Objective:
         return of_terms or any(extra.couples_rows for extra in self.extras)
 
     @property
+    def tokens_only(self) -> tuple[str, ...]:
+        """Why it makes sense on probabilities of tokens only; empty for what also takes denoising errors."""
+        of_terms = tuple(reason for term in self.terms for reason in term.tokens_only)
+        return of_terms + tuple(extra.tokens_only for extra in self.extras if extra.tokens_only)
+
+    def require_suits(self, likelihood: LikelihoodKind | None) -> None:
+        """Refuse scores it would turn into a meaningless number.
+
+        Args:
+            likelihood: where the scores come from; None is not checked.
+
+        Raises:
+            ConfigError: the objective needs probabilities of tokens, and the scores are none.
+        """
+        reasons = self.tokens_only
+        if reasons and likelihood not in (None, "tokens"):
+            message = explain(
+                f"objective {self.name} on the likelihood {likelihood!r}",
+                got="; ".join(dict.fromkeys(reasons)),
+                expected="log-probabilities of tokens",
+                do="Choose an objective that compares scores only, for example dpo, ipo or simpo.",
+            )
+            raise ConfigError(message)
+
+    @property
     def formula(self) -> str:
         """The loss in plain text, one line per definition."""
         written = [term.formula() for term in self.terms]
@@ -91,6 +116,7 @@ class Objective:
             labels: what the data say about them.
             state: running statistics and the other ranks; without one, statistics are those of this call.
         """
+        self.require_suits(scores.likelihood)
         return evaluate(self.name, self.terms, self.extras, scores, labels, state)
 
     def __add__(self, other: "Objective") -> "Objective":
@@ -171,6 +197,43 @@ def _taking_integers(function: Callable[P, Objective]) -> Callable[P, Objective]
     return builder
 
 
+Published: TypeAlias = tuple[float | int | str | bool, Mark] | tuple[float | int | str | bool, Mark, str]
+"""(value, where it is from) or (value, where it is from, note)."""
+
+_PROPERTY: Mapping[Fixes, str] = {
+    "label_noise": "robustness",
+    "overfitting": "robustness",
+    "displacement": "likelihood",
+    "length": "length",
+    "diversity": "diversity",
+    "stability": "likelihood",
+    "temperature": "calibration",
+    "grounding": "grounding",
+}
+_FRAMEWORK: Mapping[Fixes, str] = {"exploration": "online", "objectives": "multi-objective"}
+_DIVERGENCES = {"power": "forward KL or alpha-divergence", "js": "Jensen-Shannon divergence"}
+
+
+def _taxonomy(built: Objective, data: DataKind, fixes: Fixes) -> Taxonomy:
+    """Where an objective stands on the survey's axes, read off its parts."""
+    feedback = {"pairs": "pairwise", "lists": "listwise", "unpaired": "pointwise"}[data]
+    points = bool(built.terms) and all(term.structure.points for term in built.terms)
+    inner = any(term.score.reduction.weights is not None for term in built.terms)
+    shape = built.terms[0].score.shape.name if built.terms else "identity"
+    constraint = _DIVERGENCES.get(shape, "reverse KL") if "reference" in built.needs else "none"
+    return Taxonomy(
+        data=("pointwise" if points else feedback) + (", token" if inner else ""),
+        framework="supervised" if not built.terms else _FRAMEWORK.get(fixes, "offline"),
+        constraint=constraint,
+        model_property=_PROPERTY.get(fixes, "alignment"),
+    )
+
+
+def _refuses(built: Objective) -> dict[str, str]:
+    reason = "; ".join(dict.fromkeys(built.tokens_only))
+    return {"elbo": reason, "inversion": reason, "transition": reason} if reason else {}
+
+
 def objective(
     name: str,
     *,
@@ -181,7 +244,12 @@ def objective(
     equation: str = "",
     data: DataKind = "pairs",
     parity: tuple[str, ...] = (),
-    status: Status = "experimental",
+    fixes: Fixes,
+    on_errors: OnErrors = "direct",
+    status: Status = "formula",
+    unverified: str = "",
+    published: Mapping[str, Published] | None = None,
+    symbolic: str = "",
     departures: tuple[str, ...] = (),
     official_code: str = "",
     taxonomy: Taxonomy | None = None,
@@ -200,7 +268,12 @@ def objective(
         equation: where in the paper the formula stands.
         data: pairs, lists or unpaired.
         parity: golden cases that pin it.
+        fixes: what it mends, a key of `mmalign.methods.FIXES`.
+        on_errors: how it takes to denoising errors, a key of `mmalign.methods.ON_ERRORS`.
         status: how far it is proven.
+        unverified: for status "experimental": which part nobody could check.
+        published: released values of hyperparameters, each (value, "paper" | "code" | "ours", note).
+        symbolic: the preference as a formula of logic, where the literature gives one.
         departures: what we do differently from the official code, and why.
         official_code: repository and commit.
         taxonomy: the survey's axes.
@@ -228,7 +301,13 @@ def objective(
             parity=parity,
             official_code=official_code,
             status=status,
-            taxonomy=taxonomy or Taxonomy(constraint="reference" if "reference" in needs else "none"),
+            taxonomy=taxonomy or _taxonomy(built, data, fixes),
+            fixes=fixes,
+            on_errors=on_errors,
+            refuses=_refuses(built),
+            unverified=unverified,
+            published={key: Default(*value) for key, value in (published or {}).items()},
+            symbolic=symbolic,
         )
         _REGISTRY[name] = Registered(
             builder, row, MappingProxyType(dict(sample)), equation, MappingProxyType(dict(allows or {}))

@@ -35,6 +35,7 @@ def positive_beta(where: str, beta: float) -> None:
 
 @objective(
     "dpo",
+    fixes="baseline",
     title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
     paper="2305.18290",
     year=2023,
@@ -67,6 +68,8 @@ def dpo(*, beta: float, reduction: ReductionName = "sum") -> Objective:
 
 @objective(
     "dpo_reference_free",
+    fixes="reference_cost",
+    on_errors="reference_free",
     title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
     paper="2305.18290",
     year=2023,
@@ -95,6 +98,7 @@ def dpo_reference_free(*, beta: float, reduction: ReductionName = "sum") -> Obje
 
 @objective(
     "cdpo",
+    fixes="label_noise",
     title="A note on DPO with noisy preferences and relationship to IPO",
     year=2023,
     equation="3",
@@ -126,6 +130,7 @@ def cdpo(*, beta: float, label_smoothing: float) -> Objective:
 
 @objective(
     "robust_dpo",
+    fixes="label_noise",
     title="Provably Robust DPO: Aligning Language Models with Noisy Feedback",
     paper="2403.00409",
     year=2024,
@@ -158,6 +163,7 @@ def robust_dpo(*, beta: float, label_smoothing: float) -> Objective:
 
 @objective(
     "hinge",
+    fixes="overfitting",
     title="Statistical Rejection Sampling Improves Preference Optimization",
     paper="2309.06657",
     year=2023,
@@ -186,6 +192,7 @@ def hinge(*, beta: float) -> Objective:
 
 @objective(
     "ipo",
+    fixes="overfitting",
     title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
     paper="2310.12036",
     year=2023,
@@ -218,6 +225,7 @@ def ipo(*, tau: float, reduction: ReductionName = "mean") -> Objective:
 
 @objective(
     "diffusion_ipo",
+    fixes="overfitting",
     title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
     paper="2310.12036",
     year=2023,
@@ -248,6 +256,8 @@ def diffusion_ipo(*, beta: float) -> Objective:
 
 @objective(
     "ipo_reference_free",
+    fixes="overfitting",
+    on_errors="reference_free",
     title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
     paper="2310.12036",
     year=2023,

@@ -51,6 +51,8 @@ def _zero_point(kind: str, beta: float) -> Computed:
 
 @objective(
     "kto",
+    fixes="unpaired",
+    on_errors="pointwise",
     title="KTO: Model Alignment as Prospect Theoretic Optimization",
     paper="2402.01306",
     year=2024,
@@ -117,6 +119,8 @@ def _points(name: str, beta: float, link: Link, roles: PointLabels) -> Objective
 
 @objective(
     "apo_zero",
+    fixes="displacement",
+    on_errors="pointwise",
     title="Anchored Preference Optimization and Contrastive Revisions",
     paper="2408.06266",
     year=2024,
@@ -145,6 +149,8 @@ def apo_zero(*, beta: float) -> Objective:
 
 @objective(
     "apo_down",
+    fixes="displacement",
+    on_errors="pointwise",
     title="Anchored Preference Optimization and Contrastive Revisions",
     paper="2408.06266",
     year=2024,
@@ -177,6 +183,8 @@ def apo_down(*, beta: float) -> Objective:
 
 @objective(
     "bco_pair",
+    fixes="unpaired",
+    on_errors="pointwise",
     title="Binary Classifier Optimization for Large Language Model Alignment",
     paper="2404.04656",
     year=2024,
@@ -202,6 +210,8 @@ def bco_pair(*, beta: float) -> Objective:
 
 @objective(
     "nca_pair",
+    fixes="displacement",
+    on_errors="pointwise",
     title="Noise Contrastive Alignment of Language Models with Explicit Rewards",
     paper="2402.05369",
     year=2024,
@@ -226,6 +236,8 @@ def nca_pair(*, beta: float) -> Objective:
 
 @objective(
     "sppo_hard",
+    fixes="exploration",
+    on_errors="pointwise",
     title="Self-Play Preference Optimization for Language Model Alignment",
     paper="2405.00675",
     year=2024,

@@ -20,6 +20,8 @@ _TOKEN_MEAN = Score(Reduction("mean"), anchor=0.0)
 
 @objective(
     "simpo",
+    fixes="length",
+    on_errors="reference_free",
     title="SimPO: Simple Preference Optimization with a Reference-Free Reward",
     paper="2405.14734",
     year=2024,
@@ -55,6 +57,8 @@ def simpo(*, beta: float, gamma: float, label_smoothing: float = 0.0) -> Objecti
 
 @objective(
     "simpo_hinge",
+    fixes="length",
+    on_errors="reference_free",
     title="SimPO: Simple Preference Optimization with a Reference-Free Reward",
     paper="2405.14734",
     year=2024,
@@ -82,6 +86,7 @@ def simpo_hinge(*, beta: float, gamma: float) -> Objective:
 
 @objective(
     "mapo",
+    fixes="reference_cost",
     title="Margin-aware Preference Optimization for Aligning Diffusion Models without Reference",
     paper="2406.06424",
     year=2024,
@@ -116,6 +121,8 @@ def mapo(*, beta: float, kappa: float = 0.5, scale: float = 1000.0) -> Objective
 
 @objective(
     "orpo",
+    fixes="reference_cost",
+    on_errors="reference_free",
     title="ORPO: Monolithic Preference Optimization without Reference Model",
     paper="2403.07691",
     year=2024,
@@ -151,6 +158,7 @@ def orpo(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
 
 @objective(
     "diffusion_orpo",
+    fixes="reference_cost",
     title="ORPO: Monolithic Preference Optimization without Reference Model",
     paper="2403.07691",
     year=2024,
@@ -188,6 +196,7 @@ def diffusion_orpo(*, beta: float, scale: float = 1000.0) -> Objective:
 
 @objective(
     "diffusion_orpo_official",
+    fixes="reference_cost",
     title="ORPO: Monolithic Preference Optimization without Reference Model",
     paper="2403.07691",
     year=2024,
@@ -221,6 +230,7 @@ def diffusion_orpo_official(*, beta: float) -> Objective:
 
 @objective(
     "sft",
+    fixes="baseline",
     title="Supervised fine-tuning on the chosen candidates",
     year=2022,
     sample={},

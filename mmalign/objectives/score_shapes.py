@@ -29,12 +29,16 @@ class Shape:
         formula: plain text with `u` for the argument.
         only_differences: it is legitimate only in structures that compare candidates of one prompt, because
             the partition function no longer cancels in a point.
+        tokens_only: why it is meaningless on denoising errors, "" if it is not.
+        tokens_only_bare: the same, for scores without a reference.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
     formula: str
     only_differences: bool = False
+    tokens_only: str = ""
+    tokens_only_bare: str = ""
 
 
 def identity() -> Shape:
@@ -65,7 +69,11 @@ def power(a: float) -> Shape:
     if a == 0.0:
         return identity()
     return Shape(
-        "power", lambda u: -_bounded_expm1(-a * u) / a, f"(1 - exp(-{a:g} u)) / {a:g}", only_differences=True
+        "power",
+        lambda u: -_bounded_expm1(-a * u) / a,
+        f"(1 - exp(-{a:g} u)) / {a:g}",
+        only_differences=True,
+        tokens_only_bare="a power of a probability: an error has none",
     )
 
 
@@ -101,7 +109,9 @@ def odds() -> Shape:
         below = u.clamp(max=-1e-6)
         return below - log1mexp(below)
 
-    return Shape("odds", function, "u - log(1 - exp(u))")
+    return Shape(
+        "odds", function, "u - log(1 - exp(u))", tokens_only="odds need a probability: an error has none"
+    )
 
 
 def mapo(kappa: float) -> Shape:

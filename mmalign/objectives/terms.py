@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from mmalign.errors import HyperparameterError, explain
 from mmalign.objectives import links, score_shapes
-from mmalign.objectives.base import Computed, Number, couples_rows, needs_of, require, shown
+from mmalign.objectives.base import Computed, Number, couples_rows, needs_of, require, shown, tokens_only
 from mmalign.objectives.labels import Distribution, PairLabels, PointLabels, Targets
 from mmalign.objectives.links import Link
 from mmalign.objectives.reductions import Reduction
@@ -52,6 +52,13 @@ class Score:
     def couples_rows(self) -> bool:
         """It mixes the rows of a batch."""
         return couples_rows(self.scale, self.bonus, self.reduction.weights)
+
+    @property
+    def tokens_only(self) -> tuple[str, ...]:
+        """Why it makes sense on probabilities of tokens only; empty if it does not say so."""
+        bare = "" if self.anchor else self.shape.tokens_only_bare
+        of_shape = tuple(reason for reason in (self.shape.tokens_only, bare) if reason)
+        return of_shape + tokens_only(self.scale, self.bonus, self.reduction.weights)
 
     @property
     def formula(self) -> str:
@@ -149,6 +156,11 @@ class Term:
             or self.link.couples_rows
             or couples_rows(*self._computed())
         )
+
+    @property
+    def tokens_only(self) -> tuple[str, ...]:
+        """Why it makes sense on probabilities of tokens only; empty if it does not say so."""
+        return self.score.tokens_only + tokens_only(*self._computed())
 
     def scaled(self, factor: float) -> "Term":
         """The same with its coefficient multiplied."""

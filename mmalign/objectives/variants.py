@@ -39,6 +39,8 @@ def _shaped(name: str, beta: float, shape: Shape) -> Objective:
 
 @objective(
     "fdpo_forward_kl",
+    fixes="diversity",
+    on_errors="exponential",
     title=_FDPO,
     paper="2309.16240",
     year=2023,
@@ -64,6 +66,8 @@ def fdpo_forward_kl(*, beta: float) -> Objective:
 
 @objective(
     "fdpo_js",
+    fixes="diversity",
+    on_errors="exponential",
     title=_FDPO,
     paper="2309.16240",
     year=2023,
@@ -88,6 +92,8 @@ def fdpo_js(*, beta: float) -> Objective:
 
 @objective(
     "fdpo_alpha",
+    fixes="diversity",
+    on_errors="exponential",
     title=_FDPO,
     paper="2309.16240",
     year=2023,
@@ -115,6 +121,7 @@ def fdpo_alpha(*, beta: float, alpha: float) -> Objective:
 
 @objective(
     "dpo_cauchy",
+    fixes="overfitting",
     title="RainbowPO: A Unified Framework for Combining Improvements in Preference Optimization",
     paper="2410.04203",
     year=2024,
@@ -140,6 +147,7 @@ def dpo_cauchy(*, beta: float) -> Objective:
 
 @objective(
     "discopop",
+    fixes="overfitting",
     title="Discovering Preference Optimization Algorithms with and for Large Language Models",
     paper="2406.08414",
     year=2024,
@@ -170,6 +178,7 @@ def discopop(*, beta: float, temperature: float) -> Objective:
 
 @objective(
     "odpo",
+    fixes="strength",
     title="Direct Preference Optimization with an Offset",
     paper="2402.10571",
     year=2024,
@@ -198,6 +207,7 @@ def odpo(*, beta: float, alpha: float) -> Objective:
 
 @objective(
     "dpo_shift",
+    fixes="displacement",
     title="DPO-Shift: Shifting the Distribution of Direct Preference Optimization",
     paper="2502.07599",
     year=2025,
@@ -225,6 +235,7 @@ def dpo_shift(*, beta: float, shift: float) -> Objective:
 
 @objective(
     "dpop",
+    fixes="displacement",
     title="Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
     paper="2402.13228",
     year=2024,
@@ -255,6 +266,8 @@ def dpop(*, beta: float, penalty: float) -> Objective:
 
 @objective(
     "length_dpo",
+    fixes="length",
+    on_errors="axis",
     title="Disentangling Length from Quality in Direct Preference Optimization",
     paper="2403.19159",
     year=2024,
@@ -287,6 +300,8 @@ def length_dpo(*, beta: float, alpha: float) -> Objective:
 
 @objective(
     "rainbow_mixed_reference",
+    fixes="reference_cost",
+    on_errors="reference_free",
     title="RainbowPO: A Unified Framework for Combining Improvements in Preference Optimization",
     paper="2410.04203",
     year=2024,
@@ -321,6 +336,8 @@ def rainbow_mixed_reference(*, beta: float, mixing: float, margin: float) -> Obj
 
 @objective(
     "slic",
+    fixes="reference_cost",
+    on_errors="reference_free",
     title="SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
     paper="2305.10425",
     year=2023,
@@ -354,6 +371,7 @@ _AOT = "Distributional Preference Alignment of LLMs via Optimal Transport"
 
 @objective(
     "aot",
+    fixes="strength",
     title=_AOT,
     paper="2406.05882",
     year=2024,
@@ -383,6 +401,7 @@ def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
 
 @objective(
     "aot_unpaired",
+    fixes="unpaired",
     title=_AOT,
     paper="2406.05882",
     year=2024,

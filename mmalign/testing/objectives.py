@@ -43,6 +43,16 @@ _EXTRA_SHAPES = {
 }
 
 
+# Extra inputs with one number per position, where the scores have positions.
+_PER_POSITION = frozenset({"log_sum_squares"})
+
+
+def _shape_of(extra: str, shape: tuple[int, int], inner: int) -> tuple[int, ...]:
+    if extra in _PER_POSITION and inner:
+        return (*shape, inner)
+    return _EXTRA_SHAPES.get(extra, shape)
+
+
 def _built(objective: Registered) -> Objective:
     return objective.builder(**objective.sample)
 
@@ -52,7 +62,7 @@ def _candidates(objective: Registered) -> int:
 
 
 def example(
-    objective: Registered, *, dtype: torch.dtype = torch.float64, seed: int = 0
+    objective: Registered, *, dtype: torch.dtype = torch.float64, seed: int = 0, inner: int = 0
 ) -> tuple[Scores, Labels]:
     """Random scores and labels with everything the objective needs.
 
@@ -62,23 +72,31 @@ def example(
         objective: whose needs to fill.
         dtype: of all floating inputs.
         seed: of the random numbers.
+        inner: positions of every candidate, with a mask of which each keeps at least one; 0 for reduced
+            scores.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (PROMPTS, _candidates(objective))
+    deep = (*shape, inner) if inner else shape
     needs = _built(objective).needs
 
     def draw(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator, dtype=torch.float64).to(dtype)
 
-    policy = -0.1 - 2.0 * draw(*shape)
+    policy = -0.1 - 2.0 * draw(*deep)
+    mask = None
+    if inner:
+        mask = (draw(*deep) > 0.4).to(dtype)
+        mask[..., 0] = 1.0
     scores = Scores(
         policy=policy.requires_grad_(),
-        reference=policy.detach() - 0.2 * draw(*shape) if "reference" in needs else None,
-        length=1.0 + 9.0 * draw(*shape) if "length" in needs else None,
-        kl=draw(*shape) if "kl" in needs else None,
+        reference=policy.detach() - 0.2 * draw(*deep) if "reference" in needs else None,
+        mask=mask,
+        length=1.0 + 9.0 * draw(*shape) if "length" in needs and mask is None else None,
+        kl=draw(*deep) if "kl" in needs else None,
         reward=draw(*shape).sort(1, descending=True).values if "reward" in needs else None,
         extras={
-            name: draw(*_EXTRA_SHAPES.get(name, shape))
+            name: draw(*_shape_of(name, shape, inner))
             for name in sorted(needs - {"reference", "length", "kl", "reward"})
         },
     )

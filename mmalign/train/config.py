@@ -465,6 +465,14 @@ def _resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
     from mmalign import methods, objectives
 
     method = methods.find(config.method)
+    likelihood = method.likelihood or "elbo"
+    refused = objectives.row(method.objective).refuses.get(likelihood)
+    if refused is not None:
+        message = (
+            f"{path}: method: {method.name!r} makes no sense on the likelihood {likelihood!r}: {refused}. "
+            "`mmalign methods` lists the others."
+        )
+        raise ConfigError(message)
     defaults = method.defaults_for(config.model.family)
     parameters = objectives.signature(method.objective).parameters
     arguments: dict[str, float | int | str | bool] = {

@@ -79,7 +79,11 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
         compared = reference
         if reference is None and parts.base is not None and is_record:
             compared = parts.base.evaluate(parts.likelihood, batch, draw, keep_prediction=True)
-    scores = Scores(policy=policy.score, reference=None if reference is None else reference.score)
+    scores = Scores(
+        policy=policy.score,
+        reference=None if reference is None else reference.score,
+        likelihood=parts.likelihood.kind,
+    )
     output = parts.objective(scores, batch.labels, parts.state)
     valid = batch.valid
     weighted = torch.where(valid, output.loss * batch.weight, torch.zeros_like(output.loss))

@@ -276,7 +276,7 @@ def flow_dpo(case: Case) -> Results:
     }
 
 
-IMAGE_ADAPTERS: dict[str, Callable[[Case], Results]] = {
+ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "diffusion_dpo": diffusion_dpo,
     "diffusion_dpo_diffusers": diffusion_dpo_diffusers,
     "mapo": mapo,
@@ -286,3 +286,5 @@ IMAGE_ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "flow_dpo_image": flow_dpo_image,
     "flow_dpo": flow_dpo,
 }
+
+LEFT_OUT: dict[str, dict[str, str]] = {}

@@ -331,7 +331,7 @@ def dpo_plus_sft_seqavg(case: Case) -> Results:
     return {"losses": out.loss, "loss": out.loss.mean()}
 
 
-TEXT_ADAPTERS: dict[str, Callable[[Case], Results]] = {
+ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_dpo": tokens(lambda case: objectives.dpo(beta=beta_of(case))),
     "text_dpo_sigmoid_norm": tokens(lambda case: objectives.dpo(beta=beta_of(case), reduction="mean")),
     "text_dpo_hinge": tokens(lambda case: objectives.hinge(beta=beta_of(case))),

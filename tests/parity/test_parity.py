@@ -8,11 +8,9 @@ import torch
 from mmalign.testing.parity import adapter_module, case_names, compare, load_case, tolerance_of
 
 HERE = Path(__file__).parent
-TEXT = adapter_module(HERE / "adapters_text.py")
-IMAGE = adapter_module(HERE / "adapters_image.py") if (HERE / "adapters_image.py").exists() else None
-
-ADAPTERS = {**TEXT.TEXT_ADAPTERS, **(IMAGE.IMAGE_ADAPTERS if IMAGE else {})}
-LEFT_OUT = {**TEXT.LEFT_OUT, **getattr(IMAGE, "LEFT_OUT", {})}
+MODULES = [adapter_module(path) for path in sorted(HERE.glob("adapters_*.py"))]
+ADAPTERS = {name: adapter for module in MODULES for name, adapter in module.ADAPTERS.items()}
+LEFT_OUT = {name: reasons for module in MODULES for name, reasons in module.LEFT_OUT.items()}
 
 # Case -> the issue whose work makes it expressible. A case leaves this table when it gets its adapter.
 NOT_YET: dict[str, int] = {
@@ -155,6 +153,10 @@ def test_float32_stays_near_the_float64_numbers(name, pytestconfig):
         case, ADAPTERS[name](case), tolerance_of(name, torch.float32), left_out=LEFT_OUT.get(name)
     )
     assert not problems, "\n".join([name, *problems])
+
+
+def test_no_case_has_two_adapters():
+    assert len(ADAPTERS) == sum(len(module.ADAPTERS) for module in MODULES)
 
 
 def test_table_of_missing_methods_is_exact(capsys):

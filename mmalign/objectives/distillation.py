@@ -1,0 +1,3 @@
+"""Losses on whole next-token distributions of teacher and student, and between several scorings."""
+
+__all__: list[str] = []

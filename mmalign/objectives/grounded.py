@@ -1,0 +1,3 @@
+"""The catalogue for images and clips as context: several conditions per pair, anchors, row weights."""
+
+__all__: list[str] = []
