@@ -1,7 +1,7 @@
 """Every registered objective against a plain re-statement of its formula, written without the algebra.
 
-`plain_<module>.py` beside this file holds `PLAIN`: name -> function of (scores, labels, hyperparameters) to the
-loss of every prompt, in plain torch, as one would type it from the paper. It uses nothing of the algebra.
+`plain_<module>.py` beside this file holds `PLAIN`: name -> function of (scores, labels, hyperparameters) to
+the loss of every prompt, in plain torch, as one would type it from the paper. It uses nothing of the algebra.
 """
 
 from pathlib import Path
