@@ -44,6 +44,18 @@ def positive_beta(where: str, beta: float) -> None:
     parity=("text_dpo", "text_dpo_sigmoid_norm", "diffusion_dpo", "diffusion_dpo_diffusers"),
     official_code="eric-mitchell/direct-preference-optimization; trl 1.16.0",
     status="parity",
+    published={
+        "beta": (
+            0.1,
+            "code",
+            "TRL and the authors; 0.01 in Zephyr-style recipes; 5 with token means (open-instruct)",
+        )
+    },
+    symbolic="W & RL vs L & RW",
+    departures=(
+        "label smoothing is the row cdpo: TRL 1.16 ignores it for its plain sigmoid, the authors, "
+        "ms-swift and LLaMA-Factory apply it",
+    ),
 )
 def dpo(*, beta: float, reduction: ReductionName = "sum") -> Objective:
     """Logistic loss on the scaled margin.
@@ -77,6 +89,8 @@ def dpo(*, beta: float, reduction: ReductionName = "sum") -> Objective:
     parity=("text_dpo_reference_free",),
     official_code="eric-mitchell/direct-preference-optimization f8b8c0f",
     status="parity",
+    published={"beta": (0.1, "code")},
+    symbolic="W vs L",
 )
 def dpo_reference_free(*, beta: float, reduction: ReductionName = "sum") -> Objective:
     """DPO against a uniform reference: z = beta * (p of chosen - p of rejected).
@@ -106,6 +120,12 @@ def dpo_reference_free(*, beta: float, reduction: ReductionName = "sum") -> Obje
     parity=("text_cdpo_label_smoothing",),
     official_code="eric-mitchell/direct-preference-optimization f8b8c0f",
     status="parity",
+    published={"beta": (0.1, "code"), "label_smoothing": (0.2, "code", "HALOs; 0 elsewhere")},
+    symbolic="W & RL vs L & RW",
+    departures=(
+        "TRL 1.16 has label smoothing only under robust, exo_pair and aot; asking it for sigmoid with "
+        "smoothing trains plain DPO",
+    ),
 )
 def cdpo(*, beta: float, label_smoothing: float) -> Objective:
     """DPO whose labels are believed to be flipped with a known share.
@@ -138,6 +158,8 @@ def cdpo(*, beta: float, label_smoothing: float) -> Objective:
     parity=("text_rdpo_robust",),
     official_code="trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code"), "label_smoothing": (0.1, "code")},
+    symbolic="W & RL vs L & RW",
 )
 def robust_dpo(*, beta: float, label_smoothing: float) -> Objective:
     """DPO that stays unbiased when labels are flipped at random with a known rate.
@@ -171,6 +193,9 @@ def robust_dpo(*, beta: float, label_smoothing: float) -> Objective:
     parity=("text_dpo_hinge", "diffusion_dpo_diffusers"),
     official_code="trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code")},
+    symbolic="W & RL vs L & RW",
+    departures=("with a reference, as TRL and torchtune; the original SLiC without one is the row slic",),
 )
 def hinge(*, beta: float) -> Objective:
     """Hinge loss on the scaled margin: no gradient once z exceeds 1.
@@ -201,6 +226,12 @@ def hinge(*, beta: float) -> Objective:
     parity=("text_ipo", "text_ipo_sum", "diffusion_dpo_diffusers"),
     official_code="trl 1.16.0; eric-mitchell/direct-preference-optimization f8b8c0f",
     status="parity",
+    published={"tau": (0.1, "code", "token means; 0.01 to 0.1 with sums")},
+    symbolic="W & RL vs L & RW",
+    departures=(
+        "reduction is explicit: mean in TRL, HALOs and LLaMA-Factory; sum in the authors of DPO, "
+        "OpenRLHF and TRL's online trainers; TRL's CPO trainer has no reference (ipo_reference_free)",
+    ),
 )
 def ipo(*, tau: float, reduction: ReductionName = "mean") -> Objective:
     """Squared distance of the margin from a bounded target.
@@ -263,6 +294,8 @@ def diffusion_ipo(*, beta: float) -> Objective:
     year=2023,
     sample={"tau": 0.1},
     official_code="trl 1.16.0, cpo_trainer loss type ipo",
+    published={"tau": (0.1, "code", "TRL cpo")},
+    symbolic="W vs L",
 )
 def ipo_reference_free(*, tau: float, reduction: ReductionName = "mean") -> Objective:
     """IPO's square on the policy's own margin: loss = (p of chosen - p of rejected - 1 / (2 tau))^2.

@@ -30,6 +30,18 @@ _TOKEN_MEAN = Score(Reduction("mean"), anchor=0.0)
     parity=("text_simpo",),
     official_code="princeton-nlp/SimPO 1b3e8f3",
     status="parity",
+    published={
+        "beta": (2.0, "code", "2.0 to 2.5 for Mistral and Llama 3, 10 for v0.2 and Gemma 2"),
+        "gamma": (0.5, "code", "gamma / beta 0.1 to 0.8 by model"),
+        "label_smoothing": (0.0, "code"),
+    },
+    symbolic="W vs L",
+    departures=(
+        "gamma is in units of z, as in TRL and LLaMA-Factory (0.5) and ms-swift (1); the authors "
+        "configure gamma / beta",
+        "no supervised term: TRL and ms-swift add one with weight 1 unless cpo_alpha is set to 0 (that "
+        "is cpo_simpo)",
+    ),
 )
 def simpo(*, beta: float, gamma: float, label_smoothing: float = 0.0) -> Objective:
     """Logistic loss on the scaled difference of mean scores, with a margin.
@@ -66,6 +78,8 @@ def simpo(*, beta: float, gamma: float, label_smoothing: float = 0.0) -> Objecti
     parity=("text_simpo_hinge",),
     official_code="princeton-nlp/SimPO 1b3e8f3",
     status="parity",
+    published={"beta": (2.0, "code"), "gamma": (0.5, "code")},
+    symbolic="W vs L",
 )
 def simpo_hinge(*, beta: float, gamma: float) -> Objective:
     """SimPO with a hinge: loss = max(0, 1 - z), z = beta * (p of chosen - p of rejected) - gamma.
@@ -95,6 +109,7 @@ def simpo_hinge(*, beta: float, gamma: float) -> Objective:
     departures=("the shape is computed by expm1 and is 1 at error 0 (official: 0/0 there)",),
     official_code="mapo-t2i/mapo 374b3d3",
     status="parity",
+    published={"beta": (0.1, "code"), "kappa": (0.5, "code"), "scale": (1000.0, "code")},
 )
 def mapo(*, beta: float, kappa: float = 0.5, scale: float = 1000.0) -> Objective:
     """Denoising error of the chosen image plus a bounded margin term (not the mask-based MaPO of text).
@@ -131,6 +146,14 @@ def mapo(*, beta: float, kappa: float = 0.5, scale: float = 1000.0) -> Objective
     parity=("text_orpo", "text_orpo_llamafactory"),
     official_code="xfactlab/orpo; hiyouga/LLaMA-Factory ff6d4d1",
     status="parity",
+    published={"beta": (0.1, "code", "TRL; 0.05 to 0.1 in official runs, 1.0 as argparse default")},
+    symbolic="W & ~L vs L & ~W",
+    departures=(
+        "log(1 - e^p) by two safe branches (TRL: NaN gradient for p above -1e-8; official: log of a "
+        "sigmoid, cast to bfloat16)",
+        "normaliser of the supervised term is explicit: prompt and answer in TRL and the official "
+        "code, the answer's mean per pair in LLaMA-Factory",
+    ),
 )
 def orpo(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
     """Supervised loss on the chosen answer plus the log-odds ratio of the two (scores: log-probabilities).
@@ -170,6 +193,7 @@ def orpo(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
     ),
     official_code="huggingface/diffusers 58eb52c",
     status="parity",
+    published={"beta": (0.1, "code")},
 )
 def diffusion_orpo(*, beta: float, scale: float = 1000.0) -> Objective:
     """Denoising error of the chosen image plus a logistic term on the errors' difference, sign corrected.
@@ -205,6 +229,7 @@ def diffusion_orpo(*, beta: float, scale: float = 1000.0) -> Objective:
     official_code="huggingface/diffusers 58eb52c",
     status="parity",
     allows={"gradient signs": "the official sign is reversed", "logit": "the official sign is reversed"},
+    published={"beta": (0.1, "code")},
 )
 def diffusion_orpo_official(*, beta: float) -> Objective:
     """Diffusion ORPO as released, with its reversed sign: for comparison, not for training.
@@ -237,6 +262,12 @@ def diffusion_orpo_official(*, beta: float) -> Objective:
     parity=("text_sft_chosen",),
     official_code="trl 1.16.0",
     status="parity",
+    symbolic="W vs ~W",
+    departures=(
+        "the normaliser is explicit: all tokens of the micro-batch in TRL, CPO, TPO and ms-swift; per "
+        "pair in LLaMA-Factory and SamPO; sums in HALOs, RainbowPO and PRO; the prompt included in "
+        "ORPO",
+    ),
 )
 def sft(*, normaliser: Normaliser = "sequence_mean") -> Objective:
     """Negative log-likelihood of the chosen candidate: half its denoising error for diffusion scores.

@@ -49,6 +49,7 @@ def _shaped(name: str, beta: float, shape: Shape) -> Objective:
     departures=("the exponential is continued by its tangent beyond 20 (official code overflows)",),
     official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code")},
 )
 def fdpo_forward_kl(*, beta: float) -> Objective:
     """DPO under forward KL: s = 1 - exp(-u), z = beta * (s of chosen - s of rejected).
@@ -75,6 +76,7 @@ def fdpo_forward_kl(*, beta: float) -> Objective:
     parity=("text_fdpo_js", "text_fdpo_js_official"),
     official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code")},
 )
 def fdpo_js(*, beta: float) -> Objective:
     """DPO under the Jensen-Shannon divergence: s = log 2 + log sigmoid(u).
@@ -102,6 +104,7 @@ def fdpo_js(*, beta: float) -> Objective:
     departures=("alpha is the paper's exponent (TRL's coefficient is 1 - alpha)",),
     official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code"), "alpha": (0.5, "code", "where both conventions agree")},
 )
 def fdpo_alpha(*, beta: float, alpha: float) -> Objective:
     """DPO under an alpha-divergence: s = (1 - exp(-alpha u)) / alpha.
@@ -129,6 +132,7 @@ def fdpo_alpha(*, beta: float, alpha: float) -> Objective:
     parity=("text_dpo_cauchy",),
     official_code="CapitalOne-Research/RainbowPO 6dccae3",
     status="parity",
+    symbolic="W & RL vs L & RW",
 )
 def dpo_cauchy(*, beta: float) -> Objective:
     """DPO with a Cauchy link: loss = -log(atan(z) / pi + 1/2).
@@ -157,6 +161,7 @@ def dpo_cauchy(*, beta: float) -> Objective:
     official_code="SakanaAI/DiscoPOP 3307865; trl 1.16.0",
     status="parity",
     allows={"gradient signs": "the gate pulls the wrong way at zero margin for temperatures below 0.1023"},
+    symbolic="W & RL vs L & RW",
 )
 def discopop(*, beta: float, temperature: float) -> Objective:
     """Log-ratio modulated loss: a gate between a logistic and an exponential link.
@@ -215,6 +220,7 @@ def odpo(*, beta: float, alpha: float) -> Objective:
     parity=("text_dpo_shift",),
     official_code="Meaquadddd/DPO-Shift 52eebac",
     status="parity",
+    published={"shift": (0.75, "code", "0.55 to 0.95, also as a linear schedule")},
 )
 def dpo_shift(*, beta: float, shift: float) -> Objective:
     """DPO that counts the rejected side less: z = beta * (u of chosen - shift * u of rejected).
@@ -243,6 +249,10 @@ def dpo_shift(*, beta: float, shift: float) -> Objective:
     parity=("text_dpop",),
     official_code="LuJunru/SamPO 25e9631",
     status="parity",
+    published={"beta": (0.3, "paper"), "penalty": (50.0, "paper")},
+    departures=(
+        "the penalty is inside the sigmoid, as in the paper; early public re-implementations put it outside",
+    ),
 )
 def dpop(*, beta: float, penalty: float) -> Objective:
     """DPO that forbids the chosen answer to become less likely.
@@ -276,6 +286,10 @@ def dpop(*, beta: float, penalty: float) -> Objective:
     official_code="LuJunru/SamPO 25e9631; junkangwu/alpha-DPO fab3209 (the other sign)",
     status="parity",
     allows={"logit": "the length term is a margin"},
+    published={"alpha": (0.1, "code", "0.01 to 0.05 typical")},
+    departures=(
+        "one signed alpha: SamPO adds the length gap, alpha-DPO's rdpo subtracts beta times a ratio times it",
+    ),
 )
 def length_dpo(*, beta: float, alpha: float) -> Objective:
     """DPO with a length term.
@@ -310,6 +324,7 @@ def length_dpo(*, beta: float, alpha: float) -> Objective:
     official_code="CapitalOne-Research/RainbowPO 6dccae3",
     status="parity",
     allows={"logit": "a part of the reference and a margin"},
+    published={"mixing": (0.25, "code"), "margin": (0.1, "code"), "beta": (10.0, "code")},
 )
 def rainbow_mixed_reference(*, beta: float, mixing: float, margin: float) -> Objective:
     """Between DPO and SimPO: a part of the reference, and a margin for the rest, on token means.
@@ -345,6 +360,11 @@ def rainbow_mixed_reference(*, beta: float, mixing: float, margin: float) -> Obj
     parity=("text_slic",),
     official_code="reds-lab/preference-learning-with-rationales 16111a1",
     status="parity",
+    published={"margin": (1.0, "code"), "coefficient": (0.1, "code")},
+    departures=(
+        "HALOs adds a regulariser per token to a loss per pair, an error unless the batch equals the "
+        "length; here both are per pair",
+    ),
 )
 def slic(*, margin: float, coefficient: float) -> Objective:
     """Hinge on the policy's own margin plus a supervised term.
@@ -379,6 +399,7 @@ _AOT = "Distributional Preference Alignment of LLMs via Optimal Transport"
     parity=("text_aot",),
     official_code="trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code")},
 )
 def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
     """The policy's gaps, sorted, against the reference's gaps, sorted.
@@ -410,6 +431,7 @@ def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
     official_code="trl 1.16.0",
     status="parity",
     allows={"swapping": "each comparison is reported at the row of its chosen candidate"},
+    published={"beta": (0.1, "code")},
 )
 def aot_unpaired(*, beta: float, label_smoothing: float = 0.0) -> Objective:
     """Log-ratios of chosen answers, sorted, against those of rejected answers, sorted.
