@@ -45,8 +45,9 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## renew the generated table of the README
+docs: $(STAMP)  ## renew the generated tables of the README and the catalogue
 	$(OFFLINE) $(BIN)/mmalign methods --update README.md
+	$(OFFLINE) $(BIN)/mmalign methods --update docs/catalogue.md
 
 bench: $(STAMP)  ## framework tax, memory, start-up, loader
 	$(OFFLINE) $(BIN)/python benchmarks/run.py

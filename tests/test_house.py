@@ -16,6 +16,7 @@ import pytest
 import mmalign
 from mmalign import methods, registry
 from mmalign.cli import recipes
+from mmalign.cli.catalogue import page
 from mmalign.errors import ConfigError, UnknownNameError
 from mmalign.methods import Method
 
@@ -235,11 +236,13 @@ def test_two_rows_of_one_name_are_refused() -> None:
         methods.merge([row, row], [])
 
 
-def test_the_methods_table_of_the_readme_is_fresh() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- methods:begin -->\n(.*?)<!-- methods:end -->", readme, flags=re.DOTALL)
-    assert found, "README.md has no <!-- methods:begin --> ... <!-- methods:end -->"
-    assert found.group(1).strip() == methods.markdown(), "stale: run `make docs`"
+@pytest.mark.parametrize(("document", "name"), [("README.md", "methods"), ("docs/catalogue.md", "catalogue")])
+def test_generated_tables_are_fresh(document: str, name: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", text, flags=re.DOTALL)
+    assert found, f"{document} has no <!-- {name}:begin --> ... <!-- {name}:end -->"
+    expected = methods.markdown(methods.runs()) if name == "methods" else page()
+    assert found.group(1).strip() == expected, "stale: run `make docs`"
 
 
 # ------------------------------------------------------------------------------------------------ habits

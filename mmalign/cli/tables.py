@@ -2,7 +2,7 @@
 
 import ast
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,17 @@ _TERMINAL = ("method", "paper", "data", "reference", "likelihood", "status")
 _FIRST = ("beta", "learning_rate", "effective_batch", "steps", "warmup_steps", "optimizer", "resolution")
 
 
-_BEGIN, _END = "<!-- methods:begin -->\n", "<!-- methods:end -->"
+def _page() -> str:
+    from mmalign.cli.catalogue import page
+
+    return page()
+
+
+# What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` of a document.
+_GENERATED: Mapping[str, Callable[[], str]] = {
+    "methods": lambda: methods.markdown(methods.runs()),
+    "catalogue": _page,
+}
 
 
 def print_methods(name: str | None = None, markdown: bool = False, update: Path | None = None) -> None:
@@ -56,7 +66,7 @@ def print_methods(name: str | None = None, markdown: bool = False, update: Path 
 
 
 def update_markdown(path: Path) -> None:
-    """Replace what stands between the markers of a Markdown file by the method table.
+    """Renew what stands between the markers of a Markdown file: the `methods` table, the `catalogue`.
 
     Raises:
         ConfigError: the file has no markers, or cannot be read.
@@ -66,18 +76,26 @@ def update_markdown(path: Path) -> None:
     except OSError as error:
         message = f"methods --update: {path} cannot be read ({error.strerror})."
         raise ConfigError(message) from error
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
+    renewed = []
+    for name, make in _GENERATED.items():
+        before, begin, rest = text.partition(f"<!-- {name}:begin -->\n")
+        _, end, after = rest.partition(f"<!-- {name}:end -->")
+        if begin and end:
+            text = f"{before}{begin}{make()}\n{end}{after}"
+            renewed.append(name)
+    if not renewed:
+        expected = " or ".join(
+            f"the lines <!-- {name}:begin --> and <!-- {name}:end -->" for name in _GENERATED
+        )
         message = explain(
             f"methods --update: {path}",
             got="a file without markers",
-            expected=f"the lines {_BEGIN.strip()} and {_END}",
+            expected=expected,
             do="Write them where the table belongs.",
         )
         raise ConfigError(message)
-    atomic_write(path, f"{before}{begin}{methods.markdown()}\n{end}{after}")
-    print(f"{path}: {len(methods.names())} methods")
+    atomic_write(path, text)
+    print(f"{path}: {', '.join(renewed)} renewed")
 
 
 def _method_table(rows: Iterable[Method]) -> "RenderableType":
@@ -110,7 +128,10 @@ def _print_method(console: "Console", method: Method) -> None:
             grid.add_row("", *(Text(cell) for cell in line))
         console.print(grid)
 
+    from mmalign.cli.catalogue import hyperparameters, likelihoods, objective_row, parts
+
     families = sorted(set(method.defaults) - {"*"})
+    row = objective_row(method)
     taxonomy = method.taxonomy
     console.print(Text(method.name, style="bold"))
     console.print(Text(method.title))
@@ -125,6 +146,13 @@ def _print_method(console: "Console", method: Method) -> None:
         ],
     )
     section("formula", [(line,) for line in method.formula.splitlines()])
+    section("terms, with sample values", parts(method))
+    facts = [
+        (name, "; ".join(fact for fact in (default, released) if fact), meaning)
+        for name, default, released, meaning in hyperparameters(method)
+    ]
+    section("hyperparameters", [(name, f"{meaning} [{fact}]") for name, fact, meaning in facts])
+    section("likelihoods", likelihoods(method))
     section("source", _source(method))
     section("departures", [("-", departure) for departure in method.departures] or [("none",)])
     for family in families or (["*"] if method.defaults else []):
@@ -132,6 +160,10 @@ def _print_method(console: "Console", method: Method) -> None:
             "defaults for every family" if family == "*" else f"defaults for {family}",
             _defaults(method.defaults_for(family)),
         )
+    if row is not None:
+        section("fixes", [(methods.FIXES[row.fixes],)])
+        if row.symbolic:
+            section("in logic", [(row.symbolic,)])
     section("status", [(_status(method),)])
     if method.couples_rows:
         section(
@@ -186,7 +218,7 @@ def _status(method: Method) -> str:
         "world": "equals official numbers where there are any, and improves its toy world",
         "trained": "also trained on a real model",
         "formula": "the formula as published, held by a plain re-statement; no official numbers",
-        "experimental": "some formula or constant could not be verified",
+        "experimental": f"not verified: {method.unverified}",
     }[method.status]
     cases = f"; parity cases: {', '.join(method.parity)}" if method.parity else ""
     return f"{method.status}: {meaning}{cases}"

@@ -25,7 +25,9 @@ __all__ = [
     "markdown",
     "merge",
     "names",
+    "paper_link",
     "rows",
+    "runs",
 ]
 
 _TABLES = ("mmalign.methods.image",)
@@ -77,6 +79,11 @@ def names() -> list[str]:
 def rows() -> Iterator[Method]:
     """All rows: what has defaults for a family first, then the bare objectives; by name inside each."""
     return iter(sorted(_table().values(), key=lambda row: (not row.likelihood, row.name)))
+
+
+def runs() -> list[Method]:
+    """The rows a training run names: an objective on a modality's likelihood, with defaults per family."""
+    return [row for row in rows() if row.likelihood]
 
 
 def find(name: str) -> Method:

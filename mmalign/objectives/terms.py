@@ -166,6 +166,37 @@ class Term:
         """The same with its coefficient multiplied."""
         return replace(self, coefficient=self.coefficient * factor)
 
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """(Part of the algebra, what was chosen) in plain text; parts that do nothing are left out."""
+        score, reduction = self.score, self.score.reduction
+        anchor = {0.0: "none", 1.0: "reference"}.get(score.anchor, f"{score.anchor:g} * reference")
+        link = (
+            self.link.name if self.link_rejected is None else f"{self.link.name}, {self.link_rejected.name}"
+        )
+        labels = self.labels.formula if isinstance(self.labels, Distribution) else ""
+        if isinstance(self.labels, Targets):
+            labels = self.labels.formula()
+        elif isinstance(self.labels, PairLabels):
+            labels = self.labels.formula("link({z})")
+        elif isinstance(self.labels, PointLabels):
+            labels = self.labels.formula("link({z})", "link({z})")
+        rows = (
+            ("structure", type(self.structure).__name__, ""),
+            ("reduction", reduction.formula, ""),
+            ("anchor", anchor, ""),
+            ("shape", score.shape.name, "identity"),
+            ("scale", shown(score.scale), "1"),
+            ("bonus", shown(score.bonus), "0"),
+            ("beta", shown(self.beta), "1"),
+            ("margin", shown(self.margin), "0"),
+            ("link", "" if isinstance(self.labels, Distribution) else link, ""),
+            ("labels", labels, ""),
+            ("weight", shown(self.weight), "1"),
+            ("coefficient", f"{self.coefficient:g}", "1"),
+        )
+        return tuple((name, value) for name, value, idle in rows if value and value != idle)
+
     def formula(self) -> tuple[str, tuple[str, ...]]:
         """(The term's loss, lines that define z and s) in plain text."""
         rejected = self.link if self.link_rejected is None else self.link_rejected

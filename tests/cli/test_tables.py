@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmalign import methods, registry
+from mmalign import methods, objectives, registry
+from mmalign.cli.catalogue import hyperparameters, page
 from mmalign.cli.main import main
 
 
@@ -76,7 +77,9 @@ def test_the_table_of_a_file_is_renewed_between_its_markers(
     page.write_text("before\n<!-- methods:begin -->\nold\n<!-- methods:end -->\nafter\n", encoding="utf-8")
     assert main(["methods", "--update", str(page)]) == 0
     renewed = page.read_text(encoding="utf-8")
-    assert renewed == f"before\n<!-- methods:begin -->\n{methods.markdown()}\n<!-- methods:end -->\nafter\n"
+    assert renewed == (
+        f"before\n<!-- methods:begin -->\n{methods.markdown(methods.runs())}\n<!-- methods:end -->\nafter\n"
+    )
     assert main(["methods", "--update", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == renewed
 
@@ -91,3 +94,39 @@ def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     assert page.read_text(encoding="utf-8") == "<!-- methods:end -->\n<!-- methods:begin -->\n"
     assert main(["methods", "--update", str(tmp_path / "none.md")]) == 2
     assert "none.md cannot be read (No such file or directory)." in capsys.readouterr().err
+
+
+def test_an_objective_shows_parts_hyperparameters_and_where_it_makes_sense(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["methods", "orpo"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "structure Pair" in shown
+    assert "shape odds" in shown
+    assert "coefficient 0.1" in shown
+    assert ">= 0, weight of the ratio term (0.05 to 0.1 in official runs). [required; released: 0.1" in shown
+    assert "elbo refused: odds need a probability: an error has none" in shown
+    assert "in logic W & ~L vs L & ~W" in shown
+    assert "fixes memory and time of a reference model" in shown
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_every_hyperparameter_of_every_row_is_documented(name: str) -> None:
+    lines = hyperparameters(objectives.row(name))
+    assert [line[0] for line in lines] == list(objectives.signature(name).parameters)
+    assert [line[0] for line in lines if not line[3]] == []
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_released_values_and_samples_name_hyperparameters(name: str) -> None:
+    known = set(objectives.signature(name).parameters)
+    assert set(objectives.row(name).published) <= known
+    assert set(objectives.registered(name).sample) <= known
+
+
+def test_the_page_has_every_objective_once_in_a_table_and_once_whole() -> None:
+    text = page()
+    for name in objectives.names():
+        assert text.count(f"\n| [`{name}`](#{name}) |") == 1
+        assert text.count(f"\n### {name}\n") == 1
