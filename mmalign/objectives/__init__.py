@@ -44,7 +44,7 @@ from mmalign.objectives.pairwise import (
     ipo_reference_free,
     robust_dpo,
 )
-from mmalign.objectives.pointwise import apo_down, apo_zero, bco_pair, kto, nca_pair, sppo_hard
+from mmalign.objectives.pointwise import apo_down, apo_zero, bco_pair, kto, nca_pair
 from mmalign.objectives.reductions import Reduction
 from mmalign.objectives.reference_free import (
     diffusion_orpo,
@@ -55,6 +55,7 @@ from mmalign.objectives.reference_free import (
     simpo,
     simpo_hinge,
 )
+from mmalign.objectives.regression import a2po_regression, sppo, sppo_hard, sppo_single
 from mmalign.objectives.terms import Score, Term
 from mmalign.objectives.variants import (
     aot,
@@ -84,6 +85,7 @@ __all__ = [
     "Score",
     "Scores",
     "Term",
+    "a2po_regression",
     "aot",
     "aot_unpaired",
     "apo_down",
@@ -143,7 +145,9 @@ __all__ = [
     "simpo",
     "simpo_hinge",
     "slic",
+    "sppo",
     "sppo_hard",
+    "sppo_single",
     "structures",
     "tokenwise",
 ]

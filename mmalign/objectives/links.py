@@ -68,9 +68,8 @@ def square(target: float) -> Link:
         target: in units of z.
     """
     require("square link target", target, math.isfinite(target), "a finite number")
-    return Link(
-        "square", lambda z: (z - target).square(), lambda z: 2.0 * (z - target), f"({{z}} - {target:g})^2"
-    )
+    formula = f"({{z}} - {target:g})^2" if target else "{z}^2"
+    return Link("square", lambda z: (z - target).square(), lambda z: 2.0 * (z - target), formula)
 
 
 def flat() -> Link:

@@ -254,6 +254,7 @@ def objective(
     official_code: str = "",
     taxonomy: Taxonomy | None = None,
     allows: Mapping[str, str] | None = None,
+    rollout: str = "",
 ) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
     """Register a builder under `name` and make its method row; returns the builder as it is.
 
@@ -278,6 +279,7 @@ def objective(
         official_code: repository and commit.
         taxonomy: the survey's axes.
         allows: conformance properties it does not have, with the reason.
+        rollout: where candidates come from, "" for offline data.
     """
 
     def register(function: Callable[P, Objective]) -> Callable[P, Objective]:
@@ -294,6 +296,7 @@ def objective(
             objective=name,
             reference="frozen" if "reference" in needs else "none",
             data=data,
+            rollout=rollout,
             formula=built.formula,
             departures=departures,
             couples_rows=built.couples_rows,

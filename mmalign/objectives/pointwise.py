@@ -15,7 +15,7 @@ from mmalign.objectives.pairwise import positive_beta
 from mmalign.objectives.structures import Pair, Point, Target
 from mmalign.objectives.terms import Term
 
-__all__ = ["apo_down", "apo_zero", "bco_pair", "kto", "nca_pair", "sppo_hard"]
+__all__ = ["apo_down", "apo_zero", "bco_pair", "kto", "nca_pair"]
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"]
 ZeroPoint = Literal["batch", "class_balanced", "mismatched"]
@@ -232,34 +232,3 @@ def nca_pair(*, beta: float) -> Objective:
     Source: arXiv 2402.05369; trl 1.16.0, loss type "nca_pair".
     """
     return _points("nca_pair", beta, links.logistic(), PointLabels((1.0, 0.5), (0.0, 0.5)))
-
-
-@objective(
-    "sppo_hard",
-    fixes="exploration",
-    on_errors="pointwise",
-    title="Self-Play Preference Optimization for Language Model Alignment",
-    paper="2405.00675",
-    year=2024,
-    sample={"beta": 0.1},
-    parity=("text_sppo_hard",),
-    departures=("no factor 1/2, as in TRL (official code has it)",),
-    official_code="trl 1.16.0",
-    status="parity",
-)
-def sppo_hard(*, beta: float) -> Objective:
-    """Regression of both log-ratios on fixed targets.
-
-    loss = (u of chosen - 1 / (2 beta))^2 + (u of rejected + 1 / (2 beta))^2
-
-    Args:
-        beta: > 0; the targets are +-1 / (2 beta) in units of the score.
-
-    Raises:
-        HyperparameterError: beta <= 0.
-
-    Source: arXiv 2405.00675; trl 1.16.0, loss type "sppo_hard".
-    """
-    positive_beta("sppo_hard", beta)
-    targets = labels.Targets(1.0 / (2.0 * beta), -1.0 / (2.0 * beta))
-    return Objective("sppo_hard", (Term(Target(), link=links.square(0.0), labels=targets),))
