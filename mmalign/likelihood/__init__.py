@@ -31,6 +31,13 @@ from mmalign.likelihood.timesteps import (
     TimestepSampler,
     UniformTimesteps,
 )
+from mmalign.likelihood.token_statistics import (
+    log_sum_squares,
+    normalised_entropy,
+    sum_by_segment,
+    token_log_probs,
+    vocabulary_kl,
+)
 
 __all__ = [
     "AdaptersOff",
@@ -56,9 +63,14 @@ __all__ = [
     "VPSchedule",
     "adapter_toggle",
     "beta_conventions",
+    "log_sum_squares",
     "make_reference",
+    "normalised_entropy",
     "precompute_errors",
     "prediction_from_config",
     "schedule_from_config",
     "squared_error",
+    "sum_by_segment",
+    "token_log_probs",
+    "vocabulary_kl",
 ]
