@@ -31,7 +31,9 @@ from mmalign.objectives import (
     tokenwise,
 )
 from mmalign.objectives.base import Computed, Context, ObjectiveOutput, ObjectiveState, Scores
+from mmalign.objectives.binary_classifier import bco, bco_udm
 from mmalign.objectives.extras import Extra
+from mmalign.objectives.humanline import humanline_dpo, humanline_kto
 from mmalign.objectives.listwise import exo_pair, infonca, lipo_lambda, nca, plackett_luce_dpo
 from mmalign.objectives.objective import Objective, build, names, objective, registered, row, signature
 from mmalign.objectives.pairwise import (
@@ -44,7 +46,15 @@ from mmalign.objectives.pairwise import (
     ipo_reference_free,
     robust_dpo,
 )
-from mmalign.objectives.pointwise import apo_down, apo_zero, bco_pair, kto, nca_pair
+from mmalign.objectives.pointwise import (
+    apo_down,
+    apo_zero,
+    apo_zero_unpaired,
+    bco_pair,
+    kto,
+    kto_pair_legacy,
+    nca_pair,
+)
 from mmalign.objectives.reductions import Reduction
 from mmalign.objectives.reference_free import (
     diffusion_orpo,
@@ -90,7 +100,10 @@ __all__ = [
     "aot_unpaired",
     "apo_down",
     "apo_zero",
+    "apo_zero_unpaired",
+    "bco",
     "bco_pair",
+    "bco_udm",
     "build",
     "cdpo",
     "composites",
@@ -114,10 +127,13 @@ __all__ = [
     "fdpo_js",
     "grounded",
     "hinge",
+    "humanline_dpo",
+    "humanline_kto",
     "infonca",
     "ipo",
     "ipo_reference_free",
     "kto",
+    "kto_pair_legacy",
     "labels",
     "length_dpo",
     "links",

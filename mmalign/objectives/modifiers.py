@@ -4,6 +4,8 @@ Each function returns a `Computed`: detached unless its docstring says otherwise
 in units of z; where a temperature belongs to them they take it as an argument.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from mmalign.errors import ConfigError, explain
 from mmalign.objectives.base import CHOSEN, REJECTED, Computed, Context, per_candidate, require, wide
 from mmalign.objectives.labels import is_desirable
+from mmalign.objectives.structures import ranking
 
 __all__ = [
     "adaptive_rejection",
@@ -32,6 +35,7 @@ __all__ = [
     "reward_gap_temperature",
     "reward_preference",
     "roles",
+    "running_batch_zero_point",
     "running_zero_point",
     "scaled",
     "standardised_gap",
@@ -200,6 +204,35 @@ def running_zero_point(beta: float, name: str = "zero_point") -> Computed:
         return mean
 
     return Computed(compute, f"running mean of {beta:g} * u", couples_rows=True)
+
+
+def running_batch_zero_point(beta: float, name: str = "zero_point") -> Computed:
+    """Mean over the batches seen so far, this one included, of each batch's mean of beta * u.
+
+    Every batch counts once, whatever its size: LLaMA-Factory's and ms-swift's delta. The batch is that of all
+    ranks; with gradient accumulation every micro-batch is one. Kept in the state as `<name>.mean` and
+    `<name>.count`; without a state it is this batch's mean.
+
+    Args:
+        beta: temperature.
+        name: of the statistic.
+    """
+
+    def compute(context: Context) -> Tensor:
+        u, real = context.log_ratio.detach(), context.real()
+        total = context.sum_across(
+            torch.stack([torch.where(real, beta * u, 0.0).sum(), real.to(u.dtype).sum()])
+        )
+        mean, count = _recall(context, name, u, ("mean", "count"))
+        if context.state is not None and not context.state.updating:
+            return mean
+        seen = (total[1] > 0).to(u.dtype)
+        after = count + seen
+        mean = mean + seen * (total[0] / total[1].clamp(min=1.0) - mean) / after.clamp(min=1.0)
+        _remember(context, name, {"mean": mean, "count": after})
+        return mean
+
+    return Computed(compute, f"running mean of batch means of {beta:g} * u", couples_rows=True)
 
 
 def _recall(context: Context, name: str, like: Tensor, fields: tuple[str, ...]) -> list[Tensor]:
@@ -404,11 +437,13 @@ def on_policy_weight(limit: float | None) -> Computed:
     )
 
 
-def lambda_weights() -> Computed:
+def lambda_weights(by: Literal["scores", "labels"] = "scores") -> Computed:
     """Weights of LiPO-lambda: |gain of i - gain of j| * |1 / discount of i - 1 / discount of j|.
 
-    gain = 2^relevance - 1, discount = ln(1 + rank), rank by the current scores, 1 = highest. Keep relevance
-    in [0, 1].
+    gain = 2^relevance - 1, discount = ln(1 + rank), rank 1 = highest. Keep relevance in [0, 1].
+
+    Args:
+        by: whether ranks follow the current scores or the labels (ties in their given order).
     """
 
     def compute(context: Context) -> Tensor:
@@ -417,14 +452,17 @@ def lambda_weights() -> Computed:
             message = explain("Labels.relevance", got=None, expected="graded relevance of every candidate")
             raise ConfigError(message)
         score = torch.where(real, context.log_ratio.detach(), torch.finfo(context.log_ratio.dtype).min)
-        rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+        order = score.argsort(dim=1, descending=True, stable=True) if by == "scores" else ranking(context)
+        rank = order.argsort(dim=1) + 1
         gain = torch.exp2(relevance.to(score.dtype)) - 1.0
         inverse = 1.0 / torch.log1p(rank.to(score.dtype))
         return (gain.unsqueeze(2) - gain.unsqueeze(1)).abs() * (
             inverse.unsqueeze(2) - inverse.unsqueeze(1)
         ).abs()
 
-    return Computed(compute, "|gain[i] - gain[j]| * |1 / ln(1 + rank[i]) - 1 / ln(1 + rank[j])|")
+    return Computed(
+        compute, f"|gain[i] - gain[j]| * |1 / ln(1 + rank[i]) - 1 / ln(1 + rank[j])|, ranks by {by}"
+    )
 
 
 def graded_gain() -> Computed:
@@ -442,13 +480,18 @@ def graded_gain() -> Computed:
 
 
 def reward_gap_temperature() -> Computed:
-    """Stage temperatures of PRO: reward of i minus reward of j; its own is the largest of the stage."""
+    """Stage temperatures of PRO: reward of i minus reward of j.
+
+    Its own temperature is the largest of the stage, over the j ranked after i.
+    """
 
     def compute(context: Context) -> Tensor:
         reward = _reward(context, "the stage temperatures")
         gap = reward.unsqueeze(2) - reward.unsqueeze(1)
-        real = context.real()
-        own = torch.where(real.unsqueeze(1), gap, torch.finfo(gap.dtype).min).amax(2)
+        place = ranking(context).argsort(dim=1)
+        later = (place.unsqueeze(2) < place.unsqueeze(1)) & context.real().unsqueeze(1)
+        own = torch.where(later, gap, torch.finfo(gap.dtype).min).amax(2)
+        own = torch.where(later.any(2), own, 0.0)
         return torch.where(
             torch.eye(gap.shape[1], dtype=torch.bool, device=gap.device), own.unsqueeze(2), gap
         )

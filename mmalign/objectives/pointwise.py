@@ -12,10 +12,20 @@ from mmalign.objectives.labels import PointLabels
 from mmalign.objectives.links import Link
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.pairwise import positive_beta
-from mmalign.objectives.structures import Pair, Point, Target
+from mmalign.objectives.structures import Pair, Point
 from mmalign.objectives.terms import Term
 
-__all__ = ["apo_down", "apo_zero", "bco_pair", "kto", "nca_pair"]
+__all__ = [
+    "ZeroPoint",
+    "apo_down",
+    "apo_zero",
+    "apo_zero_unpaired",
+    "bco_pair",
+    "kto",
+    "kto_pair_legacy",
+    "nca_pair",
+    "zero_point_of",
+]
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"]
 ZeroPoint = Literal["batch", "class_balanced", "mismatched"]
@@ -38,7 +48,12 @@ def _utility_links(utility: str) -> tuple[Link, Link | None]:
     return same[utility](), None
 
 
-def _zero_point(kind: str, beta: float) -> Computed:
+def zero_point_of(kind: str, beta: float) -> Computed:
+    """One of KTO's zero points, in units of z.
+
+    Raises:
+        HyperparameterError: unknown kind.
+    """
     makers = {
         "batch": modifiers.batch_zero_point,
         "class_balanced": modifiers.class_balanced_zero_point,
@@ -62,6 +77,18 @@ def _zero_point(kind: str, beta: float) -> Computed:
     parity=("text_kto", "diffusion_kto"),
     official_code="trl 1.16.0; jacklishufan/diffusion-kto 226bbd0",
     status="parity",
+    published={
+        "beta": (0.1, "code", "TRL and HALOs; 1000 on whole errors in Diffusion-KTO"),
+        "desirable_weight": (1.0, "code"),
+        "undesirable_weight": (1.0, "code"),
+    },
+    departures=(
+        "the zero point is sum / count over all ranks and all mismatched answers, as in HALOs, which drops "
+        "answers whose log-ratio is exactly 0 from the count; TRL takes the mean of the ranks' means",
+        "where mismatched answers come from is up to the caller: TRL pairs a prompt with the answer before "
+        "it in the batch",
+        "Diffusion-KTO's score lacks the 1/2 of -error / 2: its beta is half of ours",
+    ),
 )
 def kto(
     *,
@@ -103,7 +130,7 @@ def kto(
     term = Term(
         Point(),
         beta=beta,
-        margin=_zero_point(zero_point, beta),
+        margin=zero_point_of(zero_point, beta),
         link=liked,
         labels=labels.likes(desirable_weight, undesirable_weight),
         link_rejected=other,
@@ -125,9 +152,11 @@ def _points(name: str, beta: float, link: Link, roles: PointLabels) -> Objective
     paper="2408.06266",
     year=2024,
     sample={"beta": 0.1},
-    parity=("text_apo_zero", "text_apo_zero_unpaired"),
+    parity=("text_apo_zero",),
     official_code="trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code")},
+    departures=("weights per role for unpaired rows stand in the row apo_zero_unpaired",),
 )
 def apo_zero(*, beta: float) -> Objective:
     """Chosen answers more likely, rejected ones less, each on its own.
@@ -158,6 +187,7 @@ def apo_zero(*, beta: float) -> Objective:
     parity=("text_apo_down",),
     official_code="trl 1.16.0",
     status="parity",
+    published={"beta": (0.1, "code")},
 )
 def apo_down(*, beta: float) -> Objective:
     """Both answers less likely, the rejected one more so.
@@ -190,7 +220,11 @@ def apo_down(*, beta: float) -> Objective:
     year=2024,
     sample={"beta": 0.1},
     parity=("text_bco_pair_nodelta", "text_nca_biased_pair"),
-    departures=("no reward shift, as in TRL 1.16; releases that keep a running shift differ",),
+    departures=(
+        "no reward shift, as in TRL 1.16 and Liger; LLaMA-Factory, ms-swift and older TRL subtract a "
+        "running shift (mpo and bco_pair_delta_mix with a delta_rule; bco for unpaired rows)",
+    ),
+    published={"beta": (0.1, "code", "TRL; 0.01 in the NCA release")},
     official_code="trl 1.16.0; thu-ml/Noise-Contrastive-Alignment cbb9248",
     status="parity",
 )
@@ -219,6 +253,10 @@ def bco_pair(*, beta: float) -> Objective:
     parity=("text_nca_pair",),
     official_code="trl 1.16.0; thu-ml/Noise-Contrastive-Alignment cbb9248",
     status="parity",
+    published={"beta": (0.01, "code")},
+    departures=(
+        "1 / K of the paper is 1/2 here; the noise term pushes the chosen answer down, too, as in the code",
+    ),
 )
 def nca_pair(*, beta: float) -> Objective:
     """Chosen against noise: -log sigmoid(z_w) - (log sigmoid(-z_w) + log sigmoid(-z_l)) / 2, z = beta u.
@@ -232,3 +270,90 @@ def nca_pair(*, beta: float) -> Objective:
     Source: arXiv 2402.05369; trl 1.16.0, loss type "nca_pair".
     """
     return _points("nca_pair", beta, links.logistic(), PointLabels((1.0, 0.5), (0.0, 0.5)))
+
+
+@objective(
+    "apo_zero_unpaired",
+    fixes="unpaired",
+    on_errors="pointwise",
+    title="Anchored Preference Optimization and Contrastive Revisions",
+    paper="2408.06266",
+    year=2024,
+    sample={"beta": 0.1},
+    data="unpaired",
+    parity=("text_apo_zero_unpaired",),
+    official_code="trl 1.16.0, KTO trainer",
+    status="parity",
+    published={"beta": (0.1, "code"), "desirable_weight": (1.0, "code"), "undesirable_weight": (1.0, "code")},
+)
+def apo_zero_unpaired(
+    *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> Objective:
+    """Liked answers more likely, the others less, each against zero.
+
+    loss of liked rows = desirable_weight * (1 - sigmoid(beta * u))
+    loss of the others = undesirable_weight * sigmoid(beta * u)
+
+    KTO with its zero point at 0, for data whose liked answers are better than the model; couples no rows.
+
+    Args:
+        beta: > 0, per unit of score (0.1 for summed log-probabilities).
+        desirable_weight: >= 0, of liked rows.
+        undesirable_weight: >= 0, of the others.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2408.06266; trl 1.16.0, KTO loss type "apo_zero_unpaired".
+    """
+    return _points(
+        "apo_zero_unpaired", beta, links.flat(), labels.likes(desirable_weight, undesirable_weight)
+    )
+
+
+@objective(
+    "kto_pair_legacy",
+    fixes="unpaired",
+    on_errors="pointwise",
+    title="KTO: Model Alignment as Prospect Theoretic Optimization",
+    paper="2402.01306",
+    year=2024,
+    sample={"beta": 0.1},
+    parity=("text_kto_pair_legacy",),
+    departures=(
+        "gradient flows through the zero points, as in old TRL, SPPO, SELM and reds-lab: for comparison; kto "
+        "stops it there, as the paper says",
+        "half the sum of both sides, so that the mean over pairs is the official mean over 2 rows per pair",
+        "the means are those of this rank's micro-batch, as in the official code",
+    ),
+    official_code="reds-lab/preference-learning-with-rationales 16111a1; uclaml/SPPO 5e61c4e",
+    status="parity",
+    published={"beta": (0.1, "code")},
+)
+def kto_pair_legacy(*, beta: float) -> Objective:
+    """KTO on pairs as once released: each side against the batch mean of the other side.
+
+    loss = 1/2 * [1 - sigmoid(beta * u of chosen - zero of chosen)]
+         + 1/2 * sigmoid(beta * u of rejected - zero of rejected)
+
+    zero of one role = beta * max(0, batch mean of u over the other role), not detached.
+
+    Args:
+        beta: > 0, per unit of score (0.1 released).
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: reds-lab/preference-learning-with-rationales `SimpleKTOTrainer.loss`; TRL before 0.9, loss type
+    "kto_pair". Parity: text_kto_pair_legacy.
+    """
+    positive_beta("kto_pair_legacy", beta)
+    zero = modifiers.opposite_zero_point(beta)
+
+    def side(name: str, roles: PointLabels) -> Term:
+        return Term(
+            Point(), beta=beta, margin=zero, link=links.flat(), labels=roles, coefficient=0.5, name=name
+        )
+
+    both = (side("chosen", labels.likes(1.0, 0.0)), side("rejected", labels.likes(0.0, 1.0)))
+    return Objective("kto_pair_legacy", both)
