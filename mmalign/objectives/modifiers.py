@@ -13,6 +13,7 @@ from torch import Tensor
 from mmalign.errors import ConfigError, explain
 from mmalign.objectives.base import CHOSEN, REJECTED, Computed, Context, per_candidate, require, wide
 from mmalign.objectives.labels import is_desirable
+from mmalign.objectives.reductions import reduce_inner
 from mmalign.objectives.structures import ranking
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "lambda_weights",
     "length_bonus",
     "log_reward_gap",
+    "log_reward_ratio",
     "mismatched_zero_point",
     "on_policy_weight",
     "opposite_zero_point",
@@ -36,6 +38,7 @@ __all__ = [
     "reward_preference",
     "roles",
     "running_batch_zero_point",
+    "running_gap",
     "running_zero_point",
     "scaled",
     "standardised_gap",
@@ -280,17 +283,60 @@ def log_reward_gap(factor: float) -> Computed:
     return Computed(compute, f"{factor:g} * log(reward[chosen] - reward[rejected])", frozenset({"reward"}))
 
 
+def log_reward_ratio(factor: float) -> Computed:
+    """Factor * log(reward of chosen / reward of rejected); 0 where the ratio is not positive (ODPO)."""
+
+    def compute(context: Context) -> Tensor:
+        reward = _reward(context, "the logarithmic reward ratio")
+        chosen, rejected = reward[:, CHOSEN], reward[:, REJECTED]
+        positive = chosen * rejected > 0
+        ratio = torch.where(positive, chosen, 1.0) / torch.where(positive, rejected, 1.0)
+        return factor * ratio.log()
+
+    return Computed(compute, f"{factor:g} * log(reward[chosen] / reward[rejected])", frozenset({"reward"}))
+
+
 def reward_preference(factor: float) -> Computed:
     """Probability that a Bradley-Terry reward model gives the label: sigmoid(factor * reward gap)."""
     gap = reward_gap(factor)
     return Computed(lambda context: torch.sigmoid(gap.compute(context)), f"sigmoid({gap.formula})", gap.needs)
 
 
+def running_gap(context: Context, name: str, decay: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(gap of u per pair, its running mean, its running deviation), over all ranks, this batch included.
+
+    The gap is chosen minus rejected. Where a label is uncertain, both orders of the pair enter the statistics
+    with their probability, so that exchanging candidates and mirroring the label changes nothing. Both start
+    at 0; a batch of one pair, whose deviation is undefined, leaves the deviation as it was.
+
+    Args:
+        context: of the batch; its state keeps `<name>.mean` and `<name>.deviation`.
+        name: of the statistic.
+        decay: weight of the past, in [0, 1).
+    """
+    reference = torch.zeros_like(context.policy) if context.reference is None else context.reference
+    u = (context.policy - reference).detach()
+    gap, rows = u[:, CHOSEN] - u[:, REJECTED], context.real().all(1)
+    mean, deviation = _recall(context, name, gap, ("mean", "deviation"))
+    if context.state is not None and not context.state.updating:
+        return gap, mean, deviation
+    kept, given = rows.to(gap.dtype), context.labels.probability
+    right = torch.ones_like(gap) if given is None else given.to(gap.dtype)
+    first = context.sum_across(torch.stack([((2.0 * right - 1.0) * gap * kept).sum(), kept.sum()]))
+    batch_mean = first[0] / first[1].clamp(min=1.0)
+    spread = right * (gap - batch_mean).square() + (1.0 - right) * (gap + batch_mean).square()
+    squares = context.sum_across((spread * kept).sum())
+    batch_deviation = (squares / (first[1] - 1.0).clamp(min=1.0)).sqrt()
+    mean = torch.where(first[1] > 0, decay * mean + (1.0 - decay) * batch_mean, mean)
+    deviation = torch.where(first[1] > 1, decay * deviation + (1.0 - decay) * batch_deviation, deviation)
+    _remember(context, name, {"mean": mean, "deviation": deviation})
+    return gap, mean, deviation
+
+
 def standardised_gap(factor: float, name: str = "gap", decay: float = 0.9) -> Computed:
     """Factor * z-score of (u of chosen - u of rejected) under running mean and deviation (alpha-DPO).
 
-    Both statistics start at 0 and include this batch before use, as in the official code; a batch of one row,
-    whose deviation is undefined there, leaves the deviation as it was.
+    See `running_gap`. A deviation of 0 (nothing seen yet but one pair) gives a z-score of 0.
 
     Args:
         factor: in units of z.
@@ -300,21 +346,7 @@ def standardised_gap(factor: float, name: str = "gap", decay: float = 0.9) -> Co
     require("standardised_gap decay", decay, 0 <= decay < 1, "a number in [0, 1)")
 
     def compute(context: Context) -> Tensor:
-        reference = torch.zeros_like(context.policy) if context.reference is None else context.reference
-        u = (context.policy - reference).detach()
-        gap, rows = u[:, CHOSEN] - u[:, REJECTED], context.real().all(1)
-        kept = rows.to(gap.dtype)
-        first = context.sum_across(torch.stack([(gap * kept).sum(), kept.sum()]))
-        batch_mean = first[0] / first[1].clamp(min=1.0)
-        squares = context.sum_across(((gap - batch_mean).square() * kept).sum())
-        mean, deviation = _recall(context, name, gap, ("mean", "deviation"))
-        if context.state is None or context.state.updating:
-            batch_deviation = (squares / (first[1] - 1.0).clamp(min=1.0)).sqrt()
-            mean = torch.where(first[1] > 0, decay * mean + (1.0 - decay) * batch_mean, mean)
-            deviation = torch.where(
-                first[1] > 1, decay * deviation + (1.0 - decay) * batch_deviation, deviation
-            )
-            _remember(context, name, {"mean": mean, "deviation": deviation})
+        gap, mean, deviation = running_gap(context, name, decay)
         tiny = torch.finfo(gap.dtype).tiny
         return torch.where(deviation > 0, factor * (gap - mean) / deviation.clamp(min=tiny), 0.0)
 
@@ -413,7 +445,7 @@ def on_policy_weight(limit: float | None) -> Computed:
     """e^(a of chosen + a of rejected), a = mean over positions of log p - log sum of p^2 (WPO).
 
     `extras["log_sum_squares"]` holds log sum over the vocabulary of p^2 per position, [prompt, candidate,
-    inner].
+    inner]; with scores that have no inner axis, its mean over positions, and then the scores are means, too.
 
     Args:
         limit: upper bound of the weight (1 in the official code), or None for no bound (TRL).
@@ -421,11 +453,10 @@ def on_policy_weight(limit: float | None) -> Computed:
 
     def compute(context: Context) -> Tensor:
         scores = context.scores
-        squares = wide(scores.extra("log_sum_squares", "the on-policy weight"))
-        difference = wide(scores.policy) - squares
-        mask = torch.ones_like(difference) if scores.mask is None else scores.mask.to(difference.dtype)
-        total = torch.where(mask != 0, difference * mask, 0.0).sum(-1)
-        weight = (total / mask.sum(-1).clamp(min=1.0)).sum(1).exp()
+        difference = wide(scores.policy) - wide(scores.extra("log_sum_squares", "the on-policy weight"))
+        mean = difference if difference.ndim == 2 else reduce_inner(difference, scores.mask, "mean")
+        # Beyond e^80 a float32 overflows; no probability gets there, a badly scaled score does.
+        weight = mean.sum(1).clamp(max=80.0).exp()
         return weight if limit is None else weight.clamp(max=limit)
 
     bound = "" if limit is None else f", at most {limit:g}"
