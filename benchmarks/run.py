@@ -1,11 +1,12 @@
 """Measure what a user pays for the framework: `make bench`.
 
-Five figures, each a ratio or a rate inside one run on one model, medians over interleaved rounds:
+Six figures, each a ratio or a rate inside one run on one model, medians over interleaved rounds:
 
     framework tax    our step against a bare hand-written loop with the same forward and backward passes
     peak memory      of both, in processes of their own
     start-up         of the command line, as a process
     loader           rows per second and core: JPEG pairs decoded, cropped, flipped
+    objectives       the dearest row of the catalogue over its plain hand-written function, scores [4096, 2]
 
 Prints a table and writes JSON. Nothing is asserted: a benchmark measures, tests judge.
 """
@@ -26,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import loader_rate
+import objective_cost
 import step_tax
 
 
@@ -66,6 +68,7 @@ def main() -> None:
             kind: step_tax.peak_memory_in_process(kind, device=options.device) for kind in ("mmalign", "bare")
         }
         results["loader"] = loader_rate.measure(Path(folder))
+    results["objectives"] = objective_cost.measure(30)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2) + "\n")
     print_table(results)
@@ -90,6 +93,10 @@ def print_table(results: dict[str, Any]) -> None:
     table.add_row("mmalign --help", f"{results['start_up_seconds']:.3f} s")
     for name, rate in results["loader"].items():
         table.add_row(f"loader, {name}", f"{rate:.0f} rows/s")
+    costs = {name: row["over_ms"] for name, row in results["objectives"].items()}
+    dearest = max(costs, key=lambda name: costs[name])
+    table.add_row("objective over plain, median of rows", f"{statistics.median(costs.values()):+.3f} ms")
+    table.add_row(f"objective over plain, dearest ({dearest})", f"{costs[dearest]:+.3f} ms")
     Console().print(table)
 
 
