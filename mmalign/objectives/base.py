@@ -34,6 +34,7 @@ __all__ = [
     "ObjectiveState",
     "Scores",
     "couples_rows",
+    "exchanged",
     "needs_of",
     "per_candidate",
     "per_prompt",
@@ -65,6 +66,11 @@ def require(where: str, value: float, holds: bool, expected: str, do: str = "") 
     """
     if not holds:
         raise HyperparameterError(explain(where, got=value, expected=expected, do=do))
+
+
+def exchanged(value: Tensor) -> Tensor:
+    """Candidates 0 and 1 exchanged, further ones where they are."""
+    return value.flip(1) if value.shape[1] <= 2 else torch.cat([value[:, :2].flip(1), value[:, 2:]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -135,20 +141,22 @@ class Scores:
         return self.extras[name]
 
     def swapped(self) -> "Scores":
-        """The same pairs with their candidates exchanged."""
+        """The same pairs with chosen and rejected exchanged; further candidates stay."""
 
         def flip(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.flip(1)
+            return None if value is None else exchanged(value)
 
         return replace(
             self,
-            policy=self.policy.flip(1),
+            policy=exchanged(self.policy),
             reference=flip(self.reference),
             mask=flip(self.mask),
             length=flip(self.length),
             kl=flip(self.kl),
             reward=flip(self.reward),
-            extras={name: value.flip(1) if value.ndim > 1 else value for name, value in self.extras.items()},
+            extras={
+                name: exchanged(value) if value.ndim > 1 else value for name, value in self.extras.items()
+            },
         )
 
 

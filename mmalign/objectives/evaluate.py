@@ -30,6 +30,7 @@ from mmalign.objectives.extras import Extra
 from mmalign.objectives.reductions import Reduction
 from mmalign.objectives.structures import Compared, Inputs, best_candidate
 from mmalign.objectives.terms import Score, Term
+from mmalign.objectives.views import View
 
 __all__ = ["evaluate"]
 
@@ -71,36 +72,36 @@ def evaluate(
     """
     _check(name, terms, scores, labels)
     valid = _valid_candidates(scores, labels)
-    scores = _without_padding(scores, valid)
-    anyone = _valid_rows(scores, valid, 1)
+    whole = View(_without_padding(scores, valid), labels, valid)
+    anyone = whole.rows_with(1)
     rows = anyone if extras or not terms else torch.zeros_like(anyone)
+    soft = _is_soft(labels) and (scores.num_candidates == 2 or any(term.candidates for term in terms))
     parts: dict[str, Tensor] = {}
     first: _Evaluated | None = None
     for term in terms:
-        evaluated = _term(term, scores, labels, state, valid)
+        seen = whole.of(term.candidates)
+        evaluated = _term(term, seen, state)
         first = first or evaluated
         loss = evaluated.weighted
-        if term.structure.swaps and _is_soft(labels, scores):
+        if soft and term.structure.swaps and _within_the_pair(term, scores):
             # The label may be wrong: the loss is its expectation over both orders of the pair.
-            other = _term(term, scores.swapped(), _swapped(labels), _frozen(state), _flip(valid))
+            other = _term(term, whole.exchanged().of(term.candidates), _frozen(state))
             loss = _expectation(labels, loss, other.weighted)
-        counts = anyone if term.structure.points else _valid_rows(scores, valid, 2)
+        counts = seen.rows_with(term.at_least)
         rows = rows | counts
         _add(parts, term.name or term.link.name, loss, counts)
     for extra in extras:
-        loss = extra.coefficient * extra.value(_context(Reduction(), 0.0, scores, labels, state, valid))
-        if extra.swaps and _is_soft(labels, scores):
-            flipped = _context(
-                Reduction(), 0.0, scores.swapped(), _swapped(labels), _frozen(state), _flip(valid)
-            )
+        loss = extra.coefficient * extra.value(_context(Reduction(), 0.0, whole, state))
+        if extra.swaps and soft:
+            flipped = _context(Reduction(), 0.0, whole.exchanged(), _frozen(state))
             loss = _expectation(labels, loss, extra.coefficient * extra.value(flipped))
         _add(parts, extra.name, loss, anyone)
     total = torch.stack(list(parts.values())).sum(0)
     if first is None:
-        first = _without_comparison(scores, labels, state, valid)
-    seen = anyone if not terms or terms[0].structure.points else _valid_rows(scores, valid, 2)
-    metrics, applies = _metrics(first, labels, seen)
-    logit = torch.where(seen, first.compared.logit, 0.0)
+        first = _without_comparison(whole, state)
+    seen_rows = whole.of(terms[0].candidates).rows_with(terms[0].at_least) if terms else anyone
+    metrics, applies = _metrics(first, seen_rows)
+    logit = torch.where(seen_rows, first.compared.logit, 0.0)
     return ObjectiveOutput(total, logit, parts, metrics, applies, rows)
 
 
@@ -114,6 +115,13 @@ def _check(name: str, terms: Sequence[Term], scores: Scores, labels: Labels) -> 
         )
         raise ConfigError(message)
     prompts, candidates = scores.policy.shape[:2]
+    wanted = max((max(term.candidates) + 1 for term in terms if term.candidates), default=0)
+    if candidates < wanted:
+        message = (
+            f"objective {name}: got {candidates} candidates per prompt, expected at least {wanted}. Stack "
+            "the scores of every condition on axis 1, in the order its documentation gives."
+        )
+        raise ShapeError(message)
     for field, shape in (
         ("probability", (prompts,)),
         ("desirable", (prompts, candidates)),
@@ -157,20 +165,14 @@ def _without_padding(scores: Scores, valid: Tensor | None) -> Scores:
     )
 
 
-def _valid_rows(scores: Scores, valid: Tensor | None, at_least: int) -> Bool[Tensor, " prompt"]:
-    """Prompts with enough real candidates: one for what looks at each alone, two for what compares."""
-    if valid is None:
-        return torch.ones(scores.policy.shape[0], dtype=torch.bool, device=scores.policy.device)
-    return valid.sum(1) >= at_least
+def _is_soft(labels: Labels) -> bool:
+    """The labels are probabilities of a pair."""
+    return labels.probability is not None and labels.relevance is None and labels.desirable is None
 
 
-def _is_soft(labels: Labels, scores: Scores) -> bool:
-    return (
-        labels.probability is not None
-        and labels.relevance is None
-        and labels.desirable is None
-        and scores.num_candidates == 2
-    )
+def _within_the_pair(term: Term, scores: Scores) -> bool:
+    """The term looks at nothing but the two candidates a probability speaks of."""
+    return set(term.candidates or range(scores.num_candidates)) <= {CHOSEN, REJECTED}
 
 
 def _expectation(labels: Labels, loss: Tensor, swapped: Tensor) -> Tensor:
@@ -178,15 +180,6 @@ def _expectation(labels: Labels, loss: Tensor, swapped: Tensor) -> Tensor:
         return loss
     probability = labels.probability.to(loss.dtype)
     return probability * loss + (1.0 - probability) * swapped
-
-
-def _flip(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.flip(1)
-
-
-def _swapped(labels: Labels) -> Labels:
-    probability = None if labels.probability is None else 1.0 - labels.probability
-    return replace(labels, probability=probability, valid=_flip(labels.valid))
 
 
 def _frozen(state: ObjectiveState | None) -> ObjectiveState | None:
@@ -202,17 +195,11 @@ def _add(parts: dict[str, Tensor], name: str, loss: Tensor, rows: Tensor) -> Non
     parts[free] = torch.where(rows, loss, 0.0)
 
 
-def _context(
-    reduction: Reduction,
-    anchor: float,
-    scores: Scores,
-    labels: Labels,
-    state: ObjectiveState | None,
-    valid: Tensor | None,
-) -> Context:
+def _context(reduction: Reduction, anchor: float, view: View, state: ObjectiveState | None) -> Context:
     """Steps 1 and 2: reduced and anchored scores."""
+    scores = view.scores
     placeholder = wide(scores.policy if scores.policy.ndim == 2 else scores.policy[..., 0])
-    context = Context(scores, labels, state, placeholder, None, placeholder, valid)
+    context = Context(scores, view.labels, state, placeholder, None, placeholder, view.valid)
     reduced = reduction(scores, context)
     log_ratio = reduced.policy
     if anchor and reduced.reference is not None:
@@ -230,11 +217,11 @@ def _scored(score: Score, context: Context) -> Float[Tensor, "prompt candidate"]
     return value
 
 
-def _term(
-    term: Term, scores: Scores, labels: Labels, state: ObjectiveState | None, valid: Tensor | None
-) -> _Evaluated:
+def _term(term: Term, view: View, state: ObjectiveState | None) -> _Evaluated:
     """Steps 1 to 7 of one term."""
-    context = _context(term.score.reduction, term.score.anchor, scores, labels, state, valid)
+    if term.positions == "apart" and view.scores.policy.ndim == 3:
+        return _position_by_position(term, view, state)
+    context = _context(term.score.reduction, term.score.anchor, view, state)
     score = _scored(term.score, context)
     beta = resolve(term.beta, context)
     compared = term.structure.compare(
@@ -252,19 +239,37 @@ def _term(
     return _Evaluated(compared, weighted, context, score, beta)
 
 
-def _without_comparison(
-    scores: Scores, labels: Labels, state: ObjectiveState | None, valid: Tensor | None
-) -> _Evaluated:
+def _position_by_position(term: Term, view: View, state: ObjectiveState | None) -> _Evaluated:
+    """A term on every position as if it were a prompt, averaged over the positions of each prompt."""
+    folded, counts = view.apart()
+    each = _term(term, folded, state)
+    prompts, inner = counts.shape
+    whole = counts.sum(1).clamp(min=torch.finfo(counts.dtype).tiny)
+
+    def mean(value: Tensor) -> Tensor:
+        kept = value.unflatten(0, (prompts, inner))
+        share = (counts / whole.unsqueeze(1)).to(value.dtype)
+        share = share.reshape(prompts, inner, *(1,) * (value.ndim - 1))
+        return (torch.where(share != 0, kept, 0.0) * share).sum(1)
+
+    compared = Compared(mean(each.compared.loss), mean(each.compared.logit), mean(each.compared.slope))
+    context = _context(Reduction("mean"), term.score.anchor, view, state)
+    beta = mean(each.beta) if isinstance(each.beta, Tensor) and each.beta.ndim else each.beta
+    return _Evaluated(compared, mean(each.weighted), context, mean(each.score), beta)
+
+
+def _without_comparison(view: View, state: ObjectiveState | None) -> _Evaluated:
     """What the metrics of a purely supervised objective look at: scores, and no logit."""
-    context = _context(Reduction(), 1.0, scores, labels, state, valid)
+    context = _context(Reduction(), 1.0, view, state)
     zero = torch.zeros_like(context.policy[:, 0])
     return _Evaluated(Compared(zero, zero, zero), zero, context, context.log_ratio, 1.0)
 
 
 @torch.no_grad()
-def _metrics(first: _Evaluated, labels: Labels, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _metrics(first: _Evaluated, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Detached numbers per prompt, and on which rows some of them mean something."""
     context, logit = first.context, first.compared.logit.detach()
+    labels = context.labels
     log_ratio, score = context.log_ratio.detach(), context.policy.detach()
     reward = per_candidate(first.beta) * log_ratio
     reward = reward.detach()
@@ -320,7 +325,7 @@ def _accuracy(score: Tensor, labels: Labels, context: Context) -> Tensor:
     """Share of comparisons on which log-ratios and labels agree; ties of either count half."""
     if labels.relevance is None:
         agree = _half_ties(score[:, :1] - score[:, 1:])
-        if _is_soft(labels, context.scores) and labels.probability is not None:
+        if _is_soft(labels) and score.shape[1] == 2 and labels.probability is not None:
             q = labels.probability.to(score.dtype).unsqueeze(1)
             agree = q * agree + (1.0 - q) * (1.0 - agree)
         others = context.real()[:, 1:].to(score.dtype)

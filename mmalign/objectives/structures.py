@@ -42,6 +42,7 @@ __all__ = [
     "AllPairs",
     "BestVsRest",
     "Compared",
+    "Contrast",
     "Inputs",
     "ListForward",
     "ListReverse",
@@ -53,6 +54,7 @@ __all__ = [
     "Target",
     "Words",
     "best_candidate",
+    "ranking",
 ]
 
 
@@ -189,17 +191,38 @@ def best_candidate(context: Context) -> Int[Tensor, " prompt"]:
     return values.argmax(1)
 
 
+def ranking(context: Context) -> Int[Tensor, "prompt candidate"]:
+    """Candidates from best to worst, padding last, ties in their given order."""
+    relevance, real = context.labels.relevance, context.real()
+    if relevance is None:
+        position = torch.arange(real.shape[1], device=real.device)
+        key = torch.where(real, -position, -real.shape[1])
+    else:
+        values = wide(relevance)
+        key = torch.where(real, values, torch.finfo(values.dtype).min)
+    return key.argsort(dim=1, descending=True, stable=True)
+
+
 def _against_rest(
-    scaled: Tensor, real: Bool[Tensor, "prompt candidate"]
+    scaled: Tensor,
+    real: Bool[Tensor, "prompt candidate"],
+    rest: Literal["logmeanexp", "mean"] = "logmeanexp",
+    own: float | None = None,
 ) -> Float[Tensor, "prompt candidate"]:
-    """Each entry minus the log-mean-exp of the other real ones of its prompt; 0 where there are no others."""
+    """Each entry minus the (log-mean-exp or) mean of the other real ones; 0 where there are no others."""
     count = scaled.shape[1]
-    others = real.unsqueeze(1) & ~torch.eye(count, dtype=torch.bool, device=scaled.device)
+    itself = torch.eye(count, dtype=torch.bool, device=scaled.device)
+    others = real.unsqueeze(1) & ~itself
     present = others.any(2)
-    low = torch.finfo(scaled.dtype).min
-    spread = torch.where(others, scaled.unsqueeze(1).expand(-1, count, -1), low)
-    spread = torch.where(present.unsqueeze(2), spread, 0.0)
-    mean = spread.logsumexp(2) - others.sum(2).clamp(min=1).to(scaled.dtype).log()
+    number = others.sum(2).clamp(min=1).to(scaled.dtype)
+    spread = scaled.unsqueeze(1).expand(-1, count, -1)
+    if rest == "mean":
+        mean = torch.where(others, spread, 0.0).sum(2) / number
+    else:
+        spread = torch.where(others, spread, torch.finfo(scaled.dtype).min)
+        if own is not None:
+            spread = torch.where(itself, scaled.unsqueeze(2) - own, spread)
+        mean = torch.where(present.unsqueeze(2), spread, 0.0).logsumexp(2) - number.log()
     return torch.where(present & real, scaled - mean, 0.0)
 
 
@@ -251,6 +274,56 @@ class Pair:
         return words.labels.formula(words.link), _minus(
             _times(words.beta, "(s[chosen] - s[rejected])"), words.margin
         )
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison of several candidates: loss = link(z), z = beta * sum of coefficient * s - margin.
+
+    `Contrast((1, -1))` is `Pair()`. The coefficients of one prompt should add up to 0, so that the partition
+    function cancels.
+
+    Args:
+        coefficients: factor of every candidate, in their order.
+
+    Raises:
+        HyperparameterError: fewer than two coefficients, or one that is not finite.
+    """
+
+    coefficients: tuple[float, ...]
+    labels: ClassVar[type] = PairLabels
+    points: ClassVar[bool] = False
+    swaps: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if len(self.coefficients) < 2 or not all(abs(c) < float("inf") for c in self.coefficients):
+            message = explain(
+                "contrast coefficients", got=self.coefficients, expected="two or more finite numbers"
+            )
+            raise HyperparameterError(message)
+
+    def compare(self, inputs: Inputs) -> Compared:
+        """One comparison per prompt."""
+        if inputs.score.shape[1] != len(self.coefficients):
+            message = (
+                f"contrast: got {inputs.score.shape[1]} candidates, expected {len(self.coefficients)}, one "
+                "per coefficient."
+            )
+            raise ShapeError(message)
+        combined = torch.stack([c * inputs.score[:, k] for k, c in enumerate(self.coefficients)]).sum(0)
+        z = per_prompt(inputs.beta) * combined - per_prompt(inputs.margin)
+        agree, disagree = pair_coefficients(inputs.labels, inputs.context)
+        loss, slope = _both_ways(z, inputs.link, agree, disagree)
+        return Compared(loss, z, slope.abs())
+
+    def formula(self, words: Words) -> tuple[str, str]:
+        """(Loss, z) in plain text."""
+        kept = [(k, c) for k, c in enumerate(self.coefficients) if c != 0.0]
+        text = " + ".join(f"s[{k}]" if c == 1.0 else f"{c:g} * s[{k}]" for k, c in kept)
+        text = text.replace("+ -1 * ", "- ").replace("+ -", "- ")
+        return words.labels.formula(words.link), _minus(_times(words.beta, f"({text})"), words.margin)
 
 
 @dataclass(frozen=True)
@@ -448,7 +521,7 @@ class Plackett:
         _require_several(inputs.score, "plackett")
         context, scaled = inputs.context, inputs.scaled
         real, count = context.real(), scaled.shape[1]
-        order = self._order(context)
+        order = ranking(context)
         ranked = scaled.gather(1, order)
         present = real.gather(1, order)
         heat = torch.ones(1, dtype=scaled.dtype, device=scaled.device)
@@ -470,18 +543,6 @@ class Plackett:
         gradient = torch.where(kept, (spread.detach().softmax(2) - chosen) * heat, 0.0).sum(1)
         return Compared(loss, _list_logit(scaled, context), _half_size(gradient))
 
-    @staticmethod
-    def _order(context: Context) -> Int[Tensor, "prompt candidate"]:
-        """Candidates from best to worst, padding last, ties in their given order."""
-        relevance, real = context.labels.relevance, context.real()
-        if relevance is None:
-            position = torch.arange(real.shape[1], device=real.device)
-            key = torch.where(real, -position, -real.shape[1])
-        else:
-            values = wide(relevance)
-            key = torch.where(real, values, torch.finfo(values.dtype).min)
-        return key.argsort(dim=1, descending=True, stable=True)
-
     def formula(self, words: Words) -> tuple[str, str]:
         """(Loss, z) in plain text."""
         heat = "" if self.temperature is None else f", z in stage i times {self.temperature.formula}"
@@ -492,15 +553,20 @@ class Plackett:
 
 @dataclass(frozen=True)
 class BestVsRest:
-    """Each item against the log-mean-exp of the others: loss = sum of weight * link(z).
+    """Each item against the others: loss = sum of weight * link(z), z = beta * s - rest of the list.
 
     Args:
         weight: weight of each item, [prompt, candidate]; None weighs the best with 1 and the others with 0.
         aggregate: "sum" or "mean" over the real items.
+        rest: what stands for the others: "logmeanexp" of their beta * s, or their "mean".
+        own: None leaves an item out of its own rest; a number lets it in, lowered by so much in units of z
+            (some released code removes it that way).
     """
 
     weight: Number | None = None
     aggregate: Literal["sum", "mean"] = "sum"
+    rest: Literal["logmeanexp", "mean"] = "logmeanexp"
+    own: float | None = None
     labels: ClassVar[type] = PairLabels
     points: ClassVar[bool] = False
     swaps: ClassVar[bool] = True
@@ -516,7 +582,7 @@ class BestVsRest:
         _require_several(inputs.score, "best_vs_rest")
         context, scaled = inputs.context, inputs.scaled
         real = context.real()
-        z = _against_rest(scaled, real) - per_candidate(inputs.margin)
+        z = _against_rest(scaled, real, self.rest, self.own) - per_candidate(inputs.margin)
         agree, disagree = (per_candidate(c) for c in pair_coefficients(inputs.labels, context))
         loss, slope = _both_ways(z, inputs.link, agree, disagree)
         if self.weight is None:
@@ -530,13 +596,14 @@ class BestVsRest:
 
     def formula(self, words: Words) -> tuple[str, str]:
         """(Loss, z) in plain text."""
+        kept = "" if self.own is None else f" and of itself - {self.own:g}"
         if self.weight is None:
             return words.labels.formula(words.link), _minus(
-                _times(words.beta, "s[best] - logmeanexp of the others"), words.margin
+                _times(words.beta, f"s[best] - {self.rest} of the others{kept}"), words.margin
             )
         weighted = _times(shown(self.weight), words.labels.formula(words.link))
         return f"{self.aggregate} over items of {weighted}", _minus(
-            _times(words.beta, "s - logmeanexp of the others"), words.margin
+            _times(words.beta, f"s - {self.rest} of the others{kept}"), words.margin
         )
 
 

@@ -1,15 +1,26 @@
 """Terms: one choice per part of the algebra, as frozen data that checks itself when it is built."""
 
+import re
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from mmalign.errors import HyperparameterError, explain
 from mmalign.objectives import links, score_shapes
-from mmalign.objectives.base import Computed, Number, couples_rows, needs_of, require, shown, tokens_only
+from mmalign.objectives.base import (
+    CHOSEN,
+    Computed,
+    Number,
+    couples_rows,
+    needs_of,
+    require,
+    shown,
+    tokens_only,
+)
 from mmalign.objectives.labels import Distribution, PairLabels, PointLabels, Targets
 from mmalign.objectives.links import Link
 from mmalign.objectives.reductions import Reduction
 from mmalign.objectives.score_shapes import Shape
-from mmalign.objectives.structures import Pair, Structure, Words
+from mmalign.objectives.structures import Contrast, Pair, Structure, Words
 
 __all__ = ["Score", "Term"]
 
@@ -77,6 +88,11 @@ class Score:
         clamped = "" if clamp is None else f", log-ratios clamped to [{clamp[0]:g}, {clamp[1]:g}]"
         return f"{text} ({how} over an inner axis{weighted}{clamped})"
 
+    @property
+    def formula_of_position(self) -> str:
+        """Plain text for terms that do not reduce the inner axis."""
+        return self.formula.rsplit(" (the ", 1)[0]
+
 
 @dataclass(frozen=True)
 class Term:
@@ -93,6 +109,10 @@ class Term:
         coefficient: factor of the whole term.
         link_rejected: another link for candidates that are not liked (points only).
         name: for logs; the default is the link's.
+        candidates: which candidates it compares, in its order of (chosen, rejected); None is all of them. A
+            label probability turns only terms that look at candidates 0 and 1.
+        positions: "reduced" compares candidates by their reduced scores; "apart" compares them position by
+            position and takes the mean of the losses over the positions that count.
 
     Raises:
         HyperparameterError: parts that do not go together.
@@ -108,6 +128,8 @@ class Term:
     coefficient: float = 1.0
     link_rejected: Link | None = None
     name: str = ""
+    candidates: tuple[int, ...] | None = None
+    positions: Literal["reduced", "apart"] = "reduced"
 
     def __post_init__(self) -> None:
         structure = type(self.structure).__name__
@@ -130,6 +152,23 @@ class Term:
         if self.link_rejected is not None and not self.structure.points:
             message = explain(f"link_rejected of {structure}", got=self.link_rejected.name, expected="None")
             raise HyperparameterError(message)
+        if self.candidates is not None and not _distinct(self.candidates):
+            message = explain(
+                f"candidates of {structure}", got=self.candidates, expected="distinct numbers >= 0"
+            )
+            raise HyperparameterError(message)
+        if self.positions not in ("reduced", "apart"):
+            message = explain(
+                f"positions of {structure}", got=self.positions, expected="'reduced' or 'apart'"
+            )
+            raise HyperparameterError(message)
+
+    @property
+    def at_least(self) -> int:
+        """Real candidates that a prompt needs to count."""
+        if isinstance(self.structure, Contrast):
+            return len(self.structure.coefficients)
+        return 1 if self.structure.points else 2
 
     def _computed(self) -> tuple[object, ...]:
         labels: tuple[object, ...] = ()
@@ -203,10 +242,32 @@ class Term:
         loss, z = self.structure.formula(
             Words(self.link.formula, rejected.formula, self.labels, shown(self.beta), shown(self.margin))
         )
+        reduced = self.positions == "reduced"
+        s = self.score.formula if reduced else self.score.formula_of_position
+        if self.candidates is not None:
+            loss, z = self._named(loss, z)
+        if self.positions == "apart":
+            loss = f"mean over positions of {loss}"
         factors = [f"{self.coefficient:g}"] if self.coefficient != 1.0 else []
         if isinstance(self.weight, Computed) or self.weight != 1.0:
             factors.append(shown(self.weight))
         return " * ".join([*factors, f"[{loss}]" if factors else loss]), (
             f"z = {z}",
-            f"s = {self.score.formula}",
+            f"s = {s}",
         )
+
+    def _named(self, loss: str, z: str) -> tuple[str, str]:
+        """Loss and z with the candidates' numbers in place of their roles."""
+        numbers = self.candidates or ()
+        if len(numbers) == 1 and isinstance(self.labels, PointLabels):
+            liked = numbers[0] == CHOSEN
+            link = self.link if liked or self.link_rejected is None else self.link_rejected
+            coefficients = self.labels.chosen if liked else self.labels.rejected
+            return PairLabels(*coefficients).formula(link.formula), re.sub(r"\bs\b", f"s[{numbers[0]}]", z)
+        for role, number in zip(("chosen", "rejected"), numbers, strict=False):
+            z = z.replace(f"s[{role}]", f"s[{number}]")
+        return loss, z
+
+
+def _distinct(candidates: tuple[int, ...]) -> bool:
+    return bool(candidates) and min(candidates) >= 0 and len(set(candidates)) == len(candidates)
