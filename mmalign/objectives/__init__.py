@@ -36,6 +36,17 @@ from mmalign.objectives.extras import Extra
 from mmalign.objectives.humanline import humanline_dpo, humanline_kto
 from mmalign.objectives.listwise import exo_pair, infonca, lipo_lambda, nca, plackett_luce_dpo
 from mmalign.objectives.objective import Objective, build, names, objective, registered, row, signature
+from mmalign.objectives.one_stage import (
+    alphapo,
+    asft,
+    cpo,
+    cpo_hinge,
+    cpo_ipo,
+    cpo_simpo,
+    logo,
+    triple_po,
+    triple_po_l,
+)
 from mmalign.objectives.pairwise import (
     cdpo,
     diffusion_ipo,
@@ -96,17 +107,23 @@ __all__ = [
     "Scores",
     "Term",
     "a2po_regression",
+    "alphapo",
     "aot",
     "aot_unpaired",
     "apo_down",
     "apo_zero",
     "apo_zero_unpaired",
+    "asft",
     "bco",
     "bco_pair",
     "bco_udm",
     "build",
     "cdpo",
     "composites",
+    "cpo",
+    "cpo_hinge",
+    "cpo_ipo",
+    "cpo_simpo",
     "denoising",
     "diagnostics",
     "diffusion_ipo",
@@ -138,6 +155,7 @@ __all__ = [
     "length_dpo",
     "links",
     "lipo_lambda",
+    "logo",
     "mapo",
     "margins",
     "modifiers",
@@ -166,4 +184,6 @@ __all__ = [
     "sppo_single",
     "structures",
     "tokenwise",
+    "triple_po",
+    "triple_po_l",
 ]

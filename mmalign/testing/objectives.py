@@ -40,6 +40,8 @@ _EXTRA_SHAPES = {
     "mismatched_log_ratio": (7,),
     "whole_score": (PROMPTS,),
     "whole_length": (PROMPTS,),
+    "gold_length": (PROMPTS,),
+    "gold_score": (PROMPTS,),
 }
 
 
