@@ -16,7 +16,6 @@ from mmalign.objectives.terms import Score, Term
 __all__ = [
     "aot",
     "aot_unpaired",
-    "discopop",
     "dpo_cauchy",
     "dpo_shift",
     "dpop",
@@ -147,38 +146,6 @@ def dpo_cauchy(*, beta: float) -> Objective:
     """
     positive_beta("dpo_cauchy", beta)
     return Objective("dpo_cauchy", (Term(Pair(), beta=beta, link=links.cauchy()),))
-
-
-@objective(
-    "discopop",
-    fixes="overfitting",
-    title="Discovering Preference Optimization Algorithms with and for Large Language Models",
-    paper="2406.08414",
-    year=2024,
-    sample={"beta": 0.05, "temperature": 0.05},
-    parity=("text_discopop", "text_discovered_lrml"),
-    departures=("the gated exponential is computed in logarithms (official: NaN below z = -88)",),
-    official_code="SakanaAI/DiscoPOP 3307865; trl 1.16.0",
-    status="parity",
-    allows={"gradient signs": "the gate pulls the wrong way at zero margin for temperatures below 0.1023"},
-    symbolic="W & RL vs L & RW",
-)
-def discopop(*, beta: float, temperature: float) -> Objective:
-    """Log-ratio modulated loss: a gate between a logistic and an exponential link.
-
-    loss = (1 - g) * softplus(-z) + g * exp(-z), g = sigmoid(z / temperature)
-
-    Args:
-        beta: > 0, per unit of score (0.05 released).
-        temperature: in (0, 1) (0.05 released; below 0.1023 the gradient at z = 0 points the wrong way).
-
-    Raises:
-        HyperparameterError: out of range.
-
-    Source: arXiv 2406.08414; SakanaAI/DiscoPOP.
-    """
-    positive_beta("discopop", beta)
-    return Objective("discopop", (Term(Pair(), beta=beta, link=links.discovered_gate(temperature)),))
 
 
 @objective(
@@ -399,6 +366,7 @@ _AOT = "Distributional Preference Alignment of LLMs via Optimal Transport"
     parity=("text_aot",),
     official_code="trl 1.16.0",
     status="parity",
+    allows={"sharding": "sorting stays within the micro-batch of a rank, as in TRL"},
     published={"beta": (0.1, "code")},
 )
 def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
@@ -430,7 +398,10 @@ def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
     parity=("text_aot_unpaired",),
     official_code="trl 1.16.0",
     status="parity",
-    allows={"swapping": "each comparison is reported at the row of its chosen candidate"},
+    allows={
+        "swapping": "each comparison is reported at the row of its chosen candidate",
+        "sharding": "sorting stays within the micro-batch of a rank, as in TRL",
+    },
     published={"beta": (0.1, "code")},
 )
 def aot_unpaired(*, beta: float, label_smoothing: float = 0.0) -> Objective:
