@@ -94,6 +94,7 @@ class Objective:
         sums: list[str] = []
         lines: list[str] = []
         for number, (loss, definitions) in enumerate(written, start=1):
+            loss = loss.replace("((-z))", "(-z)")
             if several:
                 loss, *numbered = (_numbered(text, number) for text in (loss, *definitions))
                 definitions = tuple(numbered)
@@ -103,7 +104,7 @@ class Objective:
             extra.formula if extra.coefficient == 1.0 else f"{extra.coefficient:g} * [{extra.formula}]"
             for extra in self.extras
         ]
-        written_out = " + ".join(sums).replace("((-z))", "(-z)").replace("+ -", "- ")
+        written_out = " + ".join(sums).replace("+ -", "- ")
         return "\n".join([f"loss = {written_out}", *lines])
 
     def __call__(

@@ -14,12 +14,10 @@ from mmalign.batch import Labels
 from mmalign.objectives import (
     Objective,
     ObjectiveOutput,
-    ObjectiveState,
     Reduction,
     Score,
     Scores,
     Term,
-    extras,
     labels,
     links,
     modifiers,
@@ -172,16 +170,6 @@ def given(case: Case, name: str) -> float:
     return case.hyperparameters[name]
 
 
-def apo_zero_unpaired(case: Case) -> Results:
-    scores = Scores(
-        policy=case["policy_token_logps"].unsqueeze(1),
-        reference=case["ref_token_logps"].unsqueeze(1),
-        mask=case["mask"].unsqueeze(1),
-    )
-    out = objectives.apo_zero(beta=beta_of(case))(scores, Labels.unpaired(case["label_desirable"]))
-    return {"loss": out.loss.mean()}
-
-
 def rewarded_list(build: Build) -> Callable[[Case], Results]:
     """An adapter of lists with external scores; the release lifts candidate 0 by 0.01, as its data pipeline
     does."""
@@ -207,19 +195,6 @@ def lipo_lambda(case: Case) -> Results:
     return {"loss": objectives.lipo_lambda(beta=beta_of(case))(scores, labels).loss.sum()}
 
 
-def mpo_mix(case: Case) -> Objective:
-    makers = {
-        "sigmoid": lambda: objectives.dpo(beta=beta_of(case)),
-        "bco_pair": lambda: objectives.bco_pair(beta=beta_of(case)),
-        "sft": lambda: objectives.sft(normaliser="batch_mean"),
-        "hinge": lambda: objectives.hinge(beta=beta_of(case)),
-        "apo_zero": lambda: objectives.apo_zero(beta=beta_of(case)),
-    }
-    parts = zip(case.hyperparameters["loss_weights"], case.hyperparameters["loss_type"], strict=True)
-    first, *rest = [weight * makers[kind]() for weight, kind in parts]
-    return sum(rest, start=first)
-
-
 def fdpo_js_ipo(case: Case) -> Objective:
     score = Score(shape=score_shapes.js(), scale=modifiers.inverse_length())
     link = links.square(1 / (2 * beta_of(case)))
@@ -231,13 +206,6 @@ def ld_dpo(case: Case) -> Objective:
     return Objective("ld_dpo", (Term(score=Score(Reduction(weights=weights)), beta=beta_of(case)),))
 
 
-def humanline_dpo(case: Case) -> Results:
-    clamp = (given(case, "log_epsilon_P"), given(case, "log_epsilon_R"))
-    objective = Objective("humanline", (Term(score=Score(Reduction(clamp=clamp)), beta=beta_of(case)),))
-    out = run(objective, token_scores(case))
-    return {"losses": out.loss, "loss": out.loss.mean()}
-
-
 def wpo_trl(case: Case) -> Results:
     squares = pair(case, "policy_chosen_token_log_sum_sq_probs", "policy_rejected_token_log_sum_sq_probs")
     term = Term(beta=beta_of(case), weight=modifiers.on_policy_weight(None))
@@ -245,59 +213,10 @@ def wpo_trl(case: Case) -> Results:
     return {"loss": out.loss.mean()}
 
 
-def selm(case: Case) -> Results:
-    response = case["policy_response_logps"] - case["ref_response_logps"]
-    bonus = extras.linear("response", given(case, "alpha") * beta_of(case))
-    objective = objectives.dpo(beta=beta_of(case)) + Objective("bonus", extras=(bonus,))
-    out = run(objective, sequence_scores(case, extras={"response": response}))
-    return {"losses": out.loss, "loss": out.loss.mean()}
-
-
 def arpo(case: Case) -> Objective:
     first, second = given(case, "relax_cofficient_1"), given(case, "relax_cofficient_2")
     score = Score(anchor=0.0, scale=modifiers.adaptive_rejection(first, second))
     return Objective("arpo", (Term(score=score, beta=beta_of(case)),))
-
-
-def bco_running_delta(case: Case) -> Results:
-    term = Term(
-        structures.Point(),
-        beta=beta_of(case),
-        margin=modifiers.running_zero_point(beta_of(case)),
-        labels=labels.likes(),
-    )
-    objective, state, found = Objective("bco", (term,)), ObjectiveState(), {}
-    for step in range(int(given(case, "steps"))):
-        sides = [case[f"step{step}_policy_{role}_logps"] for role in ("desirable", "undesirable")]
-        policy = torch.cat(sides).detach().unsqueeze(1).requires_grad_()
-        reference = torch.cat([case[f"step{step}_ref_{role}_logps"] for role in ("desirable", "undesirable")])
-        liked = torch.arange(policy.shape[0]) < sides[0].shape[0]
-        loss = objective(Scores(policy, reference.unsqueeze(1)), Labels.unpaired(liked), state).loss
-        (gradient,) = torch.autograd.grad(loss.mean(), policy)
-        found |= {
-            f"step{step}_losses": loss,
-            f"step{step}_delta": state.values["zero_point.mean"],
-            f"step{step}_grad_desirable": gradient[liked, 0],
-            f"step{step}_grad_undesirable": gradient[~liked, 0],
-        }
-    return found
-
-
-def kto_pair_legacy(case: Case) -> Results:
-    zero_point = modifiers.opposite_zero_point(beta_of(case))
-    sides = [
-        Objective(
-            "side",
-            (
-                Term(
-                    structures.Point(), beta=beta_of(case), margin=zero_point, link=links.flat(), labels=role
-                ),
-            ),
-        )
-        for role in (labels.likes(1.0, 0.0), labels.likes(0.0, 1.0))
-    ]
-    losses = torch.cat([run(side, sequence_scores(case)).loss for side in sides])
-    return {"losses": losses, "loss": losses.mean()}
 
 
 def nemo(structure: str) -> Build:
@@ -319,16 +238,6 @@ def mean_only(build: Build) -> Callable[[Case], Results]:
         return {"loss": run(build(case), sequence_scores(case)).loss.mean()}
 
     return adapter
-
-
-def dpo_plus_sft_seqavg(case: Case) -> Results:
-    length = pair(case, "chosen_length", "rejected_length")
-    mean = -case["policy_chosen_logps"] / length[:, 0]
-    supervised = Objective("sft", extras=(extras.linear("mean_nll", given(case, "lambda")),))
-    out = run(
-        objectives.dpo(beta=beta_of(case)) + supervised, sequence_scores(case, extras={"mean_nll": mean})
-    )
-    return {"losses": out.loss, "loss": out.loss.mean()}
 
 
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
@@ -357,7 +266,6 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_orpo_llamafactory": sequences(lambda case: objectives.orpo(beta=beta_of(case))),
     "text_kto": kto,
     "text_apo_zero": tokens(lambda case: objectives.apo_zero(beta=beta_of(case))),
-    "text_apo_zero_unpaired": apo_zero_unpaired,
     "text_apo_down": tokens(lambda case: objectives.apo_down(beta=beta_of(case))),
     "text_bco_pair_nodelta": tokens(lambda case: objectives.bco_pair(beta=beta_of(case))),
     "text_nca_biased_pair": sequences(lambda case: objectives.bco_pair(beta=beta_of(case))),
@@ -385,8 +293,6 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
     ),
     "text_fdpo_js_ipo": tokens(fdpo_js_ipo),
     "text_ld_dpo": tokens(ld_dpo),
-    "text_mpo_mix": tokens(mpo_mix),
-    "text_humanline_dpo": humanline_dpo,
     "text_wpo_trl": wpo_trl,
     "text_dpo_cauchy": sequences(lambda case: objectives.dpo_cauchy(beta=beta_of(case))),
     "text_dpo_shift": sequences(
@@ -409,10 +315,7 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_slic": sequences(
         lambda case: objectives.slic(margin=beta_of(case), coefficient=given(case, "lambda_coef"))
     ),
-    "text_selm": selm,
     "text_arpo": sequences(arpo),
-    "text_bco_running_delta": bco_running_delta,
-    "text_kto_pair_legacy": kto_pair_legacy,
     "text_nemo_rpo_sq": mean_only(nemo("square")),
     "text_nemo_rpo_fwd_kl": mean_only(nemo("reverse")),
     "text_infonca_listwise": rewarded_list(
@@ -436,6 +339,5 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "text_sppo_hard": _OTHER_UNIT,
     "text_fdpo_js_ipo": _OTHER_UNIT,
     "text_wpo_trl": _LOGGED_ELSEWHERE,
-    "text_apo_zero_unpaired": {"kl": "apo has no zero point; the library logs 0"},
     "text_kto": {"kl": "the zero point is a part of the loss, not an output"},
 }
