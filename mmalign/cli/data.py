@@ -1,4 +1,4 @@
-"""`mmalign data check | convert | cache`: the options; the work is imported when a command runs."""
+"""`mmalign data check | audit | convert | derive | cache`: the options; work is imported when one runs."""
 
 import argparse
 from typing import Any
@@ -31,6 +31,7 @@ def _data_config(options: argparse.Namespace) -> Any:
     source = {
         "path": options.path,
         "format": options.format,
+        "media": options.media,
         "columns": _columns(options.columns),
         "split": options.split,
         "root": options.root,
@@ -72,6 +73,37 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from mmalign.data.audit import audit, print_audit, write_json_audit
+
+    found = audit(_data_config(options), features=options.features, num_folds=options.folds)
+    if options.json:
+        write_json_audit(found)
+    else:
+        print_audit(found)
+    return 0 if found.ok else 1
+
+
+def _derive(options: argparse.Namespace) -> int:
+    from mmalign.data.derive import DeriveSettings, derive
+
+    given = vars(options)
+    settings = DeriveSettings(
+        how=options.how,
+        objectives=tuple(options.objectives),
+        **{
+            name: given[name]
+            for name in (
+                *("pairs", "min_gap", "max_per_prompt", "stages", "scope", "keep", "scale", "directions"),
+                *("max_angle", "user_column", "shots", "show", "score_column", "share", "template", "seed"),
+            )
+        },
+    )
+    found = derive(_data_config(options), options.output, settings, force=options.force)
+    print(found.summary(options.output))
+    return 0
+
+
 def _cache(options: argparse.Namespace) -> int:
     from mmalign.cli.encoding import encode_run
 
@@ -85,7 +117,7 @@ def _cache(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
+def _add_source_options(parser: argparse.ArgumentParser, *, ties: str = "drop", lists: bool = True) -> None:
     parser.add_argument("path", metavar="PATH", help="file, folder or hub id of the data set")
     parser.add_argument(
         "--format", default="auto", metavar="LAYOUT", help="layout of the rows (default: recognise it)"
@@ -97,19 +129,28 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="role=column",
         help="what columns mean, where it is not recognised",
     )
+    parser.add_argument(
+        "--media", default="image", choices=("image", "text"), help="what candidates are (default: image)"
+    )
     parser.add_argument("--split", help="split of the data set")
     parser.add_argument(
         "--root", help="folder that relative media paths start from (default: beside the file)"
     )
     parser.add_argument("--allow-outside", action="store_true", help="accept media paths that leave the root")
+    if lists:
+        parser.add_argument(
+            "--lists",
+            default="keep",
+            choices=("keep", "pairs", "best_worst"),
+            help="what rankings become (default: keep)",
+        )
+    else:
+        parser.set_defaults(lists="keep")
     parser.add_argument(
-        "--lists",
-        default="keep",
-        choices=("keep", "pairs", "best_worst"),
-        help="what rankings become (default: keep)",
-    )
-    parser.add_argument(
-        "--ties", default="drop", choices=("drop", "random", "soft"), help="what ties become (default: drop)"
+        "--ties",
+        default=ties,
+        choices=("drop", "random", "soft"),
+        help="what ties become (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     parser.add_argument(
@@ -121,10 +162,132 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_audit(commands: Any) -> None:
+    audit = commands.add_parser(
+        "audit",
+        help="what the preferences say: length bias, contradictions, score gaps, shortcuts",
+        description="Lengths, ties, repeated and contradictory pairs, score gaps, held-out separability of "
+        "chosen and rejected by features where a column of features exists. Intervals: 95 % over prompts.",
+    )
+    _add_source_options(audit, ties="soft")
+    audit.add_argument(
+        "--features",
+        metavar="COLUMN",
+        help="column with a feature vector per candidate (default: features, or features_chosen and "
+        "features_rejected, or features_a and features_b)",
+    )
+    audit.add_argument(
+        "--folds", type=int, default=5, metavar="N", help="held-out parts for separability (default: 5)"
+    )
+    audit.add_argument("--json", action="store_true", help="print the report as JSON")
+    audit.set_defaults(handler=_audit)
+
+
+_RULES = {
+    "all_pairs": "every two candidates of a ranking",
+    "best_worst": "its ends",
+    "adjacent": "neighbours in rank",
+    "best_vs_rest": "the best with each other one",
+    "curriculum": "pairs in stages, easy first (Curry-DPO)",
+    "reward_augmented": "two pairs of each, with the score to reach in the prompt",
+    "directional": "a direction over several rewards in the prompt, and the candidate best along it",
+    "few_shot": "other choices of the same user in the prompt (FSPO)",
+    "keep_lowest": "the rows with the lowest value in a column (a CHES filter)",
+}
+
+
+def _add_derive(commands: Any) -> None:
+    derive = commands.add_parser(
+        "derive",
+        help="make a data set of another one: pairs, stages, conditioned prompts",
+        description="Writes rows.jsonl, the images it uses and card.yaml. "
+        + "; ".join(f"{name}: {what}" for name, what in _RULES.items())
+        + ".",
+    )
+    _add_source_options(derive, lists=False)
+    add = derive.add_argument
+    add("--how", required=True, choices=tuple(_RULES), help="the rule")
+    add("--output", required=True, metavar="OUT", help="folder to write")
+    add(
+        "--pairs",
+        default="best_vs_rest",
+        choices=tuple(_RULES)[:4],
+        help="how rankings become pairs where a rule needs pairs (default: %(default)s)",
+    )
+    add(
+        "--min-gap",
+        type=float,
+        default=0.0,
+        metavar="GAP",
+        help="least score difference of a pair (default: 0)",
+    )
+    add("--max-per-prompt", type=int, metavar="N", help="pairs kept of one prompt, widest gap first")
+    add("--stages", type=int, default=3, metavar="N", help="curriculum: stages (default: 3)")
+    add(
+        "--scope",
+        default="prompt",
+        choices=("prompt", "dataset"),
+        help="curriculum: order the pairs of each prompt, or all together (default: prompt)",
+    )
+    add("--objectives", nargs="*", default=[], metavar="COLUMN", help="directional: columns of rewards")
+    add(
+        "--keep",
+        default="best",
+        choices=("best", "pairs"),
+        help="directional: the best candidate as a liked row, or best over worst (default: best)",
+    )
+    add(
+        "--scale",
+        default="standard",
+        choices=("standard", "none"),
+        help="directional: standardise each objective, or take it as it is (default: standard)",
+    )
+    add("--directions", type=int, default=1, metavar="N", help="directional: directions per row (default: 1)")
+    add(
+        "--max-angle",
+        type=float,
+        default=45.0,
+        metavar="DEGREES",
+        help="directional: widest angle to the first objective (default: 45)",
+    )
+    add(
+        "--user-column",
+        default="user_id",
+        metavar="COLUMN",
+        help="few_shot: column of the user (default: user_id)",
+    )
+    add("--shots", type=int, default=4, metavar="N", help="few_shot: examples in the prompt (default: 4)")
+    add(
+        "--show",
+        default="both",
+        choices=("both", "chosen"),
+        help="few_shot: responses of an example that are shown (default: both)",
+    )
+    add(
+        "--score-column",
+        default="ches",
+        metavar="COLUMN",
+        help="keep_lowest: column to sort by (default: ches)",
+    )
+    add("--share", type=float, default=0.5, help="keep_lowest: part of the rows to keep (default: 0.5)")
+    add(
+        "--template",
+        metavar="TEXT",
+        help="words around {prompt} and {goal} (reward_augmented, directional) or {examples} (few_shot)",
+    )
+    add("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    add("--force", action="store_true", help="replace OUT if it exists")
+    derive.set_defaults(handler=_derive)
+
+
 def add_commands(subparsers: Any) -> None:
     """Add `data` and its sub-commands to the parser of `mmalign`; imports nothing heavy."""
-    parser = subparsers.add_parser("data", help="check, convert and cache preference data")
-    commands = parser.add_subparsers(dest="subcommand", metavar="check|convert|cache", required=True)
+    parser = subparsers.add_parser("data", help="check, audit, convert, derive and cache preference data")
+    commands = parser.add_subparsers(
+        dest="subcommand", metavar="check|audit|convert|derive|cache", required=True
+    )
+    _add_audit(commands)
+    _add_derive(commands)
 
     check = commands.add_parser(
         "check",

@@ -49,6 +49,12 @@ def convert(config: DataConfig, output: str | Path, *, to: Target, force: bool =
         message = f"{output}: exists. Give another name, or --force to replace it."
         raise ConfigError(message)
     table = open_rows(config)
+    if to != "jsonl" and any(source.media == "text" for source in config.all_sources):
+        message = (
+            f"data convert: got texts, expected images for {to}. Texts stand in the rows themselves: use "
+            "--to jsonl."
+        )
+        raise ConfigError(message)
     if to != "jsonl" and table.kind != "pairs":
         message = (
             f"data convert: got {table.kind} rows, expected pairs for {to}. Use --to jsonl, or make pairs "
@@ -181,12 +187,15 @@ def _pickapic_record(row: PreferenceRow) -> dict[str, Any]:
 
 
 def _write_jsonl(folder: Path, rows: Iterator[PreferenceRow]) -> None:
-    """rows.jsonl with paths into images/, named by row and candidate."""
+    """rows.jsonl with paths into images/, named by row and candidate; texts stand in the rows."""
     (folder / "images").mkdir()
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             names = []
             for place, candidate in enumerate(row.candidates):
+                if candidate.text is not None:
+                    names.append(candidate.text)
+                    continue
                 name = f"images/{number:07d}_{place}{image_ending(candidate.image)}"
                 (folder / name).write_bytes(_bytes_of(candidate))
                 names.append(name)

@@ -292,6 +292,11 @@ class RowTable:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def locate(self, index: int) -> tuple[SourceTable, int]:
+        """The source of a row, and the row's number in that source's selection."""
+        part, local = self._find(index)
+        return part, local // self._twice
+
     def _find(self, index: int) -> tuple[SourceTable, int]:
         if not 0 <= index < len(self):
             message = f"row {index}: the table has {len(self)} rows"

@@ -14,6 +14,7 @@ from mmalign.batch import DataKind
 from mmalign.data import labels
 from mmalign.data.config import DataConfig, SourceConfig
 from mmalign.data.layouts import Match
+from mmalign.data.pairing import Pairing, couples
 from mmalign.data.records import Records
 from mmalign.data.rows import FieldError, RowIssue, RowReport, issue_of
 from mmalign.errors import explain
@@ -287,18 +288,12 @@ def _make_lists_or_pairs(
         return selection
     rows, first, second, preference = [], [], [], []
     for row, relevance in enumerate(relevances):
-        if source.lists == "best_worst":
-            best, worst = int(np.argmax(relevance)), int(np.argmin(relevance))
-            couples = [(best, worst)] if best != worst else [(0, 1)]
-        else:
-            count = len(relevance)
-            couples = [(i, j) for i in range(count) for j in range(i + 1, count)]
-        for i, j in couples:
-            ahead, behind = (i, j) if relevance[i] >= relevance[j] else (j, i)
+        how: Pairing = "best_worst" if source.lists == "best_worst" else "all_pairs"
+        for ahead, behind in couples(relevance.tolist(), how):
             rows.append(row)
             first.append(ahead)
             second.append(behind)
-            preference.append(0.5 if relevance[i] == relevance[j] else 1.0)
+            preference.append(0.5 if relevance[ahead] == relevance[behind] else 1.0)
     selection.report.read += len(rows) - len(selection)
     selection.keep(np.array(rows, dtype=np.int64))
     selection.kind = "pairs"
