@@ -102,12 +102,22 @@ class LikelihoodConfig(Section):
 class ReferenceConfig(Section):
     """What the policy is compared with."""
 
-    kind: Literal["auto", "adapters_off", "frozen", "ema", "stored", "none"] = Field(
+    kind: Literal["auto", "adapters_off", "frozen", "ema", "synced", "stored", "none"] = Field(
         "auto",
-        description="auto: adapters_off with LoRA, frozen copy with full fine-tuning, none if not needed",
+        description="auto: the method's own if it moves, else adapters_off with LoRA, frozen copy with full "
+        "fine-tuning, none if not needed",
     )
     offload: bool = Field(False, description="frozen: keep the copy on the CPU between uses")
     decay: float = Field(0.999, ge=0, le=1, description="ema: decay per optimiser step")
+    sync_every: int | None = Field(
+        None, ge=1, description="synced: optimiser steps between two moves; default: the row, else 512"
+    )
+    mixing: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="synced: share of the policy in the new reference; 1 copies it; default as above, else 0.6",
+    )
     draws_per_row: int = Field(
         4, ge=1, description="stored: size of the fixed bank of (timestep, noise) per row"
     )
@@ -225,7 +235,7 @@ class RunConfig(Section):
         if self.likelihood.timesteps == "listed" and not self.likelihood.values:
             message = "likelihood.timesteps listed needs likelihood.values, for example [249, 499, 749, 999]"
             raise ValueError(message)
-        if self.reference.kind in ("stored", "ema") and self.adapter.dropout > 0:
+        if self.reference.kind in ("stored", "ema", "synced") and self.adapter.dropout > 0:
             # Stored errors have no dropout in them; an average would be evaluated under it.
             message = f"reference.kind {self.reference.kind} needs adapter.dropout 0"
             raise ValueError(message)
@@ -461,18 +471,40 @@ def resolve(
     return _resolve_with_row(config, marks.path)
 
 
+# What a step of a denoiser hands to an objective besides the policy's scores.
+_SUPPLIED = frozenset({"reference"})
+
+
+def _require_suits(method: Method, path: str) -> None:
+    """Refuse a row whose objective means nothing on this likelihood, or needs what no step supplies."""
+    from mmalign import objectives
+
+    likelihood = method.likelihood or "elbo"
+    row = objectives.row(method.objective)
+    missing = row.needs - _SUPPLIED
+    if likelihood in row.refuses:
+        reason = f"makes no sense on the likelihood {likelihood!r}: {row.refuses[likelihood]}"
+    elif missing:
+        reason = f"needs {', '.join(sorted(missing))} of every candidate, which these runs do not supply"
+    else:
+        return
+    message = f"{path}: method: {method.name!r} {reason}. `mmalign methods` lists the others."
+    raise ConfigError(message)
+
+
 def _resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
     from mmalign import methods, objectives
 
     method = methods.find(config.method)
-    likelihood = method.likelihood or "elbo"
-    refused = objectives.row(method.objective).refuses.get(likelihood)
-    if refused is not None:
-        message = (
-            f"{path}: method: {method.name!r} makes no sense on the likelihood {likelihood!r}: {refused}. "
-            "`mmalign methods` lists the others."
+    if not method.objective:
+        message = explain(
+            f"{path}: method",
+            got=method.name,
+            expected="a method with an objective of scores",
+            do=f"This one is the function {method.function}: call it in a loop of your own.",
         )
         raise ConfigError(message)
+    _require_suits(method, path)
     defaults = method.defaults_for(config.model.family)
     parameters = objectives.signature(method.objective).parameters
     arguments: dict[str, float | int | str | bool] = {
@@ -508,7 +540,8 @@ def _resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
                 f"{config.model.family!r}. Set train.{name}."
             )
             raise ConfigError(message)
-    config = config.model_copy(update={"train": train})
+    reference = _resolve_reference(config, method, defaults, filled, path)
+    config = config.model_copy(update={"train": train, "reference": reference})
     return ResolvedRun(
         config=config,
         method=method,
@@ -517,6 +550,40 @@ def _resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         differences=_differences(config, defaults, arguments, row_arguments),
         path=path,
     )
+
+
+# TRL's values, for methods without their own.
+_SYNC = {"sync_every": 512, "mixing": 0.6}
+
+
+def _resolve_reference(
+    config: RunConfig, method: Method, defaults: Mapping[str, Default], filled: dict[str, Default], path: str
+) -> ReferenceConfig:
+    """The reference with the settings of a moving one decided; a method whose own moves gets it from `auto`.
+
+    Raises:
+        ConfigError: settings of a synced reference with another one, or a dropout that would blur it.
+    """
+    reference = config.reference
+    is_synced = reference.kind == "synced" or (reference.kind == "auto" and method.reference == "synced")
+    given = [name for name in _SYNC if getattr(reference, name) is not None]
+    if not is_synced:
+        if given:
+            message = explain(
+                f"{path}: reference.{given[0]}",
+                got=getattr(reference, given[0]),
+                expected=f"no value: the reference {reference.kind} does not follow the policy by it",
+                do="Set reference.kind=synced, or take the setting out.",
+            )
+            raise ConfigError(message)
+        return reference
+    if config.adapter.dropout > 0:
+        message = f"{path}: the synced reference of method {method.name} needs adapter.dropout 0"
+        raise ConfigError(message)
+    missing = [name for name in _SYNC if name not in given]
+    filled |= {f"reference.{name}": defaults[name] for name in missing if name in defaults}
+    values = {name: defaults[name].value if name in defaults else _SYNC[name] for name in missing}
+    return ReferenceConfig.model_validate({**reference.model_dump(), "kind": "synced", **values})
 
 
 def _differences(
@@ -547,6 +614,7 @@ def _differences(
         "resolution": ("image.resolution", config.image.resolution),
         "prompt_dropout": ("image.prompt_dropout", config.image.prompt_dropout),
         "rank": ("adapter.rank", config.adapter.rank if config.adapter.kind == "lora" else None),
+        **{name: (f"reference.{name}", getattr(config.reference, name)) for name in _SYNC},
     }
     found = []
     for name, (setting, value) in actual.items():

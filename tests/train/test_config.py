@@ -227,3 +227,17 @@ def test_a_method_with_a_reference_refuses_none(config_file) -> None:
 def test_the_reference_that_fits_is_chosen(config_file, overrides: list[str], kind: str) -> None:
     run: ResolvedRun = load_run(config_file(), overrides)
     assert reference_kind(run) == kind
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("orpo", "odds need a probability: an error has none"),
+        ("odpo", "needs reward of every candidate, which these runs do not supply"),
+    ],
+)
+def test_an_objective_that_means_nothing_here_is_refused_with_the_reason(
+    config_file, method: str, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"method: '{method}' .*{reason}"):
+        load_run(config_file(), [f"method={method}"])
