@@ -75,7 +75,7 @@ def evaluate(
     whole = View(_without_padding(scores, valid), labels, valid)
     anyone = whole.rows_with(1)
     rows = anyone if extras or not terms else torch.zeros_like(anyone)
-    soft = _is_soft(labels) and (scores.num_candidates == 2 or any(term.candidates for term in terms))
+    soft = _is_soft(labels) and (scores.num_candidates == 2 or any(term.width for term in terms))
     parts: dict[str, Tensor] = {}
     first: _Evaluated | None = None
     for term in terms:
@@ -115,7 +115,7 @@ def _check(name: str, terms: Sequence[Term], scores: Scores, labels: Labels) -> 
         )
         raise ConfigError(message)
     prompts, candidates = scores.policy.shape[:2]
-    wanted = max((max(term.candidates) + 1 for term in terms if term.candidates), default=0)
+    wanted = max((term.width for term in terms), default=0)
     if candidates < wanted:
         message = (
             f"objective {name}: got {candidates} candidates per prompt, expected at least {wanted}. Stack "

@@ -304,6 +304,11 @@ class Contrast:
             )
             raise HyperparameterError(message)
 
+    @property
+    def at_least(self) -> int:
+        """Real candidates that a prompt needs to count: all of them."""
+        return len(self.coefficients)
+
     def compare(self, inputs: Inputs) -> Compared:
         """One comparison per prompt."""
         if inputs.score.shape[1] != len(self.coefficients):
@@ -503,9 +508,11 @@ class Plackett:
     Args:
         temperature: factor of candidate j in the stage of candidate i, [prompt, i, j], or None for 1 (PRO
             uses reward gaps).
+        aggregate: "sum" over the stages that have a choice, or their "mean".
     """
 
     temperature: Computed | None = None
+    aggregate: Literal["sum", "mean"] = "sum"
     labels: ClassVar[type] = PairLabels
     points: ClassVar[bool] = False
     swaps: ClassVar[bool] = True
@@ -538,16 +545,19 @@ class Plackett:
         spread = torch.where(kept, logits, torch.finfo(scaled.dtype).min)
         spread = torch.where(counts.unsqueeze(2), spread, 0.0)
         own = logits.diagonal(dim1=1, dim2=2)
-        loss = torch.where(counts, spread.logsumexp(2) - own, 0.0).sum(1)
+        stages = counts.sum(1).clamp(min=1).to(scaled.dtype)
+        share = 1.0 if self.aggregate == "sum" else 1.0 / stages
+        loss = share * torch.where(counts, spread.logsumexp(2) - own, 0.0).sum(1)
         chosen = torch.eye(count, dtype=scaled.dtype, device=scaled.device)
         gradient = torch.where(kept, (spread.detach().softmax(2) - chosen) * heat, 0.0).sum(1)
-        return Compared(loss, _list_logit(scaled, context), _half_size(gradient))
+        return Compared(loss, _list_logit(scaled, context), share * _half_size(gradient))
 
     def formula(self, words: Words) -> tuple[str, str]:
         """(Loss, z) in plain text."""
         heat = "" if self.temperature is None else f", z in stage i times {self.temperature.formula}"
-        return f"sum over stages i of logsumexp over j >= i of z[j] - z[i], best first{heat}", _times(
-            words.beta, "s"
+        return (
+            f"{self.aggregate} over stages i of logsumexp over j >= i of z[j] - z[i], best first{heat}",
+            _times(words.beta, "s"),
         )
 
 

@@ -166,9 +166,15 @@ class Term:
     @property
     def at_least(self) -> int:
         """Real candidates that a prompt needs to count."""
-        if isinstance(self.structure, Contrast):
-            return len(self.structure.coefficients)
-        return 1 if self.structure.points else 2
+        own: int | None = getattr(self.structure, "at_least", None)
+        return own or (1 if self.structure.points else 2)
+
+    @property
+    def width(self) -> int:
+        """Candidates that the scores must have, as far as the term names them; 0 if it names none."""
+        if self.candidates is not None:
+            return max(self.candidates) + 1
+        return len(self.structure.coefficients) if isinstance(self.structure, Contrast) else 0
 
     def _computed(self) -> tuple[object, ...]:
         labels: tuple[object, ...] = ()
