@@ -35,6 +35,7 @@ __all__ = [
     "position_decay",
     "reward_gap",
     "reward_gap_temperature",
+    "reward_power_gap",
     "reward_preference",
     "roles",
     "running_batch_zero_point",
@@ -294,6 +295,17 @@ def log_reward_ratio(factor: float) -> Computed:
         return factor * ratio.log()
 
     return Computed(compute, f"{factor:g} * log(reward[chosen] / reward[rejected])", frozenset({"reward"}))
+
+
+def reward_power_gap(base: float, scale: float) -> Computed:
+    """max(0, base^(reward of chosen / scale) - base^(reward of rejected / scale)) (GAPO of video)."""
+
+    def compute(context: Context) -> Tensor:
+        power = torch.pow(base, _reward(context, "the gap of powers") / scale)
+        return (power[:, CHOSEN] - power[:, REJECTED]).clamp(min=0.0)
+
+    powers = (f"{base:g}^(reward[{role}] / {scale:g})" for role in ("chosen", "rejected"))
+    return Computed(compute, f"max(0, {' - '.join(powers)})", frozenset({"reward"}))
 
 
 def reward_preference(factor: float) -> Computed:

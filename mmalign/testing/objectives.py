@@ -40,6 +40,7 @@ _EXTRA_SHAPES = {
     "mismatched_log_ratio": (7,),
     "whole_score": (PROMPTS,),
     "whole_length": (PROMPTS,),
+    "task_weight": (PROMPTS,),
     "gold_score": (PROMPTS,),
     "gold_length": (PROMPTS,),
     "response_log_ratio": (PROMPTS,),
@@ -47,6 +48,9 @@ _EXTRA_SHAPES = {
     "rationale_score": (PROMPTS,),
     "intra_log_ratio_gap": (PROMPTS,),
     "inter_log_ratio_gap": (PROMPTS,),
+    "reference_entropy": (PROMPTS,),
+    "selected": (PROMPTS,),
+    "semantic_gap": (PROMPTS,),
 }
 
 
@@ -368,6 +372,10 @@ def _inner_axis(objective: Registered) -> list[str]:
         policy=scores.policy if policy is None else policy.requires_grad_(),
         reference=widen(scores.reference),
         mask=mask,
+        extras={
+            name: value if name not in _PER_POSITION else torch.cat([value.unsqueeze(2), noise], dim=2)
+            for name, value in scores.extras.items()
+        },
     )
     flat, deep = built(scores, labels), built(wide, labels)
     gradient = _policy_gradient(deep, wide)

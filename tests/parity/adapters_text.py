@@ -186,13 +186,15 @@ def rewarded_list(build: Build) -> Callable[[Case], Results]:
 def ranked_list(case: Case) -> Results:
     """One list, best first."""
     scores = Scores(case["policy_logps"].unsqueeze(0), case["ref_logps"].unsqueeze(0))
-    return {"loss": objectives.plackett_luce_dpo(beta=beta_of(case))(scores, Labels()).loss.sum()}
+    objective = objectives.plackett_luce_dpo(beta=beta_of(case), aggregate=given(case, "reduction"))
+    return {"loss": objective(scores, Labels()).loss.sum()}
 
 
 def lipo_lambda(case: Case) -> Results:
     scores = Scores(case["policy_logps"].unsqueeze(0), case["ref_logps"].unsqueeze(0))
     labels = Labels(relevance=case["labels"].unsqueeze(0))
-    return {"loss": objectives.lipo_lambda(beta=beta_of(case))(scores, labels).loss.sum()}
+    objective = objectives.lipo_lambda(beta=beta_of(case), aggregate=given(case, "reduction"))
+    return {"loss": objective(scores, labels).loss.sum()}
 
 
 def fdpo_js_ipo(case: Case) -> Objective:

@@ -1,0 +1,575 @@
+"""The catalogue of ranked or graded candidates per prompt, with a reference: learning to rank.
+
+u is the log-ratio of a candidate and s = beta u. Candidates stand best first, or `Labels.relevance` grades
+them; ties are no preference, except where a ranking needs an order (there they keep the given one).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mmalign.errors import ConfigError, HyperparameterError, explain
+from mmalign.objectives import links, modifiers
+from mmalign.objectives.base import Computed, Context, wide
+from mmalign.objectives.extras import Extra
+from mmalign.objectives.labels import Distribution, PointLabels, Targets
+from mmalign.objectives.objective import Objective, Published, objective
+from mmalign.objectives.pairwise import positive_beta
+from mmalign.objectives.structures import (
+    AllPairs,
+    BestVsRest,
+    ListForward,
+    Pair,
+    Plackett,
+    Point,
+    Target,
+)
+from mmalign.objectives.terms import Term
+
+__all__ = [
+    "Curriculum",
+    "curriculum",
+    "curry_dpo",
+    "irpo_incontext_ranking",
+    "irpo_incontext_ranking_official",
+    "lipo_lambda",
+    "lipo_pair_hinge",
+    "lipo_pair_logistic",
+    "lipo_point_mse",
+    "lipo_point_sigmoid",
+    "lipo_softmax",
+    "plackett_luce_dpo",
+    "rankdpo",
+    "tree_po_rank",
+]
+
+_LIPO = "LiPO: Listwise Preference Optimization through Learning-to-Rank"
+_LIPO_BETA: dict[str, Published] = {"beta": (0.05, "paper", "lists of 8")}
+_SUMS = 'the paper sums over the pairs of a list ("sum"), public modules also divide by their number ("mean")'
+Aggregate: TypeAlias = Literal["sum", "mean"]
+
+
+def _require_aggregate(where: str, aggregate: str) -> None:
+    if aggregate not in ("sum", "mean"):
+        raise HyperparameterError(explain(f"{where} aggregate", got=aggregate, expected="'sum' or 'mean'"))
+
+
+def _relevance(context: Context, wanted_by: str) -> Float[Tensor, "prompt candidate"]:
+    relevance = context.labels.relevance
+    if relevance is None:
+        message = explain(
+            f"Labels.relevance, needed by {wanted_by}",
+            got=None,
+            expected="one grade per candidate, higher is better",
+        )
+        raise ConfigError(message)
+    return wide(relevance).to(context.policy.dtype)
+
+
+@objective(
+    "plackett_luce_dpo",
+    fixes="lists",
+    title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+    paper="2305.18290",
+    year=2023,
+    equation="20",
+    sample={"beta": 0.1},
+    data="lists",
+    parity=("text_plackett_luce_dpo",),
+    status="parity",
+    published={"beta": (0.05, "paper", "the list-MLE row of LiPO, arXiv 2402.01878")},
+    departures=(
+        'the paper sums over the stages ("sum"), a public module also divides by their number ("mean")',
+        "tied candidates keep their given order: a ranking likelihood has no ties",
+    ),
+)
+def plackett_luce_dpo(*, beta: float, aggregate: Aggregate = "sum") -> Objective:
+    """Plackett-Luce likelihood of the whole ranking, best first; LiPO calls it list-mle.
+
+    loss = sum over stages i of logsumexp over j >= i of beta u_j, minus beta u_i
+
+    Args:
+        beta: > 0, per unit of score.
+        aggregate: "sum" over the stages of a list (the paper) or their "mean".
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2305.18290, appendix A.3; arXiv 2402.01878, equation 7.
+    """
+    positive_beta("plackett_luce_dpo", beta)
+    _require_aggregate("plackett_luce_dpo", aggregate)
+    return Objective("plackett_luce_dpo", (Term(Plackett(aggregate=aggregate), beta=beta, name="plackett"),))
+
+
+@objective(
+    "lipo_lambda",
+    fixes="lists",
+    title=_LIPO,
+    paper="2402.01878",
+    year=2024,
+    equation="8",
+    sample={"beta": 0.05},
+    data="lists",
+    parity=("text_lipo_lambda",),
+    status="parity",
+    published=_LIPO_BETA,
+    departures=(
+        _SUMS,
+        "the gain is 2^y - 1; a public baseline has 2 y - 1 and a sign that makes the loss unbounded below",
+    ),
+)
+def lipo_lambda(*, beta: float, aggregate: Aggregate = "sum") -> Objective:
+    """Logistic loss over all ordered pairs of a list, weighted by what their exchange would cost in DCG.
+
+    weight = |2^y_i - 2^y_j| * |1 / ln(1 + rank_i) - 1 / ln(1 + rank_j)|, rank by the current scores, no
+    gradient
+
+    Args:
+        beta: > 0, per unit of score (0.05 released). Keep relevance y in [0, 1].
+        aggregate: "sum" over the ordered pairs of a list (the paper) or their "mean".
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2402.01878, equation 8.
+    """
+    positive_beta("lipo_lambda", beta)
+    _require_aggregate("lipo_lambda", aggregate)
+    term = Term(AllPairs(modifiers.lambda_weights(), aggregate), beta=beta, name="lambda")
+    return Objective("lipo_lambda", (term,))
+
+
+@objective(
+    "lipo_pair_logistic",
+    fixes="lists",
+    title=_LIPO,
+    paper="2402.01878",
+    year=2024,
+    equation="5",
+    sample={"beta": 0.05},
+    data="lists",
+    published=_LIPO_BETA,
+    departures=(_SUMS,),
+)
+def lipo_pair_logistic(*, beta: float, aggregate: Aggregate = "sum") -> Objective:
+    """RankNet on log-ratios: sum over pairs i better than j of -log sigmoid(s_i - s_j); DPO for two.
+
+    Args:
+        beta: > 0, per unit of score (0.05 released).
+        aggregate: "sum" over the ordered pairs of a list (the paper) or their "mean".
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2402.01878, equation 5.
+    """
+    positive_beta("lipo_pair_logistic", beta)
+    _require_aggregate("lipo_pair_logistic", aggregate)
+    return Objective(
+        "lipo_pair_logistic", (Term(AllPairs(aggregate=aggregate), beta=beta, name="pair_logistic"),)
+    )
+
+
+@objective(
+    "lipo_pair_hinge",
+    fixes="lists",
+    title=_LIPO,
+    paper="2402.01878",
+    year=2024,
+    equation="6",
+    sample={"beta": 0.05},
+    data="lists",
+    published=_LIPO_BETA,
+    departures=(_SUMS,),
+)
+def lipo_pair_hinge(*, beta: float, aggregate: Aggregate = "sum") -> Objective:
+    """RankSVM on log-ratios: sum over pairs i better than j of max(0, 1 - (s_i - s_j)); SLiC-norm for two.
+
+    Args:
+        beta: > 0, per unit of score (0.05 released).
+        aggregate: "sum" over the ordered pairs of a list (the paper) or their "mean".
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2402.01878, equation 6.
+    """
+    positive_beta("lipo_pair_hinge", beta)
+    _require_aggregate("lipo_pair_hinge", aggregate)
+    term = Term(AllPairs(aggregate=aggregate), beta=beta, link=links.hinge(), name="pair_hinge")
+    return Objective("lipo_pair_hinge", (term,))
+
+
+@objective(
+    "lipo_point_mse",
+    fixes="lists",
+    on_errors="pointwise",
+    title=_LIPO,
+    paper="2402.01878",
+    year=2024,
+    equation="9",
+    sample={"beta": 0.05},
+    data="lists",
+    published=_LIPO_BETA,
+    allows={"gradient signs": "every candidate is pulled to its own relevance, which is above 0 for all"},
+)
+def lipo_point_mse(*, beta: float) -> Objective:
+    """Regression of each scaled log-ratio on its relevance: sum over candidates of (y - s)^2.
+
+    The paper's weakest row, kept as its baseline: it says nothing about order.
+
+    Args:
+        beta: > 0, per unit of score (0.05 released); beta u is in units of the relevance.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2402.01878, equation 9.
+    """
+    positive_beta("lipo_point_mse", beta)
+    grade = Computed(lambda context: _relevance(context, "lipo_point_mse"), "relevance")
+    term = Term(Target(), beta=beta, link=links.square(0.0), labels=Targets(grade, grade), name="point_mse")
+    return Objective("lipo_point_mse", (term,))
+
+
+@objective(
+    "lipo_point_sigmoid",
+    fixes="lists",
+    on_errors="pointwise",
+    title=_LIPO,
+    paper="2402.01878",
+    year=2024,
+    equation="10",
+    sample={"beta": 0.05},
+    data="lists",
+    published=_LIPO_BETA,
+)
+def lipo_point_sigmoid(*, beta: float) -> Objective:
+    """Cross-entropy per candidate: sum of -y log sigmoid(s) - (1 - y) log sigmoid(-s).
+
+    Args:
+        beta: > 0, per unit of score (0.05 released). Relevance y is a probability of winning, in [0, 1].
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2402.01878, equation 10.
+    """
+    positive_beta("lipo_point_sigmoid", beta)
+    wins = Computed(lambda context: _relevance(context, "lipo_point_sigmoid"), "y")
+    loses = Computed(lambda context: 1.0 - _relevance(context, "lipo_point_sigmoid"), "(1 - y)")
+    roles = PointLabels((wins, loses), (wins, loses))
+    return Objective("lipo_point_sigmoid", (Term(Point(), beta=beta, labels=roles, name="point_sigmoid"),))
+
+
+def _share_of_relevance() -> Distribution:
+    """Relevance / its sum over the real candidates; all shares 0 where every relevance is 0."""
+
+    def log_weights(context: Context) -> Tensor:
+        grade = torch.where(context.real(), _relevance(context, "lipo_softmax").clamp(min=0.0), 0.0)
+        total = grade.sum(1, keepdim=True)
+        share = grade / torch.where(total > 0, total, 1.0)
+        return share.clamp(min=torch.finfo(share.dtype).tiny).log()
+
+    return Distribution(log_weights, "relevance / sum of relevance")
+
+
+@objective(
+    "lipo_softmax",
+    fixes="lists",
+    title=_LIPO,
+    paper="2402.01878",
+    year=2024,
+    equation="11",
+    sample={"beta": 0.05},
+    data="lists",
+    published=_LIPO_BETA,
+    departures=(
+        "the target is relevance divided by its sum, as the paper has it; ListNet itself takes a softmax, "
+        "which is infonca",
+    ),
+)
+def lipo_softmax(*, beta: float) -> Objective:
+    """Softmax cross-entropy with shares of the relevance as target.
+
+    loss = -sum over candidates of y / (sum of y) * log softmax(s)
+
+    Args:
+        beta: > 0, per unit of score (0.05 released). Relevance y >= 0; below 0 counts as 0.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2402.01878, equation 11.
+    """
+    positive_beta("lipo_softmax", beta)
+    term = Term(ListForward(), beta=beta, labels=_share_of_relevance(), name="softmax")
+    return Objective("lipo_softmax", (term,))
+
+
+@objective(
+    "rankdpo",
+    fixes="lists",
+    title="Scalable Ranked Preference Optimization for Text-to-Image Generation",
+    paper="2410.18013",
+    year=2024,
+    equation="6-7",
+    sample={"beta": 5000.0, "ranks": "scores"},
+    data="lists",
+    status="experimental",
+    unverified="whether ranks follow the labels (the paper's algorithm 2) or the model's scores (its figure "
+    "2), and the reciprocal of the discount, which the copy of the algorithm that could be read has lost",
+    departures=(
+        "the paper's score is the whole error difference, ours half of it: its beta is half of ours",
+        "no training code is public",
+    ),
+)
+def rankdpo(*, beta: float, ranks: Literal["scores", "labels"]) -> Objective:
+    """Diffusion-DPO over all pairs of a ranked list, weighted by what their exchange would cost in DCG.
+
+    loss = sum over pairs i better than j of weight * -log sigmoid(beta (u_i - u_j))
+    weight = |2^y_i - 2^y_j| * |1 / ln(1 + rank_i) - 1 / ln(1 + rank_j)|, no gradient
+
+    Args:
+        beta: > 0, per unit of score; diffusion with mean errors 2000 to 5000.
+        ranks: of the weights: by the current "scores" (LambdaLoss) or by the "labels" (fixed weights). y is
+            the share of comparisons a candidate wins under the reward models, in [0, 1].
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2410.18013, equations 5 to 7 and algorithm 2.
+    """
+    positive_beta("rankdpo", beta)
+    if ranks not in ("scores", "labels"):
+        raise HyperparameterError(explain("rankdpo ranks", got=ranks, expected="'scores' or 'labels'"))
+    term = Term(AllPairs(weight=modifiers.lambda_weights(ranks)), beta=beta, name="rankdpo")
+    return Objective("rankdpo", (term,))
+
+
+_IRPO = "In-context Ranking Preference Optimization"
+
+
+def _in_context(name: str, beta: float, own: float | None) -> Objective:
+    positive_beta(name, beta)
+    structure = BestVsRest(modifiers.graded_gain(), "mean", own=own)
+    return Objective(name, (Term(structure, beta=beta, name="in_context"),))
+
+
+_IRPO_SUM = "a mean over the items and, by the loop, over the lists (released code: a sum over the lists)"
+_IRPO_SIGN = (
+    "graded gains follow the given ranks: a relevant item far down the list may weigh less than others"
+)
+
+
+@objective(
+    "irpo_incontext_ranking",
+    fixes="lists",
+    on_errors="axis",
+    title=_IRPO,
+    paper="2504.15477",
+    year=2025,
+    sample={"beta": 1.0},
+    data="lists",
+    parity=("text_irpo_incontext_ranking",),
+    status="parity",
+    published={"beta": (1.0, "code")},
+    departures=(
+        "an item is left out of its own rest; the released code lowers it by 100 before beta, so that "
+        "exp(-100 beta) stays (4.5e-5 at beta 0.1): irpo_incontext_ranking_official",
+        _IRPO_SUM,
+    ),
+    allows={"gradient signs": _IRPO_SIGN},
+)
+def irpo_incontext_ranking(*, beta: float) -> Objective:
+    """Items of one generated list, each against the others, weighted by graded relevance and position.
+
+    z_i = beta u_i - log mean over j != i of exp(beta u_j)
+    loss = mean over items of (2^relevance_i - 1) / log2(1 + rank_i) * -log sigmoid(z_i)
+
+    Candidates are segments of one answer: u is the log-ratio of a segment, `extras["rank"]` its position in
+    the answer (1 = first).
+
+    Args:
+        beta: > 0, per unit of score (1 released).
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2504.15477; the authors' `trainers.py`, `rdpo_loss`.
+    """
+    return _in_context("irpo_incontext_ranking", beta, None)
+
+
+@objective(
+    "irpo_incontext_ranking_official",
+    fixes="lists",
+    on_errors="axis",
+    title=_IRPO,
+    paper="2504.15477",
+    year=2025,
+    sample={"beta": 0.1},
+    data="lists",
+    parity=("text_irpo_incontext_ranking",),
+    status="parity",
+    published={"beta": (1.0, "code")},
+    departures=(_IRPO_SUM,),
+    allows={"gradient signs": _IRPO_SIGN},
+)
+def irpo_incontext_ranking_official(*, beta: float) -> Objective:
+    """`irpo_incontext_ranking` as released: every item stays in its own rest with the factor exp(-100 beta).
+
+    Args:
+        beta: > 0, per unit of score (1 released; there the factor is 4e-44).
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: the authors' `trainers.py`, `rdpo_loss`.
+    """
+    return _in_context("irpo_incontext_ranking_official", beta, 100.0 * beta)
+
+
+def _count(context: Context) -> Float[Tensor, " prompt"]:
+    return context.real().sum(1).to(context.policy.dtype)
+
+
+def _share_of_pairs() -> Computed:
+    """2 / (K (K - 1)) for K real candidates: every unordered pair counts in both orders, as released."""
+
+    def compute(context: Context) -> Tensor:
+        count = _count(context)
+        return 2.0 / (count * (count - 1.0)).clamp(min=1.0)
+
+    return Computed(compute, "2 / (K (K - 1))")
+
+
+def _undecided_pairs() -> Extra:
+    """Log 2 for every tie and for each candidate against itself, over K (K - 1): a released constant."""
+
+    def value(context: Context) -> Tensor:
+        grade, real, count = _relevance(context, "tree_po_rank"), context.real(), _count(context)
+        both = real.unsqueeze(2) & real.unsqueeze(1)
+        tied = ((grade.unsqueeze(2) == grade.unsqueeze(1)) & both).sum((1, 2)).to(count.dtype)
+        constant = tied * math.log(2.0) / (count * (count - 1.0)).clamp(min=1.0)
+        return torch.where(count > 1, constant, 0.0)
+
+    return Extra("undecided", value, "log 2 * (K + ordered ties) / (K (K - 1))")
+
+
+@objective(
+    "tree_po_rank",
+    fixes="lists",
+    on_errors="axis",
+    title="TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees",
+    paper="2410.12854",
+    year=2024,
+    sample={"beta": 0.1},
+    data="lists",
+    parity=("text_tree_po_rank",),
+    official_code="MrBlankness/TPO ba87a23",
+    status="parity",
+    departures=(
+        "the released loss wraps this one as -log sigmoid(beta * L), which falls when L rises: its gradient "
+        "points the wrong way (the best of four candidates gets +0.013 instead of -0.276). Here beta scales "
+        "the scores and the gradient points the right way",
+        "the released step weights (cosine of a step's embedding to that of the best answer, plus 1) and its "
+        "mean over steps belong to the score: give scores with them applied. It also lacks the shift between "
+        "logits and labels, and the DCG weights its name promises",
+    ),
+)
+def tree_po_rank(*, beta: float) -> Objective:
+    """Ranking loss over all pairs of a preference tree's answers.
+
+    loss = sum over pairs in both orders of -log sigmoid(sign(y_i - y_j) * beta (u_i - u_j)) / (K (K - 1))
+
+    Ties and each candidate against itself add the constant log 2, without gradient, as released.
+
+    Args:
+        beta: > 0, per unit of score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2410.12854; MrBlankness/TPO, `lambda_rank_loss`.
+    """
+    positive_beta("tree_po_rank", beta)
+    term = Term(AllPairs(), beta=beta, weight=_share_of_pairs(), name="rank")
+    return Objective("tree_po_rank", (term,), (_undecided_pairs(),))
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Pairs of each prompt from easy to hard; stage k is the k-th of every prompt.
+
+    Args:
+        chosen: candidate number of the better one.
+        rejected: candidate number of the other one.
+        gap: difference of their relevance, falling along the stages.
+        valid: False where a prompt has no such pair (padding, or a tie with the best).
+    """
+
+    chosen: Int[Tensor, "prompt stage"]
+    rejected: Int[Tensor, "prompt stage"]
+    gap: Float[Tensor, "prompt stage"]
+    valid: Bool[Tensor, "prompt stage"]
+
+
+def curriculum(
+    relevance: Float[Tensor, "prompt candidate"],
+    valid: Bool[Tensor, "prompt candidate"] | None = None,
+) -> Curriculum:
+    """Best candidate against each other one, in order of falling relevance gap: the stages of Curry-DPO.
+
+    Stage 0 of all prompts is trained first, then stage 1 with the model of stage 0 as reference, and so on.
+
+    Args:
+        relevance: higher is better.
+        valid: which candidates are real.
+
+    Source: arXiv 2403.07230 (for four answers: best against fourth, third, second).
+    """
+    grade = wide(relevance)
+    real = torch.ones_like(grade, dtype=torch.bool) if valid is None else valid
+    low = torch.finfo(grade.dtype).min
+    best = torch.where(real, grade, low).argmax(1, keepdim=True)
+    gap = torch.where(real, grade.gather(1, best) - grade, -1.0).scatter(1, best, -1.0)
+    gap, rejected = gap.sort(dim=1, descending=True, stable=True)
+    gap, rejected = gap[:, :-1], rejected[:, :-1]
+    counts = gap > 0
+    return Curriculum(best.expand_as(rejected), rejected, torch.where(counts, gap, 0.0), counts)
+
+
+@objective(
+    "curry_dpo",
+    fixes="lists",
+    on_errors="outside",
+    title="Curry-DPO: Enhancing Alignment using Curriculum Learning & Ranked Preferences",
+    paper="2403.07230",
+    year=2024,
+    sample={"beta": 0.1},
+    departures=("the rule is the order of the data, `objectives.rankings.curriculum`: the loss is dpo",),
+)
+def curry_dpo(*, beta: float) -> Objective:
+    """DPO on several pairs per prompt, from the largest quality gap to the smallest.
+
+    z = beta * (u of chosen - u of rejected), loss = -log sigmoid(z)
+
+    `curriculum` makes the stages: the best answer against the worst, then against better and better ones. The
+    reference of a stage is the model that the stage before it ended with.
+
+    Args:
+        beta: > 0, per unit of score.
+
+    Raises:
+        HyperparameterError: beta <= 0.
+
+    Source: arXiv 2403.07230.
+    """
+    positive_beta("curry_dpo", beta)
+    return Objective("curry_dpo", (Term(Pair(), beta=beta),))
