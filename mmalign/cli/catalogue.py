@@ -175,7 +175,7 @@ def page(rows: Sequence[Method] | None = None) -> str:
         group = [row for row in shown if row.fixes == fixes]
         if group:
             lines += [f"## {meaning[0].upper()}{meaning[1:]}", "", *_table(group), ""]
-    others = [row for row in methods.rows() if not row.likelihood and objective_row(row) is None]
+    others = [row for row in methods.rows() if not row.likelihood and row.name not in objectives.names()]
     if others and rows is None:
         lines += ["## Outside the loss, or on whole distributions", ""]
         lines += ["| method | paper | what it is | status |", "|---|---|---|---|"]

@@ -142,6 +142,7 @@ def _print_method(console: "Console", method: Method) -> None:
             ("likelihood", method.likelihood or "any"),
             ("reference", method.reference),
             ("objective", _call(method)),
+            *([("outside it", method.function)] if method.objective and method.function else []),
             ("families", ", ".join(families) or "any"),
         ],
     )
@@ -161,7 +162,7 @@ def _print_method(console: "Console", method: Method) -> None:
             _defaults(method.defaults_for(family)),
         )
     if row is not None:
-        section("fixes", [(methods.FIXES[row.fixes],)])
+        section("fixes", [(methods.FIXES[(method if method.function else row).fixes],)])
         if row.symbolic:
             section("in logic", [(row.symbolic,)])
     section("status", [(_status(method),)])
@@ -182,6 +183,8 @@ def _print_method(console: "Console", method: Method) -> None:
 
 def _call(method: Method) -> str:
     """`dpo(label_smoothing=0.1)`: the objective with the arguments that define the method."""
+    if not method.objective:
+        return f"{method.function}, no objective of scores"
     arguments = ", ".join(f"{name}={value!r}" for name, value in method.objective_arguments.items())
     return f"{method.objective}({arguments})"
 

@@ -13,9 +13,11 @@ from mmalign.likelihood.reference import (
     EmaReference,
     FrozenCopy,
     NoReference,
+    SyncedReference,
     adapter_toggle,
     make_reference,
 )
+from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.schedules import (
     FlowSchedule,
     Prediction,
@@ -58,6 +60,8 @@ __all__ = [
     "ReferenceTable",
     "Schedule",
     "StoredReference",
+    "SyncRule",
+    "SyncedReference",
     "TimestepSampler",
     "UniformTimesteps",
     "VPSchedule",

@@ -4,6 +4,7 @@
     adapters_off  no               no      the same network with its adapters switched off
     frozen        yes              no      a copy, optionally kept on the CPU between uses
     ema           no               yes     the trained weights' moving average, swapped in for the forward
+    synced        no               yes     the trained weights as they were some steps ago, or a mix (TR-DPO)
     stored        no               no      errors computed once for a fixed bank of draws (`stored.py`)
     none          no               no      for objectives without a reference
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, explain, unknown_name
 from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood, Reference
+from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.schedules import Number
 from mmalign.likelihood.stored import ReferenceTable, StoredReference
 
@@ -30,6 +32,7 @@ __all__ = [
     "EmaReference",
     "FrozenCopy",
     "NoReference",
+    "SyncedReference",
     "adapter_toggle",
     "make_reference",
 ]
@@ -265,10 +268,13 @@ class EmaReference:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the policy when `step` is a multiple of `every`."""
-        if step % self.every:
-            return
+        if step % self.every == 0:
+            self._move(1.0 - self.decay)
+
+    @torch.no_grad()
+    def _move(self, share: Number) -> None:
         trained = [value.detach() for value in self._trained.values()]
-        torch._foreach_lerp_(list(self._shadow.values()), trained, 1.0 - self.decay)
+        torch._foreach_lerp_(list(self._shadow.values()), trained, share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by parameter name."""
@@ -306,7 +312,32 @@ class EmaReference:
                 value.data = kept[name]
 
 
-_KINDS = ("adapters_off", "frozen", "ema", "stored", "none")
+class SyncedReference(EmaReference):
+    """TR-DPO: every so many optimiser steps `shadow <- (1 - mixing) * shadow + mixing * trained`.
+
+    A moving average that stands still between its moves; swapped in and saved like `EmaReference`.
+
+    Args:
+        network: the trained network, before its first step.
+        denoise: the policy's own denoiser.
+        rule: how often, and how much of the policy the new reference takes (1 replaces it).
+
+    Source: 2404.09656, equations 7 and 8.
+    """
+
+    kind = "synced"
+
+    def __init__(self, network: nn.Module, denoise: Denoiser, *, rule: SyncRule) -> None:
+        super().__init__(network, denoise, decay=1.0 - rule.mixing, every=rule.every)
+        self.rule = rule
+
+    def update(self, step: int) -> None:
+        """Move when the rule says so."""
+        if self.rule.is_due(step):
+            self._move(self.rule.mixing)
+
+
+_KINDS = ("adapters_off", "frozen", "ema", "synced", "stored", "none")
 
 
 def make_reference(
@@ -318,6 +349,7 @@ def make_reference(
     dtype: torch.dtype | None = None,
     decay: Number | None = None,
     every: int = 1,
+    rule: SyncRule | None = None,
     table: ReferenceTable | None = None,
     facts: Mapping[str, str] | None = None,
     likelihood: Likelihood | None = None,
@@ -325,13 +357,14 @@ def make_reference(
     """The reference of a run config's `reference.kind`.
 
     Args:
-        kind: adapters_off, frozen, ema, stored or none.
+        kind: adapters_off, frozen, ema, synced, stored or none.
         network: the trained network (all kinds but stored and none).
         make_denoise: builds a denoiser around a network (same).
         offload: frozen: keep the copy on the CPU between uses.
         dtype: frozen: dtype of the copy.
         decay: ema: decay per update.
         every: ema: optimiser steps per update.
+        rule: synced: when it moves, and how far.
         table: stored: the precomputed errors.
         facts: stored: what the run's numbers depend on besides the likelihood; compared with the table's.
         likelihood: stored: adds what the scores depend on.
@@ -354,6 +387,8 @@ def make_reference(
         return FrozenCopy.copy_of(network, make_denoise, offload=offload, dtype=dtype)
     if kind == "ema":
         return EmaReference(network, make_denoise(network), decay=_given(kind, "decay", decay), every=every)
+    if kind == "synced":
+        return SyncedReference(network, make_denoise(network), rule=_given(kind, "rule", rule))
     return AdaptersOff(make_denoise(network), adapter_toggle(network))
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "runs",
 ]
 
-_TABLES = ("mmalign.methods.image",)
+_TABLES = ("mmalign.methods.image", "mmalign.methods.text")
 _CATALOGUE = "mmalign.objectives"
 
 
@@ -66,7 +66,7 @@ def _taken(row: Method, by: Method) -> ConfigError:
         f"method {row.name}",
         got="a second row",
         expected="one row per name",
-        do=f"It is taken by {by.title!r} (objective {by.objective}); choose a qualified name.",
+        do=f"It is taken by {by.title!r} (objective {by.objective or by.function}); choose a qualified name.",
     )
     return ConfigError(message)
 
@@ -114,7 +114,7 @@ def cells(method: Method) -> tuple[str, ...]:
         method.paper or str(method.year),
         method.data,
         method.reference,
-        method.objective,
+        method.objective or method.function.rpartition(".")[2],
         method.likelihood or "any",
         families or "any",
         method.status,

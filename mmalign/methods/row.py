@@ -134,7 +134,7 @@ class Method:
         title: the paper's title.
         paper: arXiv id, or "" when there is none.
         year: of the first version.
-        objective: name in the objective registry.
+        objective: name in the objective registry; "" when the method is no objective of scores.
         likelihood: "elbo", "tokens", "transition", "inversion"; "" for a bare text objective usable with any.
         reference: "adapters_off | frozen | ..." default kind, or "none".
         data: pairs, lists or unpaired.
@@ -158,6 +158,8 @@ class Method:
         unverified: which part of an experimental row nobody could check.
         published: hyperparameters of the objective as released, for printing; never applied to a run.
         symbolic: the preference as a formula of logic (arXiv 2412.17696), "" where none is known.
+        function: dotted name of a public function or class: what the method does outside its objective, or
+            the loss itself when it has no objective; "" otherwise.
     """
 
     name: str
@@ -185,11 +187,21 @@ class Method:
     unverified: str = ""
     published: Mapping[str, Default] = field(default_factory=dict)
     symbolic: str = ""
+    function: str = ""
 
     def __post_init__(self) -> None:
         """Freeze the mappings and check what can be checked without importing anything."""
         if not self.name.isidentifier():
             message = explain("method name", got=self.name, expected="a Python identifier")
+            raise ConfigError(message)
+        parts = self.function.split(".")
+        is_dotted = len(parts) > 1 and all(part.isidentifier() for part in parts)
+        if (self.function and not is_dotted) or not (self.function or self.objective):
+            message = explain(
+                f"method {self.name} function",
+                got=self.function,
+                expected="package.module.name; only a method with an objective may do without",
+            )
             raise ConfigError(message)
         if self.status in ("parity",) and not self.parity:
             message = explain(

@@ -116,7 +116,7 @@ class ReferenceConfig(Section):
         None,
         ge=0,
         le=1,
-        description="synced: share of the policy in the new reference; 1 copies it; default as above, else 0.6",
+        description="synced: share of the policy in the new reference (1: all); default: the row, else 0.6",
     )
     draws_per_row: int = Field(
         4, ge=1, description="stored: size of the fixed bank of (timestep, noise) per row"
@@ -496,12 +496,12 @@ def _resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
     from mmalign import methods, objectives
 
     method = methods.find(config.method)
-    if not method.objective:
+    if method.function and method.function not in _FUNCTIONS:
         message = explain(
             f"{path}: method",
             got=method.name,
-            expected="a method with an objective of scores",
-            do=f"This one is the function {method.function}: call it in a loop of your own.",
+            expected="a method that is its objective and its reference, and nothing else",
+            do=f"This one needs {method.function}: call it in a loop of your own.",
         )
         raise ConfigError(message)
     _require_suits(method, path)
@@ -551,6 +551,9 @@ def _resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         path=path,
     )
 
+
+# What a training run does besides the objective; a method with another function needs its own loop.
+_FUNCTIONS = frozenset({"mmalign.likelihood.reference_rules.SyncRule"})
 
 # TRL's values, for methods without their own.
 _SYNC = {"sync_every": 512, "mixing": 0.6}

@@ -185,9 +185,10 @@ def memory_estimate(
     )
     if config.train.ema_decay is not None:
         items.append(MemoryItem("average of the weights", trained))
-    if reference_kind in ("frozen", "ema"):
-        where = "on the CPU between uses" if config.reference.offload else ""
-        size = trained if reference_kind == "ema" else frozen + trained
+    if reference_kind in ("frozen", "ema", "synced"):
+        is_copy = reference_kind == "frozen"
+        where = "on the CPU between uses" if config.reference.offload and is_copy else ""
+        size = frozen + trained if is_copy else trained
         items.append(MemoryItem(f"reference ({reference_kind})", size, where))
     for name, module in encoders.items():
         items.append(MemoryItem(name, _bytes(module.parameters()), "none with image.cache"))

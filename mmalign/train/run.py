@@ -40,6 +40,7 @@ from mmalign.likelihood import (
     UniformTimesteps,
 )
 from mmalign.likelihood.reference import make_reference
+from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.objectives import ObjectiveState
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.checkpoint import find_latest, load_checkpoint, prune, set_aside_later
@@ -241,9 +242,11 @@ def _identity(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> dic
             mode="json", exclude={"attention", "gradient_checkpointing", "offload_encoders"}
         ),
         "adapter": config.adapter.model_dump(mode="json"),
-        "reference": {"ema": f"ema, decay {config.reference.decay}"}.get(
-            kind, f"stored, {config.reference.draws_per_row} draws" if kind == "stored" else kind
-        ),
+        "reference": {
+            "ema": f"ema, decay {config.reference.decay}",
+            "synced": f"synced, every {config.reference.sync_every}, mixing {config.reference.mixing}",
+            "stored": f"stored, {config.reference.draws_per_row} draws",
+        }.get(kind, kind),
         "likelihood": config.likelihood.model_dump(mode="json"),
         "image": config.image.model_dump(mode="json", exclude={"cache"}),
         "effective_batch": layout.effective_batch,
@@ -588,12 +591,17 @@ def _reference(
         return stored_reference(
             run, model, likelihood, table=table, accelerator=accelerator, autocast=autocast
         )
+    settings = run.config.reference
+    rule = None
+    if kind == "synced" and settings.sync_every is not None and settings.mixing is not None:
+        rule = SyncRule(every=settings.sync_every, mixing=settings.mixing)
     return make_reference(
         kind,
         network=model.network,
         make_denoise=denoiser_of(model),
-        offload=run.config.reference.offload,
-        decay=run.config.reference.decay,
+        offload=settings.offload,
+        decay=settings.decay,
+        rule=rule,
     )
 
 

@@ -15,6 +15,8 @@ from mmalign.likelihood import (
     FrozenCopy,
     NoReference,
     Reference,
+    SyncedReference,
+    SyncRule,
     adapter_toggle,
     make_reference,
 )
@@ -319,11 +321,44 @@ class TestEma:
             EmaReference(network, denoise_with(network), **settings)
 
 
+class TestSyncedReference:
+    def test_stands_still_between_its_moves_and_follows_its_rule_at_them(self, network):
+        reference = SyncedReference(network, denoise_with(network), rule=SyncRule(every=3, mixing=0.25))
+        rule = reference.rule
+        expected = {name: value.detach().clone() for name, value in network.named_parameters()}
+        for step in range(1, 8):
+            move(network, by=0.1 * step)
+            reference.update(step)
+            policy = {name: value.detach() for name, value in network.named_parameters()}
+            expected = rule.updated(expected, policy, step=step)
+            for name, value in reference.state_dict().items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=0.0)
+
+    def test_the_hard_rule_makes_the_reference_the_policy_to_the_bit(self, elbo, network, batch):
+        reference = SyncedReference(network, denoise_with(network), rule=SyncRule(every=2, mixing=1.0))
+        draw = elbo.draw(batch)
+        start = elbo.evaluate(denoise_with(network), batch, draw).error
+        move(network)
+        reference.update(1)
+        assert torch.equal(reference.evaluate(elbo, batch, draw).error, start)
+        reference.update(2)
+        policy = elbo.evaluate(denoise_with(network), batch, draw).error
+        assert torch.equal(reference.evaluate(elbo, batch, draw).error, policy)
+        assert not torch.allclose(policy, start)
+
+    def test_needs_no_second_network_with_an_adapter(self, network):
+        model = adapted(network)
+        names = SyncedReference(model, denoise_with(model), rule=SyncRule(every=2, mixing=0.6)).state_dict()
+        assert names
+        assert all("lora_" in name for name in names)
+
+
 class TestFactory:
     def test_every_kind_is_a_reference_that_knows_its_name(self, network):
         model = adapted(network)
-        shared = {"network": model, "make_denoise": denoise_with, "decay": 0.9}
-        for kind in ("adapters_off", "frozen", "ema", "none"):
+        rule = SyncRule(every=2, mixing=0.6)
+        shared = {"network": model, "make_denoise": denoise_with, "decay": 0.9, "rule": rule}
+        for kind in ("adapters_off", "frozen", "ema", "synced", "none"):
             made = make_reference(kind, **shared)
             assert made.kind == kind
             assert isinstance(made, Reference)
@@ -347,3 +382,5 @@ class TestFactory:
     def test_average_needs_its_decay(self, network):
         with pytest.raises(ConfigError, match="no decay"):
             make_reference("ema", network=network, make_denoise=denoise_with)
+        with pytest.raises(ConfigError, match="reference synced: got 'no rule'"):
+            make_reference("synced", network=network, make_denoise=denoise_with)

@@ -189,6 +189,12 @@ def test_a_reference_that_moves_otherwise_is_another_run(make_run, run_to_end) -
         train(make_run(train={"steps": 2}, reference={"kind": "ema", "decay": 0.9}))
 
 
+def test_a_reference_synced_by_another_rule_is_another_run(make_run, run_to_end) -> None:
+    run_to_end(train={"steps": 1}, reference={"kind": "synced", "sync_every": 2, "mixing": 0.5})
+    with pytest.raises(CheckpointError, match=r"reference: checkpoint .*every 2.*this run .*every 3"):
+        train(make_run(train={"steps": 2}, reference={"kind": "synced", "sync_every": 3, "mixing": 0.5}))
+
+
 def test_another_adapter_is_another_run(make_run, run_to_end) -> None:
     run_to_end(train={"steps": 1})
     with pytest.raises(CheckpointError, match=r"adapter: checkpoint .*'rank': 3.*this run .*'rank': 2"):

@@ -198,10 +198,50 @@ def test_switching_adapters_off_needs_adapters(config_file) -> None:
         load_run(config_file(), ["reference.kind=adapters_off", "adapter.kind=none"])
 
 
-@pytest.mark.parametrize("kind", ["stored", "ema"])
+@pytest.mark.parametrize("kind", ["stored", "ema", "synced"])
 def test_dropout_does_not_go_with_references_it_would_blur(config_file, kind: str) -> None:
     with pytest.raises(ConfigError, match=f"reference.kind {kind} needs adapter.dropout 0"):
         load_run(config_file(), [f"reference.kind={kind}", "adapter.dropout=0.1"])
+
+
+@pytest.mark.parametrize("setting", ["sync_every=2", "mixing=0.5"])
+@pytest.mark.parametrize("kind", ["stored", "adapters_off", "frozen", "auto"])
+def test_a_reference_that_is_not_synced_takes_no_settings_of_one(config_file, kind, setting) -> None:
+    name = setting.partition("=")[0]
+    expected = (
+        rf"reference\.{name}: got .*, expected no value: the reference {kind} does not follow.*kind=synced"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        load_run(config_file(), [f"reference.kind={kind}", f"reference.{setting}"])
+
+
+def test_a_synced_reference_has_its_settings_from_file_or_default(config_file) -> None:
+    reference = load_run(config_file(), ["reference.kind=synced", "reference.sync_every=7"]).config.reference
+    assert (reference.kind, reference.sync_every, reference.mixing) == ("synced", 7, 0.6)
+
+
+def test_a_method_whose_reference_moves_brings_it_along(config_file) -> None:
+    overrides = ["method=tr_dpo", "objective.beta=2000", "train.steps=5", "train.learning_rate=1e-5"]
+    run = load_run(config_file(), overrides)
+    assert reference_kind(run) == "synced"
+    assert (run.config.reference.sync_every, run.config.reference.mixing) == (512, 0.6)
+    assert run.filled["reference.sync_every"].mark == "code"
+    other = load_run(config_file(), [*overrides, "reference.mixing=1"])
+    assert [(item.setting, item.value, item.row_value) for item in other.differences] == [
+        ("reference.mixing", 1.0, 0.6)
+    ]
+    with pytest.raises(ConfigError, match=r"synced reference of method tr_dpo needs adapter\.dropout 0"):
+        load_run(config_file(), [*overrides, "adapter.dropout=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("method", "function"), [("nash_md", "nash_md_loss"), ("accelerated_po", "extrapolate")]
+)
+def test_a_method_that_needs_more_than_a_run_does_is_refused(config_file, method, function) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"method: got '{method}'.*needs mmalign\..*\.{function}: call it in"
+    ):
+        load_run(config_file(), [f"method={method}"])
 
 
 def test_listed_timesteps_need_a_list(config_file) -> None:

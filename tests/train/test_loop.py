@@ -278,6 +278,19 @@ def test_a_moving_reference_follows_the_policy(run_to_end, precision: str) -> No
     assert losses(still)[1:] != pytest.approx(losses(moving)[1:], abs=1e-4)
 
 
+def test_a_synced_reference_is_the_policy_of_some_steps_ago(run_to_end) -> None:
+    train = {"steps": 5}
+    sync = {"kind": "synced", "sync_every": 2, "mixing": 1.0}
+    synced = losses(run_to_end("synced", reference=sync, train=train))
+    fixed = losses(run_to_end("fixed", reference={"kind": "adapters_off"}, train=train))
+    # Moved after steps 2 and 4: steps 3 and 5 compare the policy with itself.
+    assert [synced[step] for step in (0, 2, 4)] == pytest.approx([math.log(2)] * 3, abs=1e-6)
+    assert synced[1] == pytest.approx(fixed[1], abs=1e-6)
+    assert synced[3] != pytest.approx(math.log(2), abs=1e-4)
+    still = {"kind": "synced", "sync_every": 2, "mixing": 0.0}
+    assert losses(run_to_end("still", reference=still, train=train)) == pytest.approx(fixed, abs=1e-6)
+
+
 def test_full_fine_tuning_trains_every_weight_against_a_frozen_copy(run_to_end, sd15_folder: Path) -> None:
     from diffusers import UNet2DConditionModel
 

@@ -163,11 +163,15 @@ def stopped_at(run: Any, step: int) -> None:
         {"train": {"optimizer": "adafactor", "ema_decay": 0.9}},
         {"train": {"optimizer": "adamw_8bit", "ema_decay": 0.9}, "adapter": {"rank": 64}},
         {"train": {"ema_decay": 0.9}, "reference": {"kind": "ema", "decay": 0.5}},
+        {
+            "train": {"ema_decay": 0.9},
+            "reference": {"kind": "synced", "sync_every": 2, "mixing": 0.7},
+        },
         {"train": {"ema_decay": 0.9}, "method": "diffusion_kto"},
         {"train": {"ema_decay": 0.9}, "adapter": {"dropout": 0.5, "use_dora": True}},
         {"train": {"ema_decay": 0.9, "mixed_precision": "bf16"}},
     ],
-    ids=["adafactor", "adamw_8bit", "moving_reference", "kto", "dropout_dora", "bf16"],
+    ids=["adafactor", "adamw_8bit", "moving_reference", "synced_reference", "kto", "dropout_dora", "bf16"],
 )
 def test_everything_that_moves_is_in_the_checkpoint(
     make_run, run_to_end, tmp_path: Path, without_timings, sections: dict[str, Any]
