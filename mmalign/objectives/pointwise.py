@@ -329,6 +329,7 @@ def apo_zero_unpaired(
     official_code="reds-lab/preference-learning-with-rationales 16111a1; uclaml/SPPO 5e61c4e",
     status="parity",
     published={"beta": (0.1, "code")},
+    allows={"sharding": "the zero points carry gradient, so they stay within the micro-batch of a rank"},
 )
 def kto_pair_legacy(*, beta: float) -> Objective:
     """KTO on pairs as once released: each side against the batch mean of the other side.
