@@ -28,7 +28,9 @@ __all__ = [
     "risk_seeking_exponential",
     "risk_seeking_logistic",
     "risk_seeking_signed",
+    "savage",
     "square",
+    "truncated_square",
 ]
 
 
@@ -70,6 +72,26 @@ def square(target: float) -> Link:
     require("square link target", target, math.isfinite(target), "a finite number")
     formula = f"({{z}} - {target:g})^2" if target else "{z}^2"
     return Link("square", lambda z: (z - target).square(), lambda z: 2.0 * (z - target), formula)
+
+
+def truncated_square() -> Link:
+    """max(0, 1 - z)^2: a hinge whose slope falls to 0 before it ends."""
+    return Link(
+        "truncated_square",
+        lambda z: F.relu(1.0 - z).square(),
+        lambda z: -2.0 * F.relu(1.0 - z),
+        "max(0, 1 - {z})^2",
+    )
+
+
+def savage() -> Link:
+    """(1 - sigmoid(z))^2: bounded, and flat where the model is very wrong."""
+    return Link(
+        "savage",
+        lambda z: torch.sigmoid(-z).square(),
+        lambda z: -2.0 * torch.sigmoid(-z).square() * torch.sigmoid(z),
+        "(1 - sigmoid({z}))^2",
+    )
 
 
 def flat() -> Link:

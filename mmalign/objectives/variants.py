@@ -3,6 +3,9 @@
 u is the log-ratio, p the policy's own score; z and s as everywhere.
 """
 
+from typing import Literal
+
+from mmalign.errors import HyperparameterError, explain
 from mmalign.objectives import labels, links, modifiers, score_shapes
 from mmalign.objectives.base import require
 from mmalign.objectives.extras import nll
@@ -159,13 +162,21 @@ def dpo_cauchy(*, beta: float) -> Objective:
     official_code="rycolab/odpo 6152f67",
     status="parity",
     allows={"logit": "the offset is a margin"},
+    published={"alpha": (1.0, "code"), "offset": ("difference", "code")},
+    departures=(
+        "a gap or ratio that is not positive has no offset (official: NaN); gaps below 1 make the offset a "
+        "bonus, as in the official code",
+    ),
 )
-def odpo(*, beta: float, alpha: float) -> Objective:
-    """DPO with an offset from rewards: z = beta * (u of chosen - u of rejected) - alpha * log(reward gap).
+def odpo(*, beta: float, alpha: float, offset: Literal["difference", "ratio"] = "difference") -> Objective:
+    """DPO with an offset from rewards: z = beta * (u of chosen - u of rejected) - alpha * log(gap).
+
+    gap = reward of chosen - reward of rejected, or reward of chosen / reward of rejected
 
     Args:
         beta: > 0, per unit of score.
         alpha: >= 0. Gaps below 1 make the offset a bonus; a gap that is not positive has none.
+        offset: "difference" of the rewards, or their "ratio", for rewards that are positive.
 
     Raises:
         HyperparameterError: out of range.
@@ -174,7 +185,10 @@ def odpo(*, beta: float, alpha: float) -> Objective:
     """
     positive_beta("odpo", beta)
     require("odpo alpha", alpha, alpha >= 0, "a number >= 0")
-    return Objective("odpo", (Term(Pair(), beta=beta, margin=modifiers.log_reward_gap(alpha)),))
+    if offset not in ("difference", "ratio"):
+        raise HyperparameterError(explain("odpo offset", got=offset, expected="'difference' or 'ratio'"))
+    gap = modifiers.log_reward_gap if offset == "difference" else modifiers.log_reward_ratio
+    return Objective("odpo", (Term(Pair(), beta=beta, margin=gap(alpha)),))
 
 
 @objective(
@@ -188,6 +202,10 @@ def odpo(*, beta: float, alpha: float) -> Objective:
     official_code="Meaquadddd/DPO-Shift 52eebac",
     status="parity",
     published={"shift": (0.75, "code", "0.55 to 0.95, also as a linear schedule")},
+    departures=(
+        "the official linear schedules of shift are a builder called anew: an objective does not know the "
+        "step",
+    ),
 )
 def dpo_shift(*, beta: float, shift: float) -> Objective:
     """DPO that counts the rejected side less: z = beta * (u of chosen - shift * u of rejected).

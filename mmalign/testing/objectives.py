@@ -55,7 +55,20 @@ _EXTRA_SHAPES = {
 
 
 # Extra inputs with one number per position, where the scores have positions.
-_PER_POSITION = frozenset({"log_sum_squares"})
+_PER_POSITION = frozenset(
+    {
+        "changed",
+        "kept_positions",
+        "kept_reference_positions",
+        "kl_mask",
+        "log_sum_squares",
+        "phrase",
+        "reward_mask",
+        "reward_model_score",
+        "token_mask",
+        "value",
+    }
+)
 
 
 def _shape_of(extra: str, shape: tuple[int, int], inner: int) -> tuple[int, ...]:
@@ -236,6 +249,7 @@ def _at_start(objective: Registered) -> Scores:
         scores,
         policy=level.requires_grad_(),
         reference=None if scores.reference is None else level.detach().clone(),
+        kl=None if scores.kl is None else torch.zeros_like(scores.kl),
         extras=extras,
     )
 

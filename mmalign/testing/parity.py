@@ -54,8 +54,11 @@ _LOOSE = {
     # Integer lengths times a Python float are float32 in the official code.
     "text_length_dpo": 1e-6,
     "text_length_rdpo_minus": 1e-6,
+    # The guided logits are float32 in the official code.
+    "vdpo_guided_logps": 1e-5,
     # Its source computes in float32 throughout.
     "flow_dpo": 1e-5,
+    "gapo": 1e-5,
     # Its best temperature was found by a search that stops there; the rest is exact (see test_diagnostics).
     "eval_preference_calibration": 1e-5,
 }

@@ -18,11 +18,9 @@ from mmalign.objectives import (
     Score,
     Scores,
     Term,
-    labels,
     links,
     modifiers,
     score_shapes,
-    structures,
 )
 from mmalign.testing.parity import Case
 
@@ -208,40 +206,6 @@ def ld_dpo(case: Case) -> Objective:
     return Objective("ld_dpo", (Term(score=Score(Reduction(weights=weights)), beta=beta_of(case)),))
 
 
-def wpo_trl(case: Case) -> Results:
-    squares = pair(case, "policy_chosen_token_log_sum_sq_probs", "policy_rejected_token_log_sum_sq_probs")
-    term = Term(beta=beta_of(case), weight=modifiers.on_policy_weight(None))
-    out = run(Objective("wpo_trl", (term,)), token_scores(case, extras={"log_sum_squares": squares}))
-    return {"loss": out.loss.mean()}
-
-
-def arpo(case: Case) -> Objective:
-    first, second = given(case, "relax_cofficient_1"), given(case, "relax_cofficient_2")
-    score = Score(anchor=0.0, scale=modifiers.adaptive_rejection(first, second))
-    return Objective("arpo", (Term(score=score, beta=beta_of(case)),))
-
-
-def nemo(structure: str) -> Build:
-    def build(case: Case) -> Objective:
-        scale = given(case, "gt_reward_scale")
-        if structure == "square":
-            return Objective(
-                "rpo_sq",
-                (Term(beta=beta_of(case), margin=modifiers.reward_gap(scale), link=links.square(0.0)),),
-            )
-        target = labels.softmax_of("reward", 1 / scale)
-        return Objective("rpo_fwd_kl", (Term(structures.ListReverse(), beta=beta_of(case), labels=target),))
-
-    return build
-
-
-def mean_only(build: Build) -> Callable[[Case], Results]:
-    def adapter(case: Case) -> Results:
-        return {"loss": run(build(case), sequence_scores(case)).loss.mean()}
-
-    return adapter
-
-
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_dpo": tokens(lambda case: objectives.dpo(beta=beta_of(case))),
     "text_dpo_sigmoid_norm": tokens(lambda case: objectives.dpo(beta=beta_of(case), reduction="mean")),
@@ -295,7 +259,6 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
     ),
     "text_fdpo_js_ipo": tokens(fdpo_js_ipo),
     "text_ld_dpo": tokens(ld_dpo),
-    "text_wpo_trl": wpo_trl,
     "text_dpo_cauchy": sequences(lambda case: objectives.dpo_cauchy(beta=beta_of(case))),
     "text_dpo_shift": sequences(
         lambda case: objectives.dpo_shift(beta=beta_of(case), shift=given(case, "lambda"))
@@ -317,9 +280,6 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_slic": sequences(
         lambda case: objectives.slic(margin=beta_of(case), coefficient=given(case, "lambda_coef"))
     ),
-    "text_arpo": sequences(arpo),
-    "text_nemo_rpo_sq": mean_only(nemo("square")),
-    "text_nemo_rpo_fwd_kl": mean_only(nemo("reverse")),
     "text_infonca_listwise": rewarded_list(
         lambda case: objectives.infonca(beta=beta_of(case), temperature=given(case, "temperature_alpha"))
     ),
@@ -333,13 +293,11 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
 _SHAPED = dict.fromkeys(_LOGGED, "the library logs the log-ratio, whatever the shape")
 _OTHER_UNIT = dict.fromkeys(_LOGGED, "the library logs beta times the sum; ours is in the term's own unit")
 _SUPERVISED = dict.fromkeys(_LOGGED, "a supervised loss has no reward of ours")
-_LOGGED_ELSEWHERE = dict.fromkeys(_LOGGED, "held against the library in text_dpo")
 LEFT_OUT: dict[str, dict[str, str]] = {
     "text_ipo": _OTHER_UNIT,
     "text_dpo_sigmoid_norm": _OTHER_UNIT,
     "text_sft_chosen": _SUPERVISED,
     "text_sppo_hard": _OTHER_UNIT,
     "text_fdpo_js_ipo": _OTHER_UNIT,
-    "text_wpo_trl": _LOGGED_ELSEWHERE,
     "text_kto": {"kl": "the zero point is a part of the loss, not an output"},
 }
