@@ -210,7 +210,7 @@ def _feature_pair(
         )
         raise FieldError(message, "bad_features", names[0])
     # A label for the second candidate turned the pair round when it was read; its columns did not turn.
-    if selection.preference is not None and selection.preference[local] < 0.5:
+    if table.is_turned(index):
         vectors.reverse()
     return vectors[0], vectors[1]
 

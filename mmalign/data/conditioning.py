@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.batch import PreferenceRow
-from mmalign.data.pairing import score_gap
+from mmalign.data.pairing import follow, score_gap, turned
 from mmalign.data.rows import FieldError
 from mmalign.errors import ConfigError, explain, unknown_name
 from mmalign.seeding import derive_seed
@@ -142,12 +142,10 @@ def reward_augmented(
         elif goals[0] == goals[1]:
             found.dropped["equal_scores"] += 1
         else:
-            for name, goal, candidates in (
-                ("high", goals[0], row.candidates),
-                ("low", goals[1], row.candidates[::-1]),
-            ):
-                prompt = _fill(template, goal=goal, prompt=row.prompt)
-                found.rows.append(replace(row, prompt=prompt, candidates=candidates, id=f"{row.id}/{name}"))
+            high, low = (_fill(template, goal=goal, prompt=row.prompt) for goal in goals)
+            other = replace(row, candidates=row.candidates[::-1], extras=turned(row.extras))
+            found.rows.append(replace(row, prompt=high, id=f"{row.id}/high"))
+            found.rows.append(replace(other, prompt=low, id=f"{row.id}/low"))
     return found
 
 
@@ -293,9 +291,12 @@ def directional(
             )
             common = replace(row, prompt=prompt, relevance=None, id=f"{row.id}/v{place}")
             if keep == "best":
-                kept = replace(common, candidates=(chosen,), kind="unpaired", desirable=True)
+                extras = follow(row.extras, (best,), len(row.candidates))
+                kept = replace(common, candidates=(chosen,), kind="unpaired", desirable=True, extras=extras)
             else:
-                kept = replace(common, candidates=(chosen, rejected), kind="pairs", preference=1.0)
+                extras = follow(row.extras, (best, worst), len(row.candidates))
+                both = (chosen, rejected)
+                kept = replace(common, candidates=both, kind="pairs", preference=1.0, extras=extras)
             found.rows.append(kept)
     return found
 
@@ -356,7 +357,7 @@ def few_shot(
     """Pairs whose prompt shows other choices of the same user: personal alignment by plain losses.
 
     Nothing leaks: an example never has the row's prompt, nor any of the row's two responses, whatever ids
-    say. Which examples a row gets depends on the seed and its id.
+    say. Examples have different prompts. Which ones a row gets depends on the seed and its id.
 
     Args:
         rows: pairs of texts with the user in an extra column.
@@ -398,11 +399,14 @@ def few_shot(
             found.dropped["no_user"] += 1
             continue
         usable = _without_leaks(row.prompt, texts, by_user[user])
-        if len(usable) < num_shots:
+        generator = np.random.default_rng(derive_seed(seed, "few_shot", row.id))
+        order = generator.permutation(len(usable))
+        # One example of each prompt: pairs of one ranking repeat themselves.
+        by_prompt = {usable[int(place)].prompt: usable[int(place)] for place in order}
+        taken = list(by_prompt.values())[:num_shots]
+        if len(taken) < num_shots:
             found.dropped["too_few_examples"] += 1
             continue
-        generator = np.random.default_rng(derive_seed(seed, "few_shot", row.id))
-        taken = [usable[int(place)] for place in generator.permutation(len(usable))[:num_shots]]
         examples = "\n\n".join(_example(number, example, show) for number, example in enumerate(taken, 1))
         prompt = _fill(template, examples=examples, prompt=row.prompt)
         found.rows.append(replace(row, prompt=prompt))
@@ -431,14 +435,13 @@ def _texts(row: PreferenceRow) -> tuple[str, str]:
 def _without_leaks(
     prompt: str, texts: tuple[str, str], examples: Sequence[PreferenceRow]
 ) -> list[PreferenceRow]:
-    """Examples about something else, one of each (prompt, responses)."""
+    """Examples about something else."""
     own, same = set(texts), prompt.strip()
-    kept: dict[tuple[str, ...], PreferenceRow] = {}
-    for example in examples:
-        shown = _texts(example)
-        if example.prompt.strip() != same and not own.intersection(shown):
-            kept.setdefault((example.prompt, *shown), example)
-    return list(kept.values())
+    return [
+        example
+        for example in examples
+        if example.prompt.strip() != same and not own.intersection(_texts(example))
+    ]
 
 
 def _example(number: int, row: PreferenceRow, show: str) -> str:

@@ -126,8 +126,8 @@ def length_bias(
     rows = _require_pairs([row for row in rows if row.preference != 0.5], "length statistics")
     measured = [[length(candidate) for candidate in row.candidates] for row in rows]
     prompts = [row.prompt for row in rows]
-    chosen = np.array([first[0] for first, _ in measured])
-    rejected = np.array([second[0] for _, second in measured])
+    chosen = np.array([first[0] for first, _ in measured], dtype=np.float64)
+    rejected = np.array([second[0] for _, second in measured], dtype=np.float64)
     difference = chosen - rejected
     longer = share_of(((np.sign(difference) + 1) / 2).tolist(), prompts)
     return LengthBias(
@@ -205,12 +205,7 @@ def consistency(
         else:
             edges[row.prompt][(chosen, rejected)] += 1
             sources[(row.prompt, chosen, rejected)].append(row.source or row.id)
-    both = [
-        (prompt, *pair)
-        for prompt, found in edges.items()
-        for pair in found
-        if pair[0] < pair[1] and (pair[1], pair[0]) in found
-    ]
+    both = [(prompt, *pair) for prompt, found in edges.items() for pair in _both_ways(list(found))]
     counted = [*ties.values(), *(count for found in edges.values() for count in found.values())]
     return Consistency(
         pairs=len(rows),
@@ -224,6 +219,12 @@ def consistency(
         shared_candidates=sum(len(found) > 1 for found in prompts_of.values()),
         examples=tuple((*sources[(p, a, b)][:1], *sources[(p, b, a)][:1]) for p, a, b in both[:3]),
     )
+
+
+def _both_ways(edges: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Couples that stand both ways, as they first appear."""
+    place = {edge: number for number, edge in enumerate(edges)}
+    return [(a, b) for (a, b), number in place.items() if place.get((b, a), -1) > number]
 
 
 def _has_circle(edges: Sequence[tuple[str, str]]) -> bool:

@@ -21,7 +21,7 @@ from mmalign.data.curation import candidate_key, keep_lowest
 from mmalign.data.curriculum import curriculum
 from mmalign.data.layouts import ALIASES
 from mmalign.data.media import image_ending, read_media
-from mmalign.data.pairing import Pairing, cap_per_prompt, make_pairs
+from mmalign.data.pairing import Pairing, cap_per_prompt, make_pairs, turned
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import FieldError, RowReport, issue_of
 from mmalign.errors import ConfigError, RowError, explain, unknown_name
@@ -110,10 +110,12 @@ class Derived:
 
     def summary(self, output: str | Path) -> str:
         """What was written and how to train on it, in a few lines."""
-        lines = [f"{output}: {self.rows} {self.kind} from {self.read.kept} rows ({self.read.summary()})"]
-        if self.dropped:
-            left = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
-            lines.append(f"left out by the rule: {left}")
+        lines = [f"{output}: {self.rows} {self.kind} from {self.read.kept} rows"]
+        unread = self.read.dropped + self.read.bad
+        for where, counts in (("when reading", unread), ("by the rule", self.dropped)):
+            if counts:
+                left = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+                lines.append(f"left out {where}: {left}")
         settings = [f"path: {output}"] + (["media: text"] if self.media == "text" else [])
         if self.stages:
             sizes = ", ".join(f"stage_{number} {size}" for number, size in enumerate(self.stages, 1))
@@ -209,7 +211,8 @@ def _read(table: RowTable, config: DataConfig, folder: Path) -> tuple[list[Prefe
             report.add_bad(issue_of(error, table.where(index)))
             continue
         report.add_kept()
-        rows.append(replace(row, candidates=candidates))
+        extras = turned(row.extras) if table.is_turned(index) else row.extras
+        rows.append(replace(row, candidates=candidates, extras=extras))
     return rows, report
 
 
@@ -381,6 +384,9 @@ def _record(row: PreferenceRow) -> dict[str, Any]:
         record |= {"chosen": contents[0], "rejected": contents[1], "preference": row.preference}
         if None not in rewards:
             record |= {"score_chosen": rewards[0], "score_rejected": rewards[1]}
+        models = [candidate.model for candidate in row.candidates]
+        if None not in models:
+            record |= {"model_chosen": models[0], "model_rejected": models[1]}
     elif row.kind == "lists":
         record |= {"candidates": contents, "scores": list(row.relevance or ())}
     else:

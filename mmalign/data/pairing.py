@@ -5,17 +5,17 @@ other functions work on rows and are used by `mmalign data derive`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.rows import FieldError
 from mmalign.errors import ConfigError, explain, unknown_name
 from mmalign.seeding import derive_seed
 
-__all__ = ["Pairing", "cap_per_prompt", "couples", "make_pairs", "score_gap"]
+__all__ = ["Pairing", "cap_per_prompt", "couples", "follow", "make_pairs", "score_gap", "turned"]
 
 Pairing = Literal["all_pairs", "best_worst", "adjacent", "best_vs_rest"]
 """Which candidates of a ranking meet: every two, its ends, neighbours, or the best and each other one."""
@@ -51,11 +51,43 @@ def couples(relevance: Numbers, how: Pairing) -> list[tuple[int, int]]:
     return [(i, j) if relevance[i] >= relevance[j] else (j, i) for i, j in found]
 
 
+def follow(extras: Mapping[str, Any], places: Sequence[int], count: int) -> dict[str, Any]:
+    """Extra columns after candidates were chosen: lists with one entry per candidate follow them.
+
+    Args:
+        extras: extra columns of a row.
+        places: the candidates that stay, in their new order.
+        count: candidates the row had.
+    """
+    return {
+        name: [value[place] for place in places] if isinstance(value, list) and len(value) == count else value
+        for name, value in extras.items()
+    }
+
+
+_SIDES = (("_chosen", "_rejected"), ("_a", "_b"), ("_0", "_1"))
+
+
+def turned(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Extra columns of a pair whose candidates change places: lists of two turn, and so do named sides.
+
+    `features_chosen` and `features_rejected` (also `_a` and `_b`, `_0` and `_1`) exchange their values.
+    """
+    found = follow(extras, (1, 0), 2)
+    for first, second in _SIDES:
+        for name in extras:
+            other = name.removesuffix(first) + second
+            if name.endswith(first) and other in extras:
+                found[name], found[other] = found[other], found[name]
+    return found
+
+
 def make_pairs(row: PreferenceRow, *, how: Pairing, min_gap: float = 0.0) -> list[PreferenceRow]:
     """Pairs of one ranked row, in the order of `couples`.
 
-    Candidates without a reward get their relevance as reward, so that gaps and goals can be computed. The
-    pair's id is `ROW/i-j` with the positions in the list.
+    Candidates without a reward get their relevance as reward, so that gaps and goals can be computed. Extra
+    columns with one entry per candidate follow the candidates. The pair's id is `ROW/i-j` with the positions
+    in the list.
 
     Args:
         row: a row of kind lists.
@@ -93,6 +125,7 @@ def make_pairs(row: PreferenceRow, *, how: Pairing, min_gap: float = 0.0) -> lis
                 kind="pairs",
                 relevance=None,
                 preference=1.0,
+                extras=follow(row.extras, (better, worse), len(row.candidates)),
                 id=f"{row.id}/{better}-{worse}",
             )
         )

@@ -292,6 +292,15 @@ class RowTable:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def is_turned(self, index: int) -> bool:
+        """Whether a pair's candidates were exchanged when it was read, because its label prefers the second.
+
+        Extra columns stay as they are in the file.
+        """
+        part, local = self.locate(index)
+        preference = part.selection.preference
+        return preference is not None and bool(preference[local] < 0.5)
+
     def locate(self, index: int) -> tuple[SourceTable, int]:
         """The source of a row, and the row's number in that source's selection."""
         part, local = self._find(index)
