@@ -24,6 +24,8 @@ from mmalign.objectives.structures import Contrast, Pair, Structure, Words
 
 __all__ = ["Score", "Term"]
 
+_NOTHING: frozenset[str] = frozenset()
+
 
 @dataclass(frozen=True)
 class Score:
@@ -56,7 +58,7 @@ class Score:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of `Scores` it reads."""
-        anchored = frozenset({"reference"}) if self.anchor else frozenset[str]()
+        anchored = frozenset({"reference"}) if self.anchor else _NOTHING
         return anchored | self.reduction.needs | needs_of(self.scale, self.bonus)
 
     @property
@@ -189,7 +191,7 @@ class Term:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of `Scores` it reads."""
-        own = self.labels.needs if isinstance(self.labels, Distribution) else frozenset[str]()
+        own = self.labels.needs if isinstance(self.labels, Distribution) else _NOTHING
         return self.score.needs | self.structure.needs | needs_of(*self._computed()) | own
 
     @property
