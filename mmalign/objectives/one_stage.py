@@ -64,7 +64,6 @@ def _supervised(coefficient: float, normaliser: Normaliser) -> tuple[Extra, ...]
     title=_CPO,
     paper="2401.08417",
     year=2024,
-    equation="5",
     sample={"beta": 0.1, "coefficient": 1.0},
     parity=("text_cpo",),
     official_code="fe1ixxu/ALMA; trl 1.16.0, experimental cpo_trainer",
@@ -94,7 +93,7 @@ def cpo(
     Raises:
         HyperparameterError: out of range.
 
-    Source: arXiv 2401.08417, equation 5; trl 1.16.0 CPOTrainer, loss type "sigmoid". Parity: text_cpo.
+    Source: arXiv 2401.08417; trl 1.16.0 CPOTrainer, loss type "sigmoid". Parity: text_cpo.
     """
     positive_beta("cpo", beta)
     _coefficient("cpo", coefficient)

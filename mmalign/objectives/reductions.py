@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmalign.errors import HyperparameterError, explain
-from mmalign.objectives.base import Computed, Context, Scores, resolve, wide
+from mmalign.objectives.base import Computed, Context, Scores, needs_of, resolve, wide
 
 __all__ = ["Reduced", "Reduction", "ReductionName", "reduce_inner"]
 
@@ -63,7 +63,8 @@ class Reduction:
     Args:
         how: "sum" (the log-likelihood of the whole response) or "mean" (per position).
         weights: factor of each position, [prompt, candidate, inner], or None.
-        weighs_reference: whether the reference gets the same weights. LD-DPO exists in both forms.
+        weighs_reference: whether the reference gets the same weights (LD-DPO exists in both forms), or
+            weights of its own (SamPO's release draws its positions anew for the reference).
         clamp: bounds of the log-ratio of each position (humanline methods); needs a reference.
 
     Raises:
@@ -72,7 +73,7 @@ class Reduction:
 
     how: ReductionName = "sum"
     weights: Computed | None = None
-    weighs_reference: bool = True
+    weighs_reference: bool | Computed = True
     clamp: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class Reduction:
     @property
     def needs(self) -> frozenset[str]:
         """What the reduction reads besides the scores."""
-        own = frozenset() if self.weights is None else self.weights.needs
+        own = needs_of(self.weights, self.weighs_reference)
         return own | {"reference"} if self.clamp else own
 
     @property
@@ -101,16 +102,21 @@ class Reduction:
         reference = None if scores.reference is None else wide(scores.reference.detach())
         if policy.ndim == 2:
             return Reduced(policy, reference)
-        weights = None if self.weights is None else resolve(self.weights, context)
-        if isinstance(weights, Tensor):
-            weights = weights.to(policy.dtype).expand_as(policy)
+        factor = _resolved(self.weights, context, policy)
         if self.clamp is not None and reference is not None:
             # Written on the policy's side, so that p - r is the sum of the clamped differences.
             policy = reference + (policy - reference).clamp(*self.clamp)
-        factor = weights if isinstance(weights, Tensor) else None
         reduced = reduce_inner(policy, scores.mask, self.how, factor)
         if reference is None:
             return Reduced(reduced, None)
-        if not self.weighs_reference:
+        if isinstance(self.weighs_reference, Computed):
+            factor = _resolved(self.weighs_reference, context, policy)
+        elif not self.weighs_reference:
             factor = None
         return Reduced(reduced, reduce_inner(reference, scores.mask, self.how, factor))
+
+
+def _resolved(weights: Computed | None, context: Context, like: Tensor) -> Tensor | None:
+    """Weights of every position, [prompt, candidate, inner]."""
+    value = None if weights is None else resolve(weights, context)
+    return value.to(like.dtype).expand_as(like) if isinstance(value, Tensor) else None

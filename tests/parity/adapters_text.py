@@ -14,13 +14,7 @@ from mmalign.batch import Labels
 from mmalign.objectives import (
     Objective,
     ObjectiveOutput,
-    Reduction,
-    Score,
     Scores,
-    Term,
-    links,
-    modifiers,
-    score_shapes,
 )
 from mmalign.testing.parity import Case
 
@@ -195,17 +189,6 @@ def lipo_lambda(case: Case) -> Results:
     return {"loss": objective(scores, labels).loss.sum()}
 
 
-def fdpo_js_ipo(case: Case) -> Objective:
-    score = Score(shape=score_shapes.js(), scale=modifiers.inverse_length())
-    link = links.square(1 / (2 * beta_of(case)))
-    return Objective("fdpo_js_ipo", (Term(score=score, link=link),))
-
-
-def ld_dpo(case: Case) -> Objective:
-    weights = modifiers.tail_weights(given(case, "ld_alpha"))
-    return Objective("ld_dpo", (Term(score=Score(Reduction(weights=weights)), beta=beta_of(case)),))
-
-
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_dpo": tokens(lambda case: objectives.dpo(beta=beta_of(case))),
     "text_dpo_sigmoid_norm": tokens(lambda case: objectives.dpo(beta=beta_of(case), reduction="mean")),
@@ -257,8 +240,6 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "text_fdpo_alpha_official": sequences(
         lambda case: objectives.fdpo_alpha(beta=beta_of(case), alpha=given(case, "alpha"))
     ),
-    "text_fdpo_js_ipo": tokens(fdpo_js_ipo),
-    "text_ld_dpo": tokens(ld_dpo),
     "text_dpo_cauchy": sequences(lambda case: objectives.dpo_cauchy(beta=beta_of(case))),
     "text_dpo_shift": sequences(
         lambda case: objectives.dpo_shift(beta=beta_of(case), shift=given(case, "lambda"))
@@ -298,6 +279,5 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "text_dpo_sigmoid_norm": _OTHER_UNIT,
     "text_sft_chosen": _SUPERVISED,
     "text_sppo_hard": _OTHER_UNIT,
-    "text_fdpo_js_ipo": _OTHER_UNIT,
     "text_kto": {"kl": "the zero point is a part of the loss, not an output"},
 }
