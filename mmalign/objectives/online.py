@@ -150,6 +150,7 @@ def xpo(*, beta: float, alpha: float, base: Literal["dpo", "ipo"]) -> Objective:
     official_code="trl 1.16.0, trl/experimental/online_dpo",
     published={"beta": (0.1, "code"), "base": ("dpo", "code")},
     rollout="two answers of the current policy per prompt, drawn in every step and judged online",
+    symbolic="W & RL vs L & RW",
 )
 def online_dpo(*, beta: float, base: Base) -> Objective:
     """A pairwise loss on two fresh answers of the policy: the data move with it.
@@ -182,6 +183,7 @@ def online_dpo(*, beta: float, base: Base) -> Objective:
     ),
     published={"mixing": (0.5, "code", "TRL's mixture_coef, of the sampling")},
     rollout="two answers per prompt from the geometric mixture policy^(1 - c) * reference^c, judged online",
+    symbolic="W & RL vs L & RW",
 )
 def ipo_md(*, tau: float, reduction: ReductionName) -> Objective:
     """IPO on pairs drawn between the policy and its reference: IPO-MD.
@@ -210,10 +212,14 @@ def ipo_md(*, tau: float, reduction: ReductionName) -> Objective:
     paper="2401.01335",
     year=2024,
     sample={"beta": 0.1, "link": "logistic"},
-    departures=("link linear is the correlation loss 1 - t of the paper; the official code has two of four",),
+    departures=(
+        "link linear is the correlation loss 1 - t of the paper; the official code has two of the four links",
+        "the reference is the iterate that wrote the rejected answers: set it anew in every round",
+    ),
     official_code="uclaml/SPIN a12ba80",
     published={"beta": (0.1, "code"), "link": ("logistic", "code")},
-    rollout="chosen: the answer of the supervised data; rejected: an answer of the previous iterate",
+    rollout="the supervised data (chosen) and the previous iterate (rejected)",
+    symbolic="W & RL vs L & RW",
     taxonomy=Taxonomy(framework="self-play", constraint="moving reference"),
 )
 def spin(*, beta: float, link: SpinLink) -> Objective:
