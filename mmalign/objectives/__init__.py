@@ -55,6 +55,7 @@ from mmalign.objectives.discovered import (
 )
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.generalised import gpo_exponential, gpo_savage, gpo_truncated_quadratic
+from mmalign.objectives.grounded import chip, mdpo, povid, vdpo_guided
 from mmalign.objectives.humanline import humanline_dpo, humanline_kto
 from mmalign.objectives.listwise import (
     adpo_listwise,
@@ -135,6 +136,7 @@ from mmalign.objectives.reference_free import (
     simpo_hinge,
 )
 from mmalign.objectives.regression import a2po_regression, sppo, sppo_hard, sppo_single
+from mmalign.objectives.revised_answers import opa_dpo, opa_dpo_released
 from mmalign.objectives.soft_labels import (
     adpo_pair,
     cal_dpo,
@@ -175,6 +177,7 @@ from mmalign.objectives.variants import (
     rainbow_mixed_reference,
     slic,
 )
+from mmalign.objectives.vision_pairs import grape_tpo, hsa_dpo, lc_dpo_chexalign, mm_dpo, mm_dpo_released
 
 __all__ = [
     "Computed",
@@ -209,6 +212,7 @@ __all__ = [
     "build",
     "cal_dpo",
     "cdpo",
+    "chip",
     "composites",
     "cpo",
     "cpo_hinge",
@@ -252,8 +256,10 @@ __all__ = [
     "gpo_exponential",
     "gpo_savage",
     "gpo_truncated_quadratic",
+    "grape_tpo",
     "grounded",
     "hinge",
+    "hsa_dpo",
     "humanline_dpo",
     "humanline_kto",
     "infonca",
@@ -267,6 +273,7 @@ __all__ = [
     "kto",
     "kto_pair_legacy",
     "labels",
+    "lc_dpo_chexalign",
     "ld_dpo",
     "ld_dpo_policy_only",
     "length_dpo",
@@ -285,6 +292,9 @@ __all__ = [
     "mapo_masked",
     "margins",
     "mcts_dpo",
+    "mdpo",
+    "mm_dpo",
+    "mm_dpo_released",
     "modifiers",
     "modpo",
     "modpo_hinge",
@@ -300,11 +310,14 @@ __all__ = [
     "odpo",
     "one_stage",
     "online_dpo",
+    "opa_dpo",
+    "opa_dpo_released",
     "oreo",
     "orpo",
     "osp",
     "plackett_luce_dpo",
     "policy_gradient",
+    "povid",
     "pro",
     "rainbow_mixed_reference",
     "rankdpo",
@@ -342,6 +355,7 @@ __all__ = [
     "tree_po_rank",
     "triple_po",
     "triple_po_l",
+    "vdpo_guided",
     "wpo",
     "wpo_unclamped",
     "xpo",

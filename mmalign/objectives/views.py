@@ -101,8 +101,10 @@ class View:
         )
         counts = share.amax(1)
         valid = (counts != 0).flatten().unsqueeze(1).expand(-1, candidates)
-        labels = replace(
-            _labels(self.labels, fold), probability=_maybe(self.labels.probability, fold), valid=None
+        labels = Labels(
+            probability=_maybe(self.labels.probability, fold),
+            desirable=_maybe(self.labels.desirable, fold),
+            relevance=_maybe(self.labels.relevance, fold),
         )
         return View(folded, labels, valid), counts
 

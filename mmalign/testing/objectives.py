@@ -37,6 +37,7 @@ METRICS = frozenset(
 )
 # Shapes of extra inputs that are not [prompt, candidate].
 _EXTRA_SHAPES = {
+    "temperature_factor": (PROMPTS,),
     "mismatched_log_ratio": (7,),
     "whole_score": (PROMPTS,),
     "whole_length": (PROMPTS,),
@@ -57,6 +58,9 @@ _EXTRA_SHAPES = {
 # Extra inputs with one number per position, where the scores have positions.
 _PER_POSITION = frozenset(
     {
+        "image_relation",
+        "imageless_score",
+        "token_severity",
         "changed",
         "kept_positions",
         "kept_reference_positions",
