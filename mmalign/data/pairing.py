@@ -71,8 +71,8 @@ _SIDES = (("_chosen", "_rejected"), ("_a", "_b"), ("_0", "_1"))
 def turned(extras: Mapping[str, Any]) -> dict[str, Any]:
     """Extra columns of a pair whose candidates change places: lists of two turn, and so do named sides.
 
-    `features_chosen` and `features_rejected` (also `_a` and `_b`, `_0` and `_1`) exchange their values as they
-    are: a vector of width two is not turned inside.
+    `features_chosen` and `features_rejected` (also `_a` and `_b`, `_0` and `_1`) exchange their values as
+    they are: a vector of width two is not turned inside.
     """
     found = follow(extras, (1, 0), 2)
     for first, second in _SIDES:
