@@ -178,10 +178,9 @@ def online_dpo(*, beta: float, base: Base) -> Objective:
     sample={"tau": 0.1, "reduction": "mean"},
     departures=(
         "reduction is explicit: neither IPO paper speaks of length; see ipo for what libraries do",
-        "TRL's mixture coefficient weighs the reference's logits: 0 is online IPO, 1 samples from the "
-        "reference",
+        "TRL's mixture coefficient (0.5) weighs the reference's logits: 0 is online IPO, 1 samples from "
+        "the reference",
     ),
-    published={"mixing": (0.5, "code", "TRL's mixture_coef, of the sampling")},
     rollout="two answers per prompt from the geometric mixture policy^(1 - c) * reference^c, judged online",
     symbolic="W & RL vs L & RW",
 )

@@ -144,9 +144,10 @@ def dpo_plus_sft_seqavg(case: Case) -> Results:
 
 def mixed(case: Case) -> Objective:
     """TRL's list of loss types: the named mix where it is that, otherwise a sum of rows."""
-    beta = given(case, "beta")
-    weights = dict(zip(case.hyperparameters["loss_type"], case.hyperparameters["loss_weights"], strict=True))
-    if set(weights) == {"sigmoid", "bco_pair", "sft"}:
+    beta, more = given(case, "beta"), case.hyperparameters
+    kinds = more["loss_type"]
+    weights = dict(zip(kinds, more["loss_weights"], strict=True))
+    if sorted(kinds) == ["bco_pair", "sft", "sigmoid"]:
         return objectives.mpo(
             beta=beta,
             delta_rule="none",
@@ -155,23 +156,29 @@ def mixed(case: Case) -> Objective:
             quality=weights["bco_pair"],
             generation=weights["sft"],
         )
-    if set(weights) == {"sigmoid", "sft"} and weights["sigmoid"] == 1:
+    if sorted(kinds) == ["sft", "sigmoid"] and weights["sigmoid"] == 1:
         return objectives.rpo_sft(beta=beta, coefficient=weights["sft"], normaliser="batch_mean")
     makers: dict[str, Callable[[], Objective]] = {
         "sigmoid": lambda: objectives.dpo(beta=beta),
         "sigmoid_norm": lambda: objectives.dpo(beta=beta, reduction="mean"),
         "hinge": lambda: objectives.hinge(beta=beta),
         "ipo": lambda: objectives.ipo(tau=beta, reduction="mean"),
+        "exo_pair": lambda: objectives.exo_pair(beta=beta, label_smoothing=more["label_smoothing"]),
+        "robust": lambda: objectives.robust_dpo(beta=beta, label_smoothing=more["label_smoothing"]),
         "bco_pair": lambda: objectives.bco_pair(beta=beta),
         "nca_pair": lambda: objectives.nca_pair(beta=beta),
         "sppo_hard": lambda: objectives.sppo_hard(beta=beta),
         "apo_zero": lambda: objectives.apo_zero(beta=beta),
         "apo_down": lambda: objectives.apo_down(beta=beta),
-        "aot": lambda: objectives.aot(beta=beta),
-        "aot_unpaired": lambda: objectives.aot_unpaired(beta=beta),
+        "aot": lambda: objectives.aot(beta=beta, label_smoothing=more.get("label_smoothing", 0.0)),
+        "aot_unpaired": lambda: objectives.aot_unpaired(
+            beta=beta, label_smoothing=more.get("label_smoothing", 0.0)
+        ),
+        "discopop": lambda: objectives.discopop(beta=beta, temperature=more["discopop_tau"]),
         "sft": lambda: objectives.sft(normaliser="batch_mean"),
     }
-    first, *rest = [float(weight) * makers[kind]() for kind, weight in weights.items()]
+    parts = zip(kinds, more["loss_weights"], strict=True)
+    first, *rest = [float(weight) * makers[kind]() for kind, weight in parts]
     return sum(rest, start=first)
 
 
