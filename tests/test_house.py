@@ -234,6 +234,12 @@ def test_a_modality_s_row_stands_for_the_bare_objective_of_its_name() -> None:
     assert methods.merge([full], [bare])["mapo"] is full
 
 
+@pytest.mark.parametrize("function", ["", "nash_md_loss", "mmalign objectives.nash"])
+def test_a_row_without_an_objective_names_its_function(function: str) -> None:
+    with pytest.raises(ConfigError, match=r"method game function: got .*, expected package\.module\.name"):
+        Method(name="game", title="Games", paper="", year=2024, objective="", function=function)
+
+
 def test_two_rows_of_one_name_are_refused() -> None:
     row = Method(name="mapo", title="Masks", paper="", year=2024, objective="dpo")
     with pytest.raises(

@@ -19,6 +19,7 @@ from mmalign.objectives.distillation import (
     sami_loss,
     scir_penalty,
 )
+from mmalign.objectives.policy_gradient import nash_md_loss
 
 PROMPTS, TOKENS, VOCABULARY = 5, 3, 7
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -416,3 +417,29 @@ def test_beta_is_positive(beta):
         HyperparameterError, match=r"fast_slow_loss beta: got .*, expected a finite number > 0"
     ):
         fast_slow_loss(scores, scores, scores, beta=beta, strength=0.1)
+
+
+@pytest.mark.compiled
+def test_every_loss_is_one_graph_without_a_look_at_its_numbers():
+    student, teacher = normal(*FULL, seed=0), normal(*FULL, seed=1)
+    scores, table = normal(PROMPTS, 2, seed=2), normal(PROMPTS, 3, 3, seed=3)
+    calls: dict[str, Callable[[], Tensor]] = {
+        name: lambda loss=loss: loss(student, teacher) for name, loss in distillations().items()
+    }
+    calls["sami"] = lambda: sami_loss(table)
+    calls["scir"] = lambda: scir_penalty(scores, confidence=0.5)
+    calls["fast_slow"] = lambda: fast_slow_loss(scores, -scores, 0 * scores, beta=0.4, strength=0.2).slow
+    calls["nash_md"] = lambda: (
+        nash_md_loss(
+            student[:, 0, :, 0],
+            teacher[:, 0, :, 0],
+            scores[:, 0].sigmoid(),
+            mask_of(PROMPTS, TOKENS),
+            beta=0.1,
+            penalty_credit="token",
+        ).loss
+    )
+    for name, call in calls.items():
+        torch.compiler.reset()
+        found = torch.compile(call, fullgraph=True, backend="eager")()
+        torch.testing.assert_close(found, call(), msg=lambda text, name=name: f"{name}: {text}")
