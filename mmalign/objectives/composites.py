@@ -73,7 +73,7 @@ def _classifier(beta: float, rule: str) -> Objective:
     status="parity",
     published={
         "beta": (0.1, "code"),
-        "coefficient": (1.0, "code", "TRL's mix of sigmoid and sft"),
+        "coefficient": (1.0, "code", "TRL's mix of sigmoid and sft; 0.2 in the Llama 3 report"),
     },
     symbolic="W & RL vs L & RW",
 )
@@ -109,7 +109,10 @@ def rpo_sft(*, beta: float, coefficient: float, normaliser: Normaliser) -> Objec
     equation="1",
     sample={"beta": 0.1, "alpha": 1.0},
     published={"beta": (0.1, "paper"), "alpha": (1.0, "paper")},
-    departures=("TRL's sigmoid + sft takes the mean over all chosen tokens of the micro-batch instead",),
+    departures=(
+        "the revised paper's form; its first version weighs DPO instead and does not divide by the length",
+        "TRL's sigmoid + sft takes the mean over all chosen tokens of the micro-batch instead",
+    ),
     rollout="several chains of thought of the current policy per question, chosen those that end right",
     symbolic="W & RL vs L & RW",
 )
@@ -127,7 +130,7 @@ def irpo_reasoning(*, beta: float, alpha: float) -> Objective:
     Raises:
         HyperparameterError: out of range.
 
-    Source: arXiv 2404.19733, equation 1.
+    Source: arXiv 2404.19733, equation 1 of the revised version.
     """
     _not_negative("irpo_reasoning alpha", alpha)
     return summed("irpo_reasoning", dpo(beta=beta), _supervised(alpha, "sequence_mean"))
