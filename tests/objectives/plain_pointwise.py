@@ -1,4 +1,4 @@
-"""The rows of `pointwise.py`, `binary_classifier.py`, `humanline.py` and `regression.py`, from their papers."""
+"""The rows of `pointwise.py`, `binary_classifier.py`, `humanline.py`, `regression.py`, from their papers."""
 
 import torch
 from torch.nn.functional import logsigmoid
