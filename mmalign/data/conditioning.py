@@ -191,8 +191,8 @@ def sample_directions(
     Args:
         count: how many.
         num_objectives: >= 2.
-        max_angle: degrees between a vector and the first objective, in (0, 180]; 45 in the paper, so that a
-            user may trade the first objective for others but never turn against it.
+        max_angle: degrees between a vector and the first objective, in (0, 180]; at 45 a user may trade the
+            first objective for others but never turn against it.
         seed: seed.
         key: what the vectors are for (a row's id): each key has vectors of its own.
 
@@ -258,7 +258,10 @@ def directional(
         RowError: a row that is no list, or one without numbers for an objective.
         UnknownNameError: another `keep` or `scale`.
 
-    Source: arXiv 2402.18571, section 2 (angles up to 45 degrees from the main objective, best of n).
+    Status: directions in the prompt and training on the best of n along them are the paper's. The cone of 45
+    degrees, standardising and the words of the template are ours: the paper's own have not been verified.
+
+    Source: arXiv 2402.18571, abstract.
     """
     _check_template(template, "goal", "prompt")
     if keep not in ("best", "pairs"):

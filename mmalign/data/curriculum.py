@@ -12,10 +12,10 @@ from mmalign.batch import PreferenceRow
 from mmalign.data.pairing import score_gap
 from mmalign.errors import ConfigError, explain, unknown_name
 
-__all__ = ["curriculum"]
+__all__ = ["curriculum_stages"]
 
 
-def curriculum(
+def curriculum_stages(
     rows: Sequence[PreferenceRow],
     *,
     num_stages: int,
@@ -42,7 +42,7 @@ def curriculum(
         RowError: a pair without scores.
         UnknownNameError: another scope.
 
-    Source: arXiv 2403.07230, section 3 (pairs of one prompt, ordered by difference of ratings).
+    Source: arXiv 2403.07230, figure 1 (pairs of one prompt, ordered by difference of ratings, easiest first).
     """
     if num_stages < 1:
         raise ConfigError(explain("curriculum stages", got=num_stages, expected="at least 1"))

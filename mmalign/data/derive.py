@@ -18,7 +18,7 @@ from mmalign.data import conditioning
 from mmalign.data.conditioning import Conditioned
 from mmalign.data.config import DataConfig
 from mmalign.data.curation import candidate_key, keep_lowest
-from mmalign.data.curriculum import curriculum
+from mmalign.data.curriculum import curriculum_stages
 from mmalign.data.layouts import ALIASES
 from mmalign.data.media import image_ending, read_media
 from mmalign.data.pairing import Pairing, cap_per_prompt, make_pairs, turned
@@ -53,7 +53,7 @@ class DeriveSettings:
         min_gap: pairs of rankings with a smaller difference of scores are left out.
         max_per_prompt: pairs of one prompt that are kept, those with the widest gap first; None keeps all.
         stages: of the curriculum.
-        scope: of the curriculum, see `curriculum`.
+        scope: of the curriculum, see `curriculum_stages`.
         objectives: columns of rewards for `directional`.
         keep: what `directional` keeps, see there.
         scale: whether `directional` standardises objectives.
@@ -272,7 +272,7 @@ def _curriculum(rows: Sequence[PreferenceRow], settings: DeriveSettings) -> Cond
     found = _as_pairs(rows, settings, settings.pairs)
     if not found.rows:
         return found
-    stages = curriculum(found.rows, num_stages=settings.stages, scope=settings.scope)
+    stages = curriculum_stages(found.rows, num_stages=settings.stages, scope=settings.scope)
     found.rows = [
         replace(row, extras={**row.extras, "split": f"stage_{number}"})
         for number, stage in enumerate(stages, 1)

@@ -1,11 +1,13 @@
 """Pairs of rankings, their cap, and stages from easy to hard."""
 
 import pytest
+import torch
 
 from mmalign.batch import Candidate, PreferenceRow
-from mmalign.data.curriculum import curriculum
+from mmalign.data.curriculum import curriculum_stages
 from mmalign.data.pairing import cap_per_prompt, couples, follow, make_pairs, score_gap, turned
 from mmalign.errors import ConfigError, RowError, UnknownNameError
+from mmalign.objectives.rankings import curriculum
 
 
 def ranking(*relevance, prompt="p", **more):
@@ -132,7 +134,7 @@ def test_a_gap_needs_two_scores():
 
 def test_the_first_stage_holds_the_widest_gap_of_every_prompt():
     rows = [pair(gap, prompt, f"{prompt}{gap}") for prompt in "xyz" for gap in (1.0, 7.0, 3.0)]
-    stages = curriculum(rows, num_stages=3, scope="prompt")
+    stages = curriculum_stages(rows, num_stages=3, scope="prompt")
     assert [[row.id for row in stage] for stage in stages] == [
         ["x7.0", "y7.0", "z7.0"],
         ["x3.0", "y3.0", "z3.0"],
@@ -140,9 +142,24 @@ def test_the_first_stage_holds_the_widest_gap_of_every_prompt():
     ]
 
 
+def test_stages_of_rows_are_those_of_the_scores_of_a_batch():
+    relevance = torch.tensor([[2.0, 5.0, 4.0, 3.0], [1.0, 7.0, 2.0, 9.0]])
+    rows = [
+        made
+        for number, values in enumerate(relevance.tolist())
+        for made in make_pairs(ranking(*values, prompt=f"q{number}"), how="best_vs_rest")
+    ]
+    expected = curriculum(relevance)
+    for number, stage in enumerate(curriculum_stages(rows, num_stages=3, scope="prompt")):
+        assert [row.id for row in stage] == [
+            f"q{prompt}/{expected.chosen[prompt, number]}-{expected.rejected[prompt, number]}"
+            for prompt in range(2)
+        ]
+
+
 def test_every_pair_is_in_one_stage_and_spare_ones_go_to_the_easy_stages():
     rows = [pair(float(gap), name=str(gap)) for gap in range(7)]
-    stages = curriculum(rows, num_stages=3, scope="prompt")
+    stages = curriculum_stages(rows, num_stages=3, scope="prompt")
     assert [len(stage) for stage in stages] == [3, 2, 2]
     assert sorted(row.id for stage in stages for row in stage) == [str(gap) for gap in range(7)]
     assert min(score_gap(row) for row in stages[0]) > max(score_gap(row) for row in stages[1])
@@ -153,21 +170,21 @@ def test_single_pairs_are_ordered_over_the_whole_data_set():
     with pytest.raises(
         ConfigError, match=r"got 4 pairs, at most 1 of one prompt, expected enough for 2 stages"
     ):
-        curriculum(rows, num_stages=2, scope="prompt")
-    easy, hard = curriculum(rows, num_stages=2, scope="dataset")
+        curriculum_stages(rows, num_stages=2, scope="prompt")
+    easy, hard = curriculum_stages(rows, num_stages=2, scope="dataset")
     assert [score_gap(row) for row in easy + hard] == [5.0, 4.0, 3.0, 2.0]
 
 
 def test_another_measure_of_difficulty_can_order_the_stages():
     rows = [pair(1.0, name=name) for name in ("bb", "a", "ccc")]
-    stages = curriculum(rows, num_stages=3, scope="prompt", gap=lambda row: float(len(row.id)))
+    stages = curriculum_stages(rows, num_stages=3, scope="prompt", gap=lambda row: float(len(row.id)))
     assert [stage[0].id for stage in stages] == ["ccc", "bb", "a"]
 
 
 def test_a_curriculum_refuses_what_it_cannot_order(untyped):
     with pytest.raises(ConfigError, match=r"curriculum stages: got 0, expected at least 1"):
-        curriculum([pair(1.0)], num_stages=0, scope="prompt")
+        curriculum_stages([pair(1.0)], num_stages=0, scope="prompt")
     with untyped, pytest.raises(UnknownNameError, match=r"scope of a curriculum 'all'"):
-        curriculum([pair(1.0)], num_stages=1, scope="all")
+        curriculum_stages([pair(1.0)], num_stages=1, scope="all")
     with pytest.raises(ConfigError, match=r"gap of r: got nan, expected a number"):
-        curriculum([pair(float("nan"))], num_stages=1, scope="prompt")
+        curriculum_stages([pair(float("nan"))], num_stages=1, scope="prompt")
