@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmalign.errors import HyperparameterError, ShapeError, explain
 from mmalign.objectives import labels, links, modifiers
-from mmalign.objectives.base import Computed, Context, require, wide
+from mmalign.objectives.base import Computed, Context, require
 from mmalign.objectives.extras import Normaliser, nll
 from mmalign.objectives.links import Link
 from mmalign.objectives.objective import Objective, objective
@@ -35,12 +35,6 @@ __all__ = [
 ]
 
 Selection = Literal["given", "all"]
-
-
-def _of_pairs(context: Context, name: str, wanted_by: str, neutral: float) -> Float[Tensor, " prompt"]:
-    """`extras[name]` of every pair, and a harmless number where a pair is incomplete."""
-    value = wide(context.scores.extra(name, wanted_by)).to(context.policy.dtype)
-    return torch.where(context.real().all(1), value, neutral)
 
 
 def _require_share(where: str, share: float) -> None:
@@ -180,7 +174,7 @@ def draw_selection(
 def _kept(context: Context, selection: Selection) -> Float[Tensor, " prompt"]:
     """Share of every pair that is learnt from; 0 for incomplete pairs."""
     if selection == "given":
-        return _of_pairs(context, "selected", "beta_dpo", 0.0)
+        return modifiers.of_pairs(context, "selected", "beta_dpo")
     return context.real().all(1).to(context.policy.dtype)
 
 
@@ -279,7 +273,7 @@ def _dispersion(factor: float) -> Computed:
     """-factor * log(normalised entropy of the reference)."""
 
     def compute(context: Context) -> Tensor:
-        entropy = _of_pairs(context, "reference_entropy", "mallows_dpo", 1.0)
+        entropy = modifiers.of_pairs(context, "reference_entropy", "mallows_dpo", 1.0)
         return -factor * entropy.clamp(min=torch.finfo(entropy.dtype).tiny, max=1.0).log()
 
     return Computed(
@@ -373,7 +367,7 @@ def _other_objectives(beta: float, weights: tuple[float, ...]) -> Computed:
     """-(weights . margin_rewards) / beta for every candidate."""
 
     def compute(context: Context) -> Tensor:
-        rewards = wide(context.scores.extra("margin_rewards", "modpo")).to(context.policy.dtype)
+        rewards = modifiers.of_pairs(context, "margin_rewards", "modpo")
         rewards = rewards.unsqueeze(2) if rewards.ndim == 2 else rewards
         if rewards.ndim != 3 or rewards.shape[2] != len(weights):
             message = explain(
@@ -382,11 +376,14 @@ def _other_objectives(beta: float, weights: tuple[float, ...]) -> Computed:
                 expected=f"[prompt, candidate, {len(weights)}], one reward per other objective",
             )
             raise ShapeError(message)
-        total = (rewards * torch.tensor(weights, dtype=rewards.dtype, device=rewards.device)).sum(2)
-        return torch.where(context.real(), -total / beta, 0.0)
+        # Python numbers, not a tensor of weights: nothing is copied to the device in the step.
+        total = torch.zeros_like(rewards[..., 0])
+        for number, weight in enumerate(weights):
+            total = total + weight * rewards[..., number]
+        return -total / beta
 
     shown = ", ".join(f"{weight:g}" for weight in weights)
-    return Computed(compute, f"({shown}) . margin_rewards / -{beta:g}", frozenset({"margin_rewards"}))
+    return Computed(compute, f"-({shown}) . margin_rewards / {beta:g}", frozenset({"margin_rewards"}))
 
 
 def _modpo(
@@ -397,6 +394,7 @@ def _modpo(
     if other_weights is None:
         require(f"{name} weight", weight, weight <= 1, "a number in (0, 1], or other_weights")
         other_weights = (1.0 - weight,)
+    require(f"{name} number of other_weights", len(other_weights), len(other_weights) > 0, "at least 1")
     for other in other_weights:
         require(f"{name} other_weights", other, 0 <= other < float("inf"), "numbers >= 0")
     score = Score(bonus=_other_objectives(beta, tuple(float(other) for other in other_weights)))
@@ -473,7 +471,7 @@ def modpo_hinge(*, beta: float, weight: float, other_weights: Sequence[float] | 
 
 def _semantic_gap(gamma: float) -> Computed:
     def compute(context: Context) -> Tensor:
-        return gamma * _of_pairs(context, "semantic_gap", "gapo_semantic", 0.0)
+        return gamma * modifiers.of_pairs(context, "semantic_gap", "gapo_semantic")
 
     return Computed(compute, f"{gamma:g} * semantic_gap", frozenset({"semantic_gap"}))
 

@@ -30,6 +30,7 @@ __all__ = [
     "log_reward_gap",
     "log_reward_ratio",
     "mismatched_zero_point",
+    "of_pairs",
     "on_policy_weight",
     "opposite_zero_point",
     "position_decay",
@@ -96,6 +97,22 @@ def given(name: str, *, attached: bool = False) -> Computed:
         return wide(context.scores.extra(name, "a given number"))
 
     return Computed(compute, name, frozenset({name}), attached=attached)
+
+
+def of_pairs(context: Context, name: str, wanted_by: str, neutral: float = 0.0) -> Tensor:
+    """`Scores.extras[name]` of every pair or candidate, and `neutral` where a pair is incomplete.
+
+    Whatever padding holds there, even NaN, then reaches no loss and no gradient.
+
+    Args:
+        context: of the batch.
+        name: of the extra input, [prompt] or [prompt, candidate, ...].
+        wanted_by: who needs it, for the message.
+        neutral: harmless number.
+    """
+    value = wide(context.scores.extra(name, wanted_by)).to(context.policy.dtype)
+    complete = context.real().all(1)
+    return torch.where(complete.reshape(-1, *(1,) * (value.ndim - 1)), value, neutral)
 
 
 def scaled(factor: float, value: Computed) -> Computed:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.objectives import labels, modifiers
-from mmalign.objectives.base import CHOSEN, Computed, Context, require, wide
+from mmalign.objectives.base import CHOSEN, Computed, Context, require
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.pairwise import positive_beta
 from mmalign.objectives.structures import Pair
@@ -160,8 +160,7 @@ def madpo(*, beta: float, low: float, high: float, steepness: float, threshold: 
 
 def _semantic(alpha: float) -> Computed:
     def compute(context: Context) -> Tensor:
-        distance = wide(context.scores.extra("semantic_distance", "sem_dpo")).to(context.policy.dtype)
-        distance = torch.where(context.real(), distance, 0.0)[:, CHOSEN]
+        distance = modifiers.of_pairs(context, "semantic_distance", "sem_dpo")[:, CHOSEN]
         return torch.exp(-alpha * distance.clamp(min=0.0))
 
     return Computed(compute, f"exp(-{alpha:g} * semantic_distance[chosen])", frozenset({"semantic_distance"}))

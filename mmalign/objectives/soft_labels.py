@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.objectives import labels, links, modifiers
-from mmalign.objectives.base import CHOSEN, REJECTED, Computed, Context, require, wide
+from mmalign.objectives.base import CHOSEN, REJECTED, Computed, Context, require
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.pairwise import positive_beta
@@ -103,8 +103,7 @@ def _tree_confidence() -> Computed:
     """1 - min(1/2, 1 - confidence), confidence = 1 / (1 + visits of rejected / max(1, visits of chosen))."""
 
     def compute(context: Context) -> Tensor:
-        visits = wide(context.scores.extra("visits", "mcts_dpo")).to(context.policy.dtype)
-        visits = torch.where(context.real(), visits, 0.0)
+        visits = modifiers.of_pairs(context, "visits", "mcts_dpo")
         confidence = 1.0 / (1.0 + visits[:, REJECTED] / visits[:, CHOSEN].clamp(min=1.0))
         return confidence.clamp(min=0.5)
 
