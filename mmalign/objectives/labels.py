@@ -107,6 +107,11 @@ def mixed(probability: Computed) -> PairLabels:
     return PairLabels(probability, other)
 
 
+def _like(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number or tensor in the type of `like`; a Python float must not pass through float32."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
 @dataclass(frozen=True)
 class PointLabels:
     """Coefficients of candidates that stand alone, by role: loss = agree * link(z) + disagree * link(-z).
@@ -125,9 +130,9 @@ class PointLabels:
         """(agree, disagree) of every candidate."""
 
         def pick(number: int) -> Tensor:
-            liked = torch.as_tensor(per_candidate(resolve(self.chosen[number], context)))
-            other = torch.as_tensor(per_candidate(resolve(self.rejected[number], context)))
-            return torch.where(desirable, liked.to(like), other.to(like))
+            liked = _like(per_candidate(resolve(self.chosen[number], context)), like)
+            other = _like(per_candidate(resolve(self.rejected[number], context)), like)
+            return torch.where(desirable, liked, other)
 
         return pick(0), pick(1)
 
@@ -273,9 +278,9 @@ class Targets:
 
     def values(self, desirable: Bool[Tensor, "prompt candidate"], like: Tensor, context: Context) -> Tensor:
         """The target of every candidate."""
-        liked = torch.as_tensor(per_candidate(resolve(self.chosen, context)))
-        other = torch.as_tensor(per_candidate(resolve(self.rejected, context)))
-        return torch.where(desirable, liked.to(like), other.to(like))
+        liked = _like(per_candidate(resolve(self.chosen, context)), like)
+        other = _like(per_candidate(resolve(self.rejected, context)), like)
+        return torch.where(desirable, liked, other)
 
     def formula(self) -> str:
         """Both targets in plain text."""

@@ -12,24 +12,36 @@ from typing import Any
 from torch import Tensor
 
 from mmalign.batch import Labels
-from mmalign.objectives.base import Computed, Number, ObjectiveOutput, ObjectiveState, Scores
+from mmalign.objectives.base import Computed, Context, Number, ObjectiveOutput, ObjectiveState, Scores
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.labels import PairLabels, PointLabels
 from mmalign.objectives.links import Link
 from mmalign.objectives.objective import Objective
+from mmalign.objectives.structures import ListForward, ListReverse, Plackett, Target
 from mmalign.objectives.terms import Term
 
-__all__ = ["mutants"]
+__all__ = ["NoMutantError", "mutants"]
+
+# Their loss is no function of a link, or of an even one.
+_WITHOUT_LINK = (ListForward, ListReverse, Plackett, Target)
+
+
+class NoMutantError(Exception):
+    """What was broken does nothing here: a gradient was to be let through where none comes."""
 
 
 @dataclass(frozen=True, repr=False)
 class _Swapped(Objective):
-    """Sees the candidates in reverse order."""
+    """Sees the scores of the candidates in reverse order, and everything else as it is."""
 
     def __call__(
         self, scores: Scores, labels: Labels, state: ObjectiveState | None = None
     ) -> ObjectiveOutput:
-        return super().__call__(scores.swapped(), labels, state)
+        swapped = scores.swapped()
+        mixed = replace(
+            scores, policy=swapped.policy, reference=swapped.reference, mask=swapped.mask, kl=swapped.kl
+        )
+        return super().__call__(mixed, labels, state)
 
 
 def _negated(link: Link) -> Link:
@@ -56,7 +68,9 @@ def _term(term: Term, **changes: Any) -> Term:
 
 def _of_term(term: Term) -> Iterator[tuple[str, Term]]:
     score, reduction = term.score, term.score.reduction
-    yield "z negated", replace(term, link=_negated(term.link), link_rejected=None)
+    if not isinstance(term.structure, _WITHOUT_LINK):
+        yield "z negated", replace(term, link=_negated(term.link), link_rejected=None)
+    yield "scores negated", _score(term, scale=_scaled(score.scale, -1.0))
     yield "z doubled", _score(term, scale=_scaled(score.scale, 2.0))
     yield "coefficient negated", term.scaled(-1.0)
     other = "mean" if reduction.how == "sum" else "sum"
@@ -88,17 +102,26 @@ def _of_numbers(
             continue
         yield f"{name} dropped", edit(term, **{name: nothing})
         if isinstance(value, Computed):
-            toggled = replace(value, attached=not value.attached)
-            yield f"gradient through {name} toggled", edit(term, **{name: toggled})
+            yield f"gradient through {name} toggled", edit(term, **{name: _toggled(value)})
+
+
+def _toggled(value: Computed) -> Computed:
+    def compute(context: Context) -> Tensor:
+        result = value.compute(context)
+        if not result.requires_grad:
+            raise NoMutantError
+        return result
+
+    return replace(value, compute=compute, attached=not value.attached)
 
 
 def _of_labels(term: Term) -> Iterator[tuple[str, Term]]:
     labels = term.labels
-    if isinstance(labels, PairLabels):
+    if isinstance(labels, PairLabels) and not isinstance(term.structure, Plackett):
         yield "labels exchanged", replace(term, labels=PairLabels(labels.disagree, labels.agree))
         if labels.disagree != 0.0:
             yield "smoothing dropped", replace(term, labels=PairLabels())
-    if isinstance(labels, PointLabels):
+    if isinstance(labels, PointLabels) and labels.chosen != labels.rejected:
         yield "roles exchanged", replace(term, labels=PointLabels(labels.rejected, labels.chosen))
 
 

@@ -71,6 +71,7 @@ _PER_POSITION = frozenset(
         "reward_model_score",
         "token_mask",
         "value",
+        "step_weight",
     }
 )
 
@@ -120,7 +121,7 @@ def example(
         mask[..., 0] = 1.0
     scores = Scores(
         policy=policy.requires_grad_(),
-        reference=policy.detach() - 0.2 * draw(*deep) if "reference" in needs else None,
+        reference=policy.detach() + 0.4 * (draw(*deep) - 0.5) if "reference" in needs else None,
         mask=mask,
         length=1.0 + 9.0 * draw(*shape) if "length" in needs and mask is None else None,
         kl=draw(*deep) if "kl" in needs else None,
