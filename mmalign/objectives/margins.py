@@ -382,8 +382,8 @@ def _other_objectives(beta: float, weights: tuple[float, ...]) -> Computed:
             total = total + weight * rewards[..., number]
         return -total / beta
 
-    shown = ", ".join(f"{weight:g}" for weight in weights)
-    return Computed(compute, f"-({shown}) . margin_rewards / {beta:g}", frozenset({"margin_rewards"}))
+    shown = ", -".join(f"{weight:g}" for weight in weights)
+    return Computed(compute, f"(-{shown}) . margin_rewards / {beta:g}", frozenset({"margin_rewards"}))
 
 
 def _modpo(
@@ -394,7 +394,9 @@ def _modpo(
     if other_weights is None:
         require(f"{name} weight", weight, weight <= 1, "a number in (0, 1], or other_weights")
         other_weights = (1.0 - weight,)
-    require(f"{name} number of other_weights", len(other_weights), len(other_weights) > 0, "at least 1")
+    require(
+        f"{name} number of other_weights", float(len(other_weights)), len(other_weights) > 0, "at least 1"
+    )
     for other in other_weights:
         require(f"{name} other_weights", other, 0 <= other < float("inf"), "numbers >= 0")
     score = Score(bonus=_other_objectives(beta, tuple(float(other) for other in other_weights)))

@@ -490,7 +490,7 @@ def test_rewards_of_another_number_of_objectives_are_refused():
         ),
         (
             lambda: objectives.build("modpo", beta=0.1, weight=0.5, other_weights=()),
-            "modpo number of other_weights: got 0, expected at least 1",
+            "modpo number of other_weights: got 0.0, expected at least 1",
         ),
         (lambda: objectives.build("flex_dpo", beta_chosen=0.0, beta_rejected=0.1), "beta_chosen"),
         (lambda: objectives.build("flex_dpo", beta_chosen=0.1, beta_rejected=-0.1), "beta_rejected"),
