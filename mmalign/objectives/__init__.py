@@ -20,6 +20,7 @@ from mmalign.objectives import (
     distillation,
     extras,
     grounded,
+    item_rankings,
     labels,
     links,
     margins,
@@ -57,6 +58,12 @@ from mmalign.objectives.extras import Extra
 from mmalign.objectives.generalised import gpo_exponential, gpo_savage, gpo_truncated_quadratic
 from mmalign.objectives.grounded import chip, mdpo, povid, vdpo_guided
 from mmalign.objectives.humanline import humanline_dpo, humanline_kto
+from mmalign.objectives.item_rankings import (
+    irpo_incontext_ranking,
+    irpo_incontext_ranking_official,
+    tree_po,
+    tree_po_rank,
+)
 from mmalign.objectives.listwise import (
     adpo_listwise,
     dmpo_recommendation,
@@ -113,8 +120,6 @@ from mmalign.objectives.pointwise import (
 )
 from mmalign.objectives.rankings import (
     curry_dpo,
-    irpo_incontext_ranking,
-    irpo_incontext_ranking_official,
     lipo_lambda,
     lipo_pair_hinge,
     lipo_pair_logistic,
@@ -123,7 +128,6 @@ from mmalign.objectives.rankings import (
     lipo_softmax,
     plackett_luce_dpo,
     rankdpo,
-    tree_po_rank,
 )
 from mmalign.objectives.reductions import Reduction
 from mmalign.objectives.reference_free import (
@@ -269,6 +273,7 @@ __all__ = [
     "irpo_incontext_ranking",
     "irpo_incontext_ranking_official",
     "irpo_reasoning",
+    "item_rankings",
     "knowpat_align",
     "kto",
     "kto_pair_legacy",
@@ -352,6 +357,7 @@ __all__ = [
     "tgdpo",
     "three_properties",
     "tokenwise",
+    "tree_po",
     "tree_po_rank",
     "triple_po",
     "triple_po_l",

@@ -4,7 +4,6 @@ u is the log-ratio of a candidate and s = beta u. Candidates stand best first, o
 them; ties are no preference, except where a ranking needs an order (there they keep the given one).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,13 +14,11 @@ from torch import Tensor
 from mmalign.errors import ConfigError, HyperparameterError, explain
 from mmalign.objectives import links, modifiers
 from mmalign.objectives.base import Computed, Context, wide
-from mmalign.objectives.extras import Extra
 from mmalign.objectives.labels import Distribution, PointLabels, Targets
 from mmalign.objectives.objective import Objective, Published, objective
 from mmalign.objectives.pairwise import positive_beta
 from mmalign.objectives.structures import (
     AllPairs,
-    BestVsRest,
     ListForward,
     Pair,
     Plackett,
@@ -34,8 +31,7 @@ __all__ = [
     "Curriculum",
     "curriculum",
     "curry_dpo",
-    "irpo_incontext_ranking",
-    "irpo_incontext_ranking_official",
+    "graded",
     "lipo_lambda",
     "lipo_pair_hinge",
     "lipo_pair_logistic",
@@ -44,7 +40,6 @@ __all__ = [
     "lipo_softmax",
     "plackett_luce_dpo",
     "rankdpo",
-    "tree_po_rank",
 ]
 
 _LIPO = "LiPO: Listwise Preference Optimization through Learning-to-Rank"
@@ -58,7 +53,8 @@ def _require_aggregate(where: str, aggregate: str) -> None:
         raise HyperparameterError(explain(f"{where} aggregate", got=aggregate, expected="'sum' or 'mean'"))
 
 
-def _relevance(context: Context, wanted_by: str) -> Float[Tensor, "prompt candidate"]:
+def graded(context: Context, wanted_by: str) -> Float[Tensor, "prompt candidate"]:
+    """Relevance of every candidate in the scores' type; says who needs it where there is none."""
     relevance = context.labels.relevance
     if relevance is None:
         message = explain(
@@ -232,7 +228,7 @@ def lipo_point_mse(*, beta: float) -> Objective:
     Source: arXiv 2402.01878, equation 9.
     """
     positive_beta("lipo_point_mse", beta)
-    grade = Computed(lambda context: _relevance(context, "lipo_point_mse"), "relevance")
+    grade = Computed(lambda context: graded(context, "lipo_point_mse"), "relevance")
     term = Term(Target(), beta=beta, link=links.square(0.0), labels=Targets(grade, grade), name="point_mse")
     return Objective("lipo_point_mse", (term,))
 
@@ -261,8 +257,8 @@ def lipo_point_sigmoid(*, beta: float) -> Objective:
     Source: arXiv 2402.01878, equation 10.
     """
     positive_beta("lipo_point_sigmoid", beta)
-    wins = Computed(lambda context: _relevance(context, "lipo_point_sigmoid"), "y")
-    loses = Computed(lambda context: 1.0 - _relevance(context, "lipo_point_sigmoid"), "(1 - y)")
+    wins = Computed(lambda context: graded(context, "lipo_point_sigmoid"), "y")
+    loses = Computed(lambda context: 1.0 - graded(context, "lipo_point_sigmoid"), "(1 - y)")
     roles = PointLabels((wins, loses), (wins, loses))
     return Objective("lipo_point_sigmoid", (Term(Point(), beta=beta, labels=roles, name="point_sigmoid"),))
 
@@ -271,7 +267,7 @@ def _share_of_relevance() -> Distribution:
     """Relevance / its sum over the real candidates; all shares 0 where every relevance is 0."""
 
     def log_weights(context: Context) -> Tensor:
-        grade = torch.where(context.real(), _relevance(context, "lipo_softmax").clamp(min=0.0), 0.0)
+        grade = torch.where(context.real(), graded(context, "lipo_softmax").clamp(min=0.0), 0.0)
         total = grade.sum(1, keepdim=True)
         share = grade / torch.where(total > 0, total, 1.0)
         return share.clamp(min=torch.finfo(share.dtype).tiny).log()
@@ -352,157 +348,6 @@ def rankdpo(*, beta: float, ranks: Literal["scores", "labels"]) -> Objective:
     return Objective("rankdpo", (term,))
 
 
-_IRPO = "In-context Ranking Preference Optimization"
-
-
-def _in_context(name: str, beta: float, own: float | None) -> Objective:
-    positive_beta(name, beta)
-    structure = BestVsRest(modifiers.graded_gain(), "mean", own=own)
-    return Objective(name, (Term(structure, beta=beta, name="in_context"),))
-
-
-_IRPO_SUM = "a mean over the items and, by the loop, over the lists (released code: a sum over the lists)"
-_IRPO_SIGN = (
-    "graded gains follow the given ranks: a relevant item far down the list may weigh less than others"
-)
-
-
-@objective(
-    "irpo_incontext_ranking",
-    fixes="lists",
-    on_errors="axis",
-    title=_IRPO,
-    paper="2504.15477",
-    year=2025,
-    sample={"beta": 1.0},
-    data="lists",
-    parity=("text_irpo_incontext_ranking",),
-    status="parity",
-    published={"beta": (1.0, "code")},
-    departures=(
-        "an item is left out of its own rest; the released code lowers it by 100 before beta, so that "
-        "exp(-100 beta) stays (4.5e-5 at beta 0.1): irpo_incontext_ranking_official",
-        _IRPO_SUM,
-    ),
-    allows={"gradient signs": _IRPO_SIGN},
-)
-def irpo_incontext_ranking(*, beta: float) -> Objective:
-    """Items of one generated list, each against the others, weighted by graded relevance and position.
-
-    z_i = beta u_i - log mean over j != i of exp(beta u_j)
-    loss = mean over items of (2^relevance_i - 1) / log2(1 + rank_i) * -log sigmoid(z_i)
-
-    Candidates are segments of one answer: u is the log-ratio of a segment, `extras["rank"]` its position in
-    the answer (1 = first).
-
-    Args:
-        beta: > 0, per unit of score (1 released).
-
-    Raises:
-        HyperparameterError: beta <= 0.
-
-    Source: arXiv 2504.15477; the authors' `trainers.py`, `rdpo_loss`.
-    """
-    return _in_context("irpo_incontext_ranking", beta, None)
-
-
-@objective(
-    "irpo_incontext_ranking_official",
-    fixes="lists",
-    on_errors="axis",
-    title=_IRPO,
-    paper="2504.15477",
-    year=2025,
-    sample={"beta": 0.1},
-    data="lists",
-    parity=("text_irpo_incontext_ranking",),
-    status="parity",
-    published={"beta": (1.0, "code")},
-    departures=(_IRPO_SUM,),
-    allows={"gradient signs": _IRPO_SIGN},
-)
-def irpo_incontext_ranking_official(*, beta: float) -> Objective:
-    """`irpo_incontext_ranking` as released: every item stays in its own rest with the factor exp(-100 beta).
-
-    Args:
-        beta: > 0, per unit of score (1 released; there the factor is 4e-44).
-
-    Raises:
-        HyperparameterError: beta <= 0.
-
-    Source: the authors' `trainers.py`, `rdpo_loss`.
-    """
-    return _in_context("irpo_incontext_ranking_official", beta, 100.0 * beta)
-
-
-def _count(context: Context) -> Float[Tensor, " prompt"]:
-    return context.real().sum(1).to(context.policy.dtype)
-
-
-def _share_of_pairs() -> Computed:
-    """2 / (K (K - 1)) for K real candidates: every unordered pair counts in both orders, as released."""
-
-    def compute(context: Context) -> Tensor:
-        count = _count(context)
-        return 2.0 / (count * (count - 1.0)).clamp(min=1.0)
-
-    return Computed(compute, "2 / (K (K - 1))")
-
-
-def _undecided_pairs() -> Extra:
-    """Log 2 for every tie and for each candidate against itself, over K (K - 1): a released constant."""
-
-    def value(context: Context) -> Tensor:
-        grade, real, count = _relevance(context, "tree_po_rank"), context.real(), _count(context)
-        both = real.unsqueeze(2) & real.unsqueeze(1)
-        tied = ((grade.unsqueeze(2) == grade.unsqueeze(1)) & both).sum((1, 2)).to(count.dtype)
-        constant = tied * math.log(2.0) / (count * (count - 1.0)).clamp(min=1.0)
-        return torch.where(count > 1, constant, 0.0)
-
-    return Extra("undecided", value, "log 2 * (K + ordered ties) / (K (K - 1))")
-
-
-@objective(
-    "tree_po_rank",
-    fixes="lists",
-    on_errors="axis",
-    title="TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees",
-    paper="2410.12854",
-    year=2024,
-    sample={"beta": 0.1},
-    data="lists",
-    parity=("text_tree_po_rank",),
-    official_code="MrBlankness/TPO ba87a23",
-    status="parity",
-    departures=(
-        "the released loss wraps this one as -log sigmoid(beta * L), which falls when L rises: its gradient "
-        "points the wrong way (the best of four candidates gets +0.013 instead of -0.276). Here beta scales "
-        "the scores and the gradient points the right way",
-        "the released step weights (cosine of a step's embedding to that of the best answer, plus 1) and its "
-        "mean over steps belong to the score: give scores with them applied. It also lacks the shift between "
-        "logits and labels, and the DCG weights its name promises",
-    ),
-)
-def tree_po_rank(*, beta: float) -> Objective:
-    """Ranking loss over all pairs of a preference tree's answers.
-
-    loss = sum over pairs in both orders of -log sigmoid(sign(y_i - y_j) * beta (u_i - u_j)) / (K (K - 1))
-
-    Ties and each candidate against itself add the constant log 2, without gradient, as released.
-
-    Args:
-        beta: > 0, per unit of score.
-
-    Raises:
-        HyperparameterError: beta <= 0.
-
-    Source: arXiv 2410.12854; MrBlankness/TPO, `lambda_rank_loss`.
-    """
-    positive_beta("tree_po_rank", beta)
-    term = Term(AllPairs(), beta=beta, weight=_share_of_pairs(), name="rank")
-    return Objective("tree_po_rank", (term,), (_undecided_pairs(),))
-
-
 @dataclass(frozen=True)
 class Curriculum:
     """Pairs of each prompt from easy to hard; stage k is the k-th of every prompt.
@@ -547,6 +392,7 @@ def curriculum(
 
 @objective(
     "curry_dpo",
+    "graded",
     fixes="lists",
     on_errors="outside",
     title="Curry-DPO: Enhancing Alignment using Curriculum Learning & Ranked Preferences",

@@ -37,6 +37,8 @@ METRICS = frozenset(
 )
 # Shapes of extra inputs that are not [prompt, candidate].
 _EXTRA_SHAPES = {
+    "noise_level": (PROMPTS,),
+    "pair_weight": (PROMPTS,),
     "temperature_factor": (PROMPTS,),
     "mismatched_log_ratio": (7,),
     "whole_score": (PROMPTS,),
@@ -58,6 +60,7 @@ _EXTRA_SHAPES = {
 # Extra inputs with one number per position, where the scores have positions.
 _PER_POSITION = frozenset(
     {
+        "preference",
         "image_relation",
         "imageless_score",
         "token_severity",

@@ -255,8 +255,8 @@ def irpo_incontext_ranking_official(scores, labels, h):
     return in_context(scores, labels, h, lambda h: math.exp(-100 * h["beta"]))
 
 
-def tree_po_rank(scores, labels, h):
-    u = h["beta"] * log_ratio(scores)
+def tree_po_rank(scores, labels, h, u=None):
+    u = h["beta"] * log_ratio(scores) if u is None else u
 
     def one(row, who):
         grade, found = grades(labels, row, who), 0.0
@@ -267,6 +267,14 @@ def tree_po_rank(scores, labels, h):
         return found / (len(who) * (len(who) - 1))
 
     return per_list(one, scores, labels)
+
+
+def tree_po(scores, labels, h):
+    if scores.policy.ndim == 2:
+        return tree_po_rank(scores, labels, h)
+    weight = scores.extras["step_weight"] * scores.mask
+    u = (weight * (scores.policy - scores.reference)).sum(-1) / weight.sum(-1)
+    return tree_po_rank(scores, labels, h, h["beta"] * u)
 
 
 def curry_dpo(scores, labels, h):
@@ -353,6 +361,7 @@ PLAIN = {
         "rankdpo",
         "reward_ranking",
         "s_dpo",
+        "tree_po",
         "tree_po_rank",
     )
 }

@@ -26,6 +26,7 @@ NEED_RELEVANCE = {
     "lipo_point_sigmoid",
     "lipo_softmax",
     "rankdpo",
+    "tree_po",
     "tree_po_rank",
 }
 
@@ -57,7 +58,11 @@ def lists(seed, *, tied, padded):
         policy=(-4 * draw(*shape) + blank).requires_grad_(),
         reference=-4 * draw(*shape) + blank,
         reward=draw(*shape) + blank,
-        extras={"rank": draw(*shape).argsort(1).double() + 1.0, "task_weight": draw(PROMPTS)},
+        extras={
+            "rank": draw(*shape).argsort(1).double() + 1.0,
+            "task_weight": draw(PROMPTS),
+            "step_weight": draw(*shape),
+        },
     )
     return scores, Labels(relevance=relevance, valid=valid if padded else None)
 
@@ -233,6 +238,16 @@ def test_ties_and_the_diagonal_of_the_tree_cost_a_constant():
     loss = objectives.tree_po_rank(beta=1.0)(Scores(policy, torch.zeros(1, 3).double()), same).loss
     assert loss.item() == pytest.approx(9 * math.log(2) / 6)
     assert torch.autograd.grad(loss.sum(), policy)[0].abs().max() == 0
+
+
+def test_steps_that_resemble_the_best_answer_count_more():
+    policy = torch.tensor([[[1.0, 3.0], [2.0, 0.0]]], dtype=torch.float64)
+    weight = torch.tensor([[[1.0, 1.0], [1.5, 0.5]]], dtype=torch.float64)
+    scores = Scores(policy, torch.zeros_like(policy), extras={"step_weight": weight})
+    labels = Labels(relevance=torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    out = objectives.tree_po(beta=1.0)(scores, labels)
+    assert out.logit.item() == pytest.approx(2.0 - 1.5)
+    assert out.loss.item() == pytest.approx(math.log1p(math.exp(-0.5)) + math.log(2))
 
 
 TOKENS = Scores(
