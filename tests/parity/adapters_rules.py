@@ -10,9 +10,8 @@ from mmalign.testing.parity import Case
 
 
 def tr_dpo_sync(case: Case) -> dict[str, Tensor]:
-    sides = {
-        side: {name: case[f"{side}_{name}"] for name in ("weight", "bias")} for side in ("ref", "policy")
-    }
+    names = [name.removeprefix("ref_") for name in case.inputs if name.startswith("ref_")]
+    sides = {side: {name: case[f"{side}_{name}"] for name in names} for side in ("ref", "policy")}
     rule = SyncRule(every=1, mixing=case.hyperparameters["ref_model_mixup_alpha"])
     moved = rule.updated(sides["ref"], sides["policy"], step=1)
     return {f"ref_{name}_after": value for name, value in moved.items()}

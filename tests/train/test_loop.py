@@ -289,6 +289,10 @@ def test_a_synced_reference_is_the_policy_of_some_steps_ago(run_to_end) -> None:
     assert synced[3] != pytest.approx(math.log(2), abs=1e-4)
     still = {"kind": "synced", "sync_every": 2, "mixing": 0.0}
     assert losses(run_to_end("still", reference=still, train=train)) == pytest.approx(fixed, abs=1e-6)
+    # The method that is named for it brings the reference along.
+    settings = {"sync_every": 2, "mixing": 1.0}
+    named = run_to_end("named", method="tr_dpo", objective={"beta": 500.0}, reference=settings, train=train)
+    assert losses(named) == pytest.approx(synced, abs=1e-6)
 
 
 def test_full_fine_tuning_trains_every_weight_against_a_frozen_copy(run_to_end, sd15_folder: Path) -> None:
