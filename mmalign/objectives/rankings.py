@@ -392,7 +392,6 @@ def curriculum(
 
 @objective(
     "curry_dpo",
-    "graded",
     fixes="lists",
     on_errors="outside",
     title="Curry-DPO: Enhancing Alignment using Curriculum Learning & Ranked Preferences",
