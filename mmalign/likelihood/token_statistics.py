@@ -9,6 +9,7 @@ them in chunks of positions, in float32 (or float64), and keeps for the backward
 given: neither a log-softmax of the same size nor a float32 copy of half-precision logits survives.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -330,8 +331,7 @@ def normalised_entropy(
         message = explain("normalised_entropy vocabulary", got=logits.shape[-1], expected="at least 2 tokens")
         raise ShapeError(message)
     values: Tensor = _Entropy.apply(_rows(logits), chunk)
-    highest = torch.log(torch.tensor(float(logits.shape[-1]), dtype=values.dtype, device=values.device))
-    return (values / highest).reshape(logits.shape[:-1])
+    return (values / math.log(logits.shape[-1])).reshape(logits.shape[:-1])
 
 
 def sum_by_segment(

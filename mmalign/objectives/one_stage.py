@@ -435,24 +435,36 @@ def triple_po_l(
     year=2024,
     sample={"beta": 0.1},
     status="experimental",
-    unverified="the weight of the alignment term and the normaliser of the supervised one: only the abstract "
-    "and second-hand statements of the formula could be read",
+    unverified="the weight of the alignment term, the normaliser of the supervised one, and where the "
+    "temperature of the later comparison stands: only abstracts and second-hand formulas could be read",
     departures=(
+        "temperature and coefficient are for the two-stage form of arXiv 2502.01237 (supervised first, then "
+        "coefficient 0 and a tuned temperature), which its abstract reports to do better",
         "log(1 - e^p) by two safe branches",
         "another ASFT (anchored supervised fine-tuning, arXiv 2509.23753) is no preference method",
     ),
 )
-def asft(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
+def asft(
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    coefficient: float = 1.0,
+    normaliser: Normaliser = "sequence_mean",
+) -> Objective:
     """Supervised loss plus the odds of each answer on its own: chosen odds up, rejected odds down.
 
     odds(p) = p - log(1 - exp(p)), p the token mean of log-probabilities
-    loss = nll of chosen - beta * [log sigmoid(odds of chosen) + log sigmoid(-odds of rejected)]
+    z = temperature * odds(p)
+    loss = coefficient * nll of chosen - beta * [log sigmoid(z of chosen) + log sigmoid(-z of rejected)]
 
-    The odds collapse: -log sigmoid(odds(p)) = -p and -log sigmoid(-odds(p)) = -log(1 - exp(p)), so this is
-    supervised learning of the chosen answer plus unlikelihood of the rejected one. p is held below -1e-6.
+    At temperature 1 the odds collapse: -log sigmoid(odds(p)) = -p and -log sigmoid(-odds(p)) = -log(1 -
+    exp(p)), so this is supervised learning of the chosen answer plus unlikelihood of the rejected one.
+    Throughout p is held below -1e-6.
 
     Args:
         beta: >= 0, weight of the alignment term (ORPO's 0.1 is a start; no released value is known).
+        temperature: > 0, of the odds; 1 is the original.
+        coefficient: >= 0, of the supervised term; 1 is the original, 0 trains the odds alone.
         normaliser: of the supervised term.
 
     Raises:
@@ -461,9 +473,11 @@ def asft(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
     Source: arXiv 2409.10571.
     """
     require("asft beta", beta, 0 <= beta < math.inf, "a number >= 0")
+    require("asft temperature", temperature, 0 < temperature < math.inf, "a number > 0")
+    _coefficient("asft", coefficient)
     score = Score(Reduction("mean"), anchor=0.0, shape=score_shapes.odds())
-    term = Term(Point(), score, labels=labels.likes(), coefficient=beta, name="alignment")
-    return Objective("asft", (term,), (nll(normaliser),))
+    term = Term(Point(), score, beta=temperature, labels=labels.likes(), coefficient=beta, name="alignment")
+    return Objective("asft", (term,), _supervised(coefficient, normaliser))
 
 
 @objective(

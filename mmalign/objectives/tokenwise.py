@@ -24,7 +24,7 @@ from mmalign.objectives.base import CHOSEN, Computed, Context, require, wide
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.pairwise import positive_beta
-from mmalign.objectives.reductions import Reduction
+from mmalign.objectives.reductions import Reduction, ReductionName
 from mmalign.objectives.structures import Pair
 from mmalign.objectives.terms import Score, Term
 
@@ -526,7 +526,7 @@ def fdpo_js_ipo(*, tau: float) -> Objective:
         "inner axis": "the first position weighs gamma, and a reduced score has its weights in it already"
     },
 )
-def d2po_temporal_decay(*, beta: float, gamma: float) -> Objective:
+def d2po_temporal_decay(*, beta: float, gamma: float, reduction: ReductionName = "sum") -> Objective:
     """DPO whose tokens count less the later they come.
 
     weight of the k-th token of a response = gamma^k, k from 1, for policy and reference
@@ -534,13 +534,16 @@ def d2po_temporal_decay(*, beta: float, gamma: float) -> Objective:
     Args:
         beta: > 0, per unit of the weighted log-ratio.
         gamma: in (0, 1] (0.98 released); 1 is DPO.
+        reduction: "sum" (released for DPO), or "mean": divided by the number of tokens, not of weights, as
+            the code does for losses that normalise by length; beta is then per token.
 
     Raises:
         HyperparameterError: out of range.
 
     Source: arXiv 2502.14340; LotuSrc/D2PO `get_batch_logps`. Parity: text_d2po_temporal_decay.
     """
-    return _weighted_dpo("d2po_temporal_decay", beta, Reduction(weights=modifiers.position_decay(gamma)))
+    weights = modifiers.position_decay(gamma)
+    return _weighted_dpo("d2po_temporal_decay", beta, Reduction(reduction, weights=weights))
 
 
 @objective(

@@ -66,7 +66,8 @@ def triple_po_l(scores, labels, h):
 def asft(scores, labels, h):
     p = mean(scores)
     log_odds = p - torch.log(1 - torch.exp(p))
-    return -p[:, 0] - h["beta"] * (logsigmoid(log_odds[:, 0]) + logsigmoid(-log_odds[:, 1]))
+    z = h["temperature"] * log_odds
+    return -h["coefficient"] * p[:, 0] - h["beta"] * (logsigmoid(z[:, 0]) + logsigmoid(-z[:, 1]))
 
 
 def logo(scores, labels, h):

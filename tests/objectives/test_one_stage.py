@@ -113,6 +113,14 @@ def test_asft_collapses_to_supervision_plus_unlikelihood():
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
 
 
+def test_asft_after_a_supervised_stage_trains_tempered_odds_alone():
+    """odds(log 0.8) = log 4 and odds(log 0.2) = -log 4; temperature 0.5 leaves log 2: both cost log 1.5."""
+    policy = torch.tensor([[math.log(0.8), math.log(0.2)]], dtype=torch.float64)
+    out = objectives.asft(beta=1.0, temperature=0.5, coefficient=0.0)(Scores(policy), Labels.pairs(1))
+    assert out.loss.item() == pytest.approx(2.0 * math.log(1.5), rel=1e-12)
+    assert list(out.terms) == ["alignment"]
+
+
 def test_asft_refuses_denoising_errors():
     with pytest.raises(ConfigError, match=r"asft on the likelihood 'elbo'.*odds need a probability"):
         losses(objectives.asft(beta=0.1), Scores(-draw(PROMPTS, 2), likelihood="elbo"))
@@ -237,6 +245,8 @@ def test_logo_leaves_padded_answers_out_of_the_average():
             "triple_po_l gamma: got nan",
         ),
         (lambda: objectives.asft(beta=-0.1), "asft beta: got -0.1"),
+        (lambda: objectives.asft(beta=0.1, temperature=0.0), "asft temperature: got 0.0"),
+        (lambda: objectives.asft(beta=0.1, coefficient=-1.0), "asft coefficient: got -1.0"),
         (lambda: objectives.logo(beta=1.0, gamma=0.0, coefficient=-1.0), "logo coefficient: got -1.0"),
     ],
 )

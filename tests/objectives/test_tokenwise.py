@@ -332,6 +332,15 @@ def test_temporal_decay_counts_positions_that_count():
     assert policy.grad[0, 1].tolist() == [0.25, 0.0, 0.0, 0.0]
 
 
+def test_temporal_decay_by_token_divides_by_the_number_of_tokens():
+    scores = token_scores()
+    same(
+        objectives.d2po_temporal_decay(beta=0.3, gamma=1.0, reduction="mean"),
+        objectives.dpo(beta=0.3, reduction="mean"),
+        scores,
+    )
+
+
 def test_js_ipo_keeps_the_constant_that_two_lengths_do_not_cancel():
     """u = 0 on both sides: s = log 2 - log 2 = 0, whatever the lengths."""
     scores = Scores(torch.zeros(1, 2), torch.zeros(1, 2), length=torch.tensor([[2.0, 11.0]]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmalign import objectives
 from mmalign.batch import Labels
 from mmalign.likelihood import sum_by_segment, token_log_probs, vocabulary_kl
+from mmalign.likelihood.token_statistics import IGNORED
 from mmalign.objectives import Objective, ObjectiveOutput, Scores
 from mmalign.objectives.reductions import reduce_inner
 from mmalign.testing.parity import Case
@@ -51,9 +52,9 @@ def run(objective: Objective, scores: Scores) -> ObjectiveOutput:
 
 def logit_scores(case: Case, reference: str = "ref_logits", **more: Tensor) -> Scores:
     """Token-level pairs from the logits of both models."""
-    labels = case["labels"].long()
-    policy, mask = token_log_probs(case["policy_logits"], labels)
-    reference_scores, _ = token_log_probs(case[reference], labels)
+    labels, ignored = case["labels"].long(), case.hyperparameters.get("label_pad", IGNORED)
+    policy, mask = token_log_probs(case["policy_logits"], labels, ignored=ignored)
+    reference_scores, _ = token_log_probs(case[reference], labels, ignored=ignored)
     return Scores(sides(policy), sides(reference_scores), mask=sides(mask), **more)
 
 
