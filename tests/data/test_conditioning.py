@@ -225,6 +225,8 @@ def test_evaluation_rows_take_examples_from_the_pool_alone():
     held_out = [choice(number) for number in range(5)]
     for row in few_shot(held_out, user_column="user", num_shots=5, pool=training).rows:
         assert all(f"question {number}\n" not in row.prompt for number in range(5))
+    shown = few_shot(held_out, user_column="user", num_shots=2, pool=training).rows
+    assert len({row.prompt.partition("Answer the way")[0] for row in shown}) > 1  # rows draw for themselves
 
 
 def test_examples_depend_on_seed_and_row_and_not_on_other_rows():

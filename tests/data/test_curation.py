@@ -247,6 +247,13 @@ def test_a_prompt_is_never_on_both_sides_of_the_split(draw):
     assert found.accuracy.clusters == 20
 
 
+def test_all_folds_but_the_held_out_one_are_fitted(draw):
+    # Two prompts are held out at a time. Whoever fits those two and tests the rest learns next to nothing.
+    chosen, rejected = draw(40, 7), draw(40, 7)
+    chosen[:, 3] += 3.0
+    assert linear_separability(chosen, rejected, num_folds=20).accuracy.value > 0.85
+
+
 def test_scale_shift_and_constant_features_change_nothing(draw):
     chosen, rejected = draw(53, 3), draw(53, 3)
     chosen[:, 0] += 1.0

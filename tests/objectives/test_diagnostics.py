@@ -185,16 +185,16 @@ def test_calibration_refuses_no_bins_an_empty_range_and_a_temperature_that_is_no
 
 
 def test_displacement_tells_a_growing_margin_from_a_growing_likelihood():
-    reference = torch.zeros(3, 2)
-    policy = torch.tensor([[1.0, -1.0], [-2.0, -5.0], [-1.0, 2.0]])
+    reference = torch.zeros(5, 2)
+    policy = torch.tensor([[1.0, -1.0], [-2.0, -5.0], [-1.0, 2.0], [-3.0, -7.0], [3.0, 1.0]])
     found = diagnostics.displacement(policy, reference)
-    assert found.chosen.item() == pytest.approx(-2 / 3)
-    assert found.rejected.item() == pytest.approx(-4 / 3)
-    assert found.chosen_fell.item() == pytest.approx(2 / 3)
-    assert found.both_fell.item() == pytest.approx(1 / 3)
-    assert found.wrong_way.item() == pytest.approx(1 / 3)
-    assert found.margin.item() == pytest.approx(2 / 3)
-    assert found.worst_chosen.item() == -2.0
+    assert found.chosen.item() == pytest.approx(-2 / 5)
+    assert found.rejected.item() == pytest.approx(-10 / 5)
+    assert found.chosen_fell.item() == pytest.approx(3 / 5)
+    assert found.both_fell.item() == pytest.approx(2 / 5)
+    assert found.wrong_way.item() == pytest.approx(1 / 5)
+    assert found.margin.item() == pytest.approx(8 / 5)
+    assert found.worst_chosen.item() == -3.0
 
 
 def test_displacement_refuses_lists_and_no_pairs():
