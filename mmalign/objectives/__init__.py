@@ -36,6 +36,7 @@ from mmalign.objectives import (
 from mmalign.objectives.answer_rankings import knowpat_align, more_ranking, pro, reward_ranking
 from mmalign.objectives.base import Computed, Context, ObjectiveOutput, ObjectiveState, Scores
 from mmalign.objectives.binary_classifier import bco, bco_udm
+from mmalign.objectives.clips import densedpo, densedpo_per_segment, videodpo, videodpo_columns
 from mmalign.objectives.composites import (
     bco_pair_delta_mix,
     irpo_reasoning,
@@ -45,6 +46,7 @@ from mmalign.objectives.composites import (
     rpo_sft,
     three_properties,
 )
+from mmalign.objectives.denoising import crpo, dmpo, dro, dspo, dspo_sdxl, flow_dpo, sdpo, smpo
 from mmalign.objectives.discovered import (
     discopop,
     discovered_aqfl,
@@ -82,6 +84,7 @@ from mmalign.objectives.margins import (
     flex_dpo,
     gapo_semantic,
     mallows_dpo,
+    mallows_ipo,
     modpo,
     modpo_hinge,
 )
@@ -222,10 +225,13 @@ __all__ = [
     "cpo_hinge",
     "cpo_ipo",
     "cpo_simpo",
+    "crpo",
     "curry_dpo",
     "d2po_temporal_decay",
     "denoising",
     "dense_dpo",
+    "densedpo",
+    "densedpo_per_segment",
     "diagnostics",
     "diffusion_ipo",
     "diffusion_orpo",
@@ -239,6 +245,7 @@ __all__ = [
     "discovered_padll",
     "discovered_pfl",
     "distillation",
+    "dmpo",
     "dmpo_recommendation",
     "dpo",
     "dpo_cauchy",
@@ -246,6 +253,9 @@ __all__ = [
     "dpo_rw",
     "dpo_shift",
     "dpop",
+    "dro",
+    "dspo",
+    "dspo_sdxl",
     "exo_listwise",
     "exo_pair",
     "exo_pref_official",
@@ -255,6 +265,7 @@ __all__ = [
     "fdpo_js",
     "fdpo_js_ipo",
     "flex_dpo",
+    "flow_dpo",
     "gapo_gap_aware",
     "gapo_semantic",
     "gpo_exponential",
@@ -292,6 +303,7 @@ __all__ = [
     "logo",
     "madpo",
     "mallows_dpo",
+    "mallows_ipo",
     "mapl",
     "mapo",
     "mapo_masked",
@@ -338,6 +350,7 @@ __all__ = [
     "s_dpo",
     "sampo",
     "score_shapes",
+    "sdpo",
     "selm",
     "sem_dpo",
     "sft",
@@ -346,6 +359,7 @@ __all__ = [
     "simpo",
     "simpo_hinge",
     "slic",
+    "smpo",
     "sparsepo",
     "spin",
     "sppo",
@@ -362,6 +376,8 @@ __all__ = [
     "triple_po",
     "triple_po_l",
     "vdpo_guided",
+    "videodpo",
+    "videodpo_columns",
     "wpo",
     "wpo_unclamped",
     "xpo",

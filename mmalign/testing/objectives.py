@@ -250,7 +250,7 @@ def _at_start(objective: Registered) -> Scores:
     scores, _ = example(objective)
     level = torch.full_like(scores.policy.detach(), -0.7)
     extras = {
-        name: torch.zeros_like(value) if "log_ratio" in name else value
+        name: torch.zeros_like(value) if "log_ratio" in name or name == "drift" else value
         for name, value in scores.extras.items()
     }
     return replace(
