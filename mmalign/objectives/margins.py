@@ -29,6 +29,7 @@ __all__ = [
     "flex_dpo",
     "gapo_semantic",
     "mallows_dpo",
+    "mallows_ipo",
     "modpo",
     "modpo_hinge",
     "selection_weights",
@@ -326,6 +327,39 @@ def mallows_dpo(*, beta: float, dispersion: float, label_smoothing: float = 0.0)
     _require_share("mallows_dpo label_smoothing", label_smoothing)
     smooth = labels.smoothed(label_smoothing)
     return Objective("mallows_dpo", (Term(Pair(), beta=_dispersion(beta * dispersion), labels=smooth),))
+
+
+@objective(
+    "mallows_ipo",
+    fixes="temperature",
+    title="Mallows-DPO: Fine-Tune Your LLM with Preference Dispersions",
+    paper="2405.14953",
+    year=2024,
+    sample={"beta": 0.1, "dispersion": 1.0},
+    official_code="CapitalOne-Research/RainbowPO 6dccae3",
+    status="formula",
+    published={"dispersion": (0.29, "code", "called neg_log_dispersion_mean")},
+    departures=(
+        "scores are summed or averaged as the run says; the code's variant with max(0, 1/2 - z)^2 "
+        "(mallows_ipo_modified) is left out",
+    ),
+)
+def mallows_ipo(*, beta: float, dispersion: float) -> Objective:
+    """IPO with a temperature per prompt: loss = (z - 1/2)^2, z as in `mallows_dpo`.
+
+    Args:
+        beta: > 0, per unit of score.
+        dispersion: > 0, divides by the typical -log H.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: CapitalOne-Research/RainbowPO, loss type "mallows_ipo".
+    """
+    positive_beta("mallows_ipo", beta)
+    require("mallows_ipo dispersion", dispersion, 0 < dispersion < float("inf"), "a number > 0")
+    term = Term(Pair(), beta=_dispersion(beta * dispersion), link=links.square(0.5))
+    return Objective("mallows_ipo", (term,))
 
 
 @objective(

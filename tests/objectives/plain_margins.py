@@ -53,6 +53,11 @@ def mallows_dpo(scores, labels, h):
     return smoothed(temperature * gap(scores), h["label_smoothing"])
 
 
+def mallows_ipo(scores, labels, h):
+    temperature = -h["beta"] * h["dispersion"] * torch.log(scores.extras["reference_entropy"])
+    return (temperature * gap(scores) - 0.5) ** 2
+
+
 def flex_dpo(scores, labels, h):
     u = total(scores.policy, scores) - total(scores.reference, scores)
     return -logsigmoid(h["beta_chosen"] * u[:, 0] - h["beta_rejected"] * u[:, 1])
@@ -188,6 +193,7 @@ PLAIN = {
     "gpo_truncated_quadratic": gpo_truncated_quadratic,
     "madpo": madpo,
     "mallows_dpo": mallows_dpo,
+    "mallows_ipo": mallows_ipo,
     "mcts_dpo": mcts_dpo,
     "modpo": modpo,
     "modpo_hinge": modpo_hinge,

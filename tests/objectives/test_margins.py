@@ -424,7 +424,7 @@ def test_half_a_pair_costs_nothing_whatever_its_extras_hold(name):
     assert (gradient[1] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["mallows_dpo", "wpo", "wpo_unclamped"])
+@pytest.mark.parametrize("name", ["mallows_dpo", "mallows_ipo", "wpo", "wpo_unclamped"])
 def test_methods_of_tokens_refuse_denoising_errors(name):
     given = objectives.registered(name)
     with pytest.raises(ConfigError, match=f"objective {name} on the likelihood 'elbo'"):
@@ -479,6 +479,7 @@ def test_rewards_of_another_number_of_objectives_are_refused():
             "beta_dpo selection: got 'drawn', expected \"'given' or 'all'\"|expected 'given' or 'all'",
         ),
         (lambda: objectives.build("mallows_dpo", beta=0.1, dispersion=0.0), "mallows_dpo dispersion"),
+        (lambda: objectives.build("mallows_ipo", beta=0.1, dispersion=-1.0), "mallows_ipo dispersion"),
         (lambda: objectives.build("modpo", beta=0.1, weight=0.0), "modpo weight: got 0.0"),
         (
             lambda: objectives.build("modpo", beta=0.1, weight=1.5),

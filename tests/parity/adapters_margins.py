@@ -120,6 +120,7 @@ def modpo(case: Case) -> Results:
     """A candidate compared with nothing (all numbers 0) shows its own reward, other objectives included."""
     weight, *others = case.hyperparameters["w"]
     build = {"sigmoid": objectives.modpo, "hinge": objectives.modpo_hinge}[case.hyperparameters["loss_type"]]
+    others = [float(other) for other in others]
     objective = build(beta=given(case, "beta"), weight=weight, other_weights=others)
     rewards = pair(case, "chosen_margin_rewards", "rejected_margin_rewards")
     scores = scores_of(case, extras={"margin_rewards": rewards})
