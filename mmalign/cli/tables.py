@@ -103,9 +103,11 @@ def _method_table(rows: Iterable[Method]) -> "RenderableType":
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    listed = list(rows)
     for heading in _TERMINAL:
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
+        width = max(len(row.name) for row in listed) if heading == "method" else None
+        table.add_column(heading, no_wrap=True, min_width=width)
+    for row in listed:
         shown = dict(zip(methods.headings(), methods.cells(row), strict=True))
         table.add_row(*(Text(shown[heading]) for heading in _TERMINAL))
     return table

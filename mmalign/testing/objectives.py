@@ -547,7 +547,11 @@ def _sharding(objective: Registered) -> list[str]:
     built = _built(objective)
     if not built.couples_rows:
         return []
-    scores, labels = example(objective)
+    return [line for seed in (0, 1, 2) for line in _sharded(objective, built, seed)]
+
+
+def _sharded(objective: Registered, built: Objective, seed: int) -> list[str]:
+    scores, labels = example(objective, seed=seed)
     alone = ObjectiveState()
     expected = [built(scores, labels, alone).loss for _ in range(2)]
     ranks, cuts = _Ranks(), (slice(0, 2), slice(2, PROMPTS))
