@@ -460,7 +460,7 @@ def kl_bonus(chosen: float, rejected: float, *, detach_chosen: bool) -> Computed
 
     return Computed(
         compute,
-        f"(chosen: {chosen:g} * kl, rejected: {rejected:g} * kl)",
+        f"(chosen: {chosen:g} * {'sg(kl)' if detach_chosen else 'kl'}, rejected: {rejected:g} * kl)",
         frozenset({"kl"}),
         attached=True,
         tokens_only="a divergence over a vocabulary",

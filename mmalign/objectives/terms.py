@@ -86,6 +86,11 @@ class Score:
         weights = self.reduction.weights
         how = "the mean" if self.reduction.how == "mean" else "the sum"
         weighted = "" if weights is None else f", weighted by {weights.formula}"
+        apart = self.reduction.weighs_reference
+        if isinstance(apart, Computed):
+            weighted += f", the reference by {apart.formula}"
+        elif weights is not None and self.anchor and not apart:
+            weighted += " in the policy only"
         clamp = self.reduction.clamp
         clamped = "" if clamp is None else f", log-ratios clamped to [{clamp[0]:g}, {clamp[1]:g}]"
         return f"{text} ({how} over an inner axis{weighted}{clamped})"

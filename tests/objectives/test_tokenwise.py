@@ -526,3 +526,29 @@ def test_unknown_choices_are_refused(untyped):
             objectives.sampo(beta=0.1, draws="twice")
         with pytest.raises(HyperparameterError, match="dense_dpo normaliser: got 'mean'"):
             objectives.dense_dpo(beta=0.1, weight=2.0, normaliser="mean")
+
+
+# ------------------------------------------------------------------------------------------- printing
+
+
+@pytest.mark.parametrize(
+    ("objective", "shown"),
+    [
+        (objectives.ld_dpo(beta=0.1, alpha=0.5), "weighted by (1 up to the shorter length, then 0.5))"),
+        (objectives.ld_dpo_policy_only(beta=0.1, alpha=0.5), "then 0.5) in the policy only)"),
+        (objectives.sampo(beta=0.1), "weighted by kept_positions)"),
+        (
+            objectives.sampo(beta=0.1, draws="independent"),
+            "weighted by kept_positions, the reference by kept_reference_positions)",
+        ),
+        (objectives.tdpo1(beta=0.1), "(chosen: 1 * kl, rejected: 1 * kl)"),
+        (objectives.tdpo2(beta=0.1, alpha=0.5), "(chosen: 0.5 * sg(kl), rejected: 0.5 * kl)"),
+        (
+            objectives.dense_dpo(beta=0.1, weight=5.0, normaliser="weight"),
+            "(changed: 5, others: 1) / their sum",
+        ),
+    ],
+    ids=lambda value: value.name if isinstance(value, objectives.Objective) else "",
+)
+def test_printed_formula_tells_relatives_apart(objective, shown):
+    assert shown in objective.formula
