@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmalign.batch import Labels
+from mmalign.data.changed_tokens import changed_tokens
 from mmalign.likelihood.token_statistics import token_log_probs, vocabulary_kl
 from mmalign.objectives import (
     Objective,
@@ -14,8 +15,10 @@ from mmalign.objectives import (
     grounded,
     pairwise,
     revised_answers,
+    tokenwise,
     vision_pairs,
 )
+from mmalign.objectives.reductions import reduce_inner
 from mmalign.testing.parity import Case
 
 Results = dict[str, Tensor]
@@ -267,6 +270,51 @@ def vdpo_guided_logps(case: Case) -> Results:
     }
 
 
+def rlaifv_ddpo(case: Case) -> Results:
+    given = case.hyperparameters
+    rows, width = case["input_ids"].shape
+    pairs = int(case["num_chosen"])
+    changed = torch.zeros(rows, width - 1, dtype=torch.bool)
+    for pair in range(pairs):
+        places = (pair, int(case["chosen_width"])), (pairs + pair, int(case["rejected_width"]))
+        # The released difference runs over padded rows, prompts included, without the first token.
+        answers = [case["input_ids"][row, 1:end].tolist() for row, end in places]
+        flags = changed_tokens(*answers, min_match=given["min_match_size"], autojunk=True)
+        for (row, end), side in zip(places, flags, strict=True):
+            changed[row, : end - 1] = torch.tensor(side)
+
+    def sides(value: Tensor) -> Tensor:
+        return torch.stack([value[:pairs], value[pairs:]], dim=1)
+
+    def back(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return torch.cat([chosen, rejected])
+
+    policy, counts = token_log_probs(case["policy_logits"], case["labels"])
+    reference = log_probs(case["reference_logits"], case["labels"])
+    mask = sides(counts.to(policy.dtype))
+    scores = Scores(
+        sides(policy), sides(reference), mask=mask, extras={"changed": sides(changed.to(policy.dtype))}
+    )
+    weight = given["dpo_token_weight"]
+    loss = tokenwise.dense_dpo(
+        beta=given["beta"], weight=weight, normaliser="weight" if given["dpo_use_average"] else "sum"
+    )
+    out = run(loss, scores)
+    weighted = [out.metrics[f"score_{side}"] for side in ("chosen", "rejected")]
+    ratio = [out.metrics[f"log_ratio_{side}"] for side in ("chosen", "rejected")]
+    total, mean = (reduce_inner(scores.policy, mask, how) for how in ("sum", "mean"))
+    return {
+        **losses(out),
+        **rewards(out),
+        "token_weight": torch.where(changed, weight, 1.0),
+        "policy_per_token_logps": policy,
+        "policy_sum_logps": back(*total.unbind(1)),
+        "policy_mean_logps": back(*mean.unbind(1)),
+        "policy_weighted_logps": back(*weighted),
+        "reference_weighted_logps": back(weighted[0] - ratio[0], weighted[1] - ratio[1]),
+    }
+
+
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "mdpo": mdpo,
     "hsa_dpo": hsa_dpo,
@@ -274,6 +322,7 @@ ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "opa_dpo": opa_dpo,
     "chip": chip,
     "povid": povid,
+    "rlaifv_ddpo": rlaifv_ddpo,
     "grape_tpo": grape_tpo,
     "lc_dpo_chexalign": lc_dpo_chexalign,
     "vdpo_guided_logps": vdpo_guided_logps,

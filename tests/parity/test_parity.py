@@ -41,7 +41,6 @@ NOT_YET: dict[str, int] = {
     "mmhal_score": 4,
     "object_halbench": 4,
     "pope": 4,
-    "rlaifv_ddpo": 6,
     "spo": 5,
     "spo_compare": 5,
     "spo_spm": 5,
