@@ -102,6 +102,7 @@ def likelihoods(method: Method) -> list[tuple[str, str]]:
     ]
 
 
+_OUTSIDE = "Outside the loss, or on more than scores"
 _PAGE_HEADINGS = ("method", "paper", "data", "needs", "denoising errors", "evidence")
 
 
@@ -143,6 +144,8 @@ def _section(row: Method) -> list[str]:
         "```",
         "",
     ]
+    if row.function:
+        lines.append(f"- function: `{row.function}`")
     for name, default, released, meaning in hyperparameters(row):
         facts = "; ".join(fact for fact in (default, released) if fact)
         lines.append(f"- `{name}` ({facts}): {meaning}")
@@ -175,15 +178,16 @@ def page(rows: Sequence[Method] | None = None) -> str:
         group = [row for row in shown if row.fixes == fixes]
         if group:
             lines += [f"## {meaning[0].upper()}{meaning[1:]}", "", *_table(group), ""]
-    others = [row for row in methods.rows() if not row.likelihood and row.name not in objectives.names()]
-    if others and rows is None:
-        lines += ["## Outside the loss, or on whole distributions", ""]
-        lines += ["| method | paper | what it is | status |", "|---|---|---|---|"]
-        lines += [f"| `{row.name}` | {link(row)} | {row.title} | {row.status} |" for row in others]
-        lines.append("")
+    others = [
+        row
+        for row in methods.rows()
+        if rows is None and not row.likelihood and row.name not in objectives.names()
+    ]
+    if others:
+        lines += [f"## {_OUTSIDE}", "", *_table(others), ""]
     lines += ["## The denoising column", "", "| word | meaning |", "|---|---|"]
     lines += [f"| {kind.replace('_', ' ')} | {meaning} |" for kind, meaning in ON_ERRORS.items()]
     lines += ["| refused | needs probabilities of tokens: an error is none |", "", "## Every row whole", ""]
-    for row in shown:
+    for row in [*shown, *others]:
         lines += _section(row)
     return "\n".join(lines).rstrip()
