@@ -16,7 +16,7 @@ import torch
 
 from mmalign import objectives
 from mmalign.errors import ConfigError, explain
-from mmalign.toy import token_guide
+from mmalign.toy import guide_tables, image_guide, token_guide
 from mmalign.toy.guide_results import Results
 
 __all__ = ["main"]
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the runs that are missing and write the tables. Returns 0.
 
     Raises:
-        ConfigError: an unknown world or a malformed share.
+        ConfigError: an unknown world, a malformed share, or a page without the tables' markers.
     """
     given = _parser().parse_args(arguments)
     worlds = given.worlds.split(",")
@@ -38,10 +38,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     until = time.monotonic() + 60.0 * given.minutes
     names = _share(given.methods.split(",") if given.methods else objectives.names(), given.share)
-    if not given.tables_only:
-        if "token" in worlds:
-            _run_token(names, Results(given.results, "token"), until)
+    parts: dict[str, str] = {}
+    if "token" in worlds:
+        results = Results(given.results, "token")
+        if not given.tables_only:
+            _run_token(names, results, until)
+        parts |= _token_parts(results)
+    if "image" in worlds:
+        results = Results(given.results, "image")
+        if not given.tables_only:
+            chosen = [name for name in names if name in image_guide.IMAGE_ROWS]
+            image_guide.run(chosen, results, until=until, tell=lambda line: print(line, flush=True))
+        parts |= _image_parts(results)
+    guide_tables.renew(given.output, parts)
     return 0
+
+
+def _token_parts(results: Results) -> dict[str, str]:
+    results.reload()
+    found = {name: token_guide.collect(name, results) for name in objectives.names()}
+    rows = [row for row in found.values() if isinstance(row, token_guide.TokenRow)]
+    reasons = {name: row for name, row in found.items() if isinstance(row, str)}
+    seconds = sum(row.seconds for row in rows) / max(len(rows), 1)
+    return {
+        "token": guide_tables.token_table(rows, token_guide.base()),
+        "token-cost": f"{len(rows)} rows of {token_guide.NUM_RUNS} runs; {seconds:.1f} s of one core each.",
+        "left-out": guide_tables.left_out_table(reasons),
+    }
+
+
+def _image_parts(results: Results) -> dict[str, str]:
+    results.reload()
+    found = [image_guide.collect(name, results) for name in image_guide.IMAGE_ROWS]
+    rows = [row for row in found if isinstance(row, image_guide.ImageRow)]
+    seconds = sum(row.seconds for row in rows) / max(len(rows), 1)
+    return {
+        "image": guide_tables.image_table(rows),
+        "image-cost": f"{len(rows)} rows of two runs; {seconds:.0f} s of one core per run.",
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

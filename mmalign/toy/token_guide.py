@@ -1,4 +1,4 @@
-"""The loss guide's runs in the world of tokens: tune each row alike, then measure it under every condition."""
+"""The loss guide's runs in the world of tokens: every row tuned alike, then measured under each condition."""
 
 import functools
 import time
@@ -19,6 +19,7 @@ from mmalign.toy.token_world import BASE_WRITER, CONDITIONS, FOREIGN_WRITER
 
 __all__ = [
     "FACTORS",
+    "NUM_RUNS",
     "RATES",
     "SEEDS",
     "TokenRow",
@@ -37,6 +38,9 @@ RATES = (2e-4, 6e-4)
 
 SEEDS = (0, 1, 2)
 """Data and orders the chosen setting is run on under the mixed condition; the others use the first."""
+
+NUM_RUNS = len(FACTORS) * len(RATES) + len(SEEDS) + len(CONDITIONS) - 1
+"""Runs of a row that has a strength."""
 
 _STRENGTHS = ("beta", "tau", "margin", "beta_chosen", "reward_temperature", "coefficient", "sft_weight")
 
@@ -131,7 +135,11 @@ def runs_of(name: str, results: Results, *, only_stored: bool = False) -> Iterat
     tried = [(record(setting, "validation"), setting) for setting in _possible(grid(name))]
     if any(found is None for found, _ in tried):
         return
-    fine = [(found["measured"]["gain"], -number) for number, (found, _) in enumerate(tried) if found and "measured" in found]
+    fine = [
+        (found["measured"]["gain"], -number)
+        for number, (found, _) in enumerate(tried)
+        if found and "measured" in found
+    ]
     if not fine:
         return
     best = tried[-max(fine)[1]][1]
@@ -176,7 +184,7 @@ def collect(name: str, results: Results) -> TokenRow | str:
     setting: Setting = parts.pop("tuned")
     failed = [one["failed"] for records in parts.values() for one in records if "failed" in one]
     if failed:
-        return failed[0]
+        return str(failed[0])
     every = torch.tensor([one["measured"]["gains"] for one in parts["mixed"]])
     numbers = {
         condition: {

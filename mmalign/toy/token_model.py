@@ -1,8 +1,8 @@
-"""The small language model of the toy world of tokens: a real `LlamaForCausalLM`, its training and its samples.
+"""The small language model of the toy world of tokens: a real `LlamaForCausalLM`, and its samples.
 
     python -m mmalign.toy.token_model --output mmalign/toy/assets/tokens
 
-rebuilds the shipped weights from the seed (half a minute on one core).
+rebuilds the shipped weights from the seed (80 s on one core).
 """
 
 import argparse
@@ -123,7 +123,12 @@ def _corpus(num: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def train_base(
-    seed: int = 0, *, steps: int = 1200, batch_size: int = 96, num_texts: int = 24000, learning_rate: float = 4e-3
+    seed: int = 0,
+    *,
+    steps: int = 1200,
+    batch_size: int = 96,
+    num_texts: int = 24000,
+    learning_rate: float = 4e-3,
 ) -> "LlamaForCausalLM":
     """The base, from nothing: next-word prediction on the base author's answers.
 

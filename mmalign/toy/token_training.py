@@ -19,6 +19,8 @@ from torch import Tensor
 from mmalign import objectives
 from mmalign.batch import DataKind, Labels
 from mmalign.errors import TrainingError
+from mmalign.likelihood.token_statistics import normalised_entropy
+from mmalign.objectives.tokenwise import shared_subset
 from mmalign.seeding import generator_for
 from mmalign.toy.token_model import answer_mask, load_base, sample, token_logits
 from mmalign.toy.token_world import (
@@ -38,7 +40,17 @@ from mmalign.toy.token_world import (
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-__all__ = ["Measured", "Setting", "View", "align", "base_measured", "lacking", "measure", "pairs_of", "view_of"]
+__all__ = [
+    "Measured",
+    "Setting",
+    "View",
+    "align",
+    "base_measured",
+    "lacking",
+    "measure",
+    "pairs_of",
+    "view_of",
+]
 
 SEQUENCES_PER_STEP = 64
 """Answers per optimiser step, whatever the data look like: 32 pairs, 16 lists, 64 thumbs."""
@@ -181,6 +193,7 @@ class _Moment:
     model: torch.nn.Module
     policy: Float[Tensor, "prompt candidate place"]
     every: Float[Tensor, "prompt candidate place vocabulary"]
+    generator: torch.Generator
 
     @functools.cached_property
     def reference_every(self) -> Float[Tensor, "prompt candidate place vocabulary"]:
@@ -206,6 +219,19 @@ def _mismatched(moment: _Moment) -> Tensor:
     return (difference * view.mask).sum(-1).flatten()
 
 
+def _changed(moment: _Moment) -> Tensor:
+    """1 for the words of a pair's answer that its other answer does not have."""
+    answer, real = moment.view.answer, moment.view.mask.flip(1) > 0
+    same = answer.unsqueeze(3) == answer.flip(1).unsqueeze(2)
+    return 1.0 - (same & real.unsqueeze(2)).any(-1).float()
+
+
+def _unsure(moment: _Moment) -> Tensor:
+    """The base's entropy as a share of the highest, mean over the words of both answers, [prompt]."""
+    mask = moment.view.mask
+    return (normalised_entropy(moment.reference_every) * mask).sum((1, 2)) / mask.sum((1, 2))
+
+
 _FIELDS: Mapping[str, Callable[[_Moment], Tensor]] = MappingProxyType(
     {
         "reference": lambda moment: moment.view.reference,
@@ -218,6 +244,9 @@ _EXTRAS: Mapping[str, Callable[[_Moment], Tensor]] = MappingProxyType(
     {
         "mismatched_log_ratio": _mismatched,
         "log_sum_squares": lambda moment: (2.0 * moment.every).logsumexp(-1),
+        "changed": _changed,
+        "reference_entropy": _unsure,
+        "kept_positions": lambda moment: shared_subset(moment.view.mask, generator=moment.generator).float(),
     }
 )
 
@@ -252,13 +281,15 @@ def align(setting: Setting) -> "LlamaForCausalLM":
     view = view_of(setting.condition, setting.seed, objectives.row(setting.objective).data)
     model = copy.deepcopy(_base()).requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(_warm_cosine, steps=setting.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, functools.partial(_warm_cosine, steps=setting.steps)
+    )
     state = objectives.ObjectiveState()
     generator = generator_for(setting.seed, "token_order")
     for index in _order(len(view.prompt), view.answer.shape[1], setting.steps, generator):
         batch = view.rows(index)
         policy, every = _log_probs(model, batch.prompt, batch.answer)
-        scores = _scores(needs, _Moment(batch, model, policy, every))
+        scores = _scores(needs, _Moment(batch, model, policy, every, generator))
         optimizer.zero_grad(set_to_none=True)
         objective(scores, batch.labels(), state).loss.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -278,10 +309,10 @@ def _order(num: int, candidates: int, steps: int, generator: torch.Generator) ->
     """Rows of each step: `SEQUENCES_PER_STEP` answers, every row once before any comes again."""
     wanted = SEQUENCES_PER_STEP // candidates
     rounds = [torch.randperm(num, generator=generator) for _ in range(-(-steps * wanted // num))]
-    return torch.cat(rounds)[: steps * wanted].split(wanted)
+    return list(torch.cat(rounds)[: steps * wanted].split(wanted))
 
 
-# --------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------- measuring
 
 
 @dataclass(frozen=True)
@@ -355,7 +386,7 @@ def measure(model: "LlamaForCausalLM", *, split: str = "test", condition: str = 
     decided = held_out.worth[:, 0] > held_out.worth[:, 1]
 
     def mean(of: str) -> float:
-        return sum(getattr(judgement, of) for judgement in seen) / len(seen)
+        return float(sum(getattr(judgement, of) for judgement in seen)) / len(seen)
 
     return Measured(
         gains=tuple(new - old for new, old in zip(rewards, _base_rewards(split), strict=True)),

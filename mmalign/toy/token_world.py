@@ -1,4 +1,4 @@
-"""The toy world of tokens: a language of a hundred words, a judge that is a program, and preferences with known flaws.
+"""The toy world of tokens: a language of 59 words, a judge that is a program, preferences with known flaws.
 
 A prompt asks for facts of an animal; an answer states them, may end politely, and may hold filler words and
 slips of the pen. The judge is exact. The labellers are not: they like long answers, flip a share of the
@@ -50,9 +50,7 @@ __all__ = [
     "truth",
 ]
 
-ANIMALS = (
-    "fox owl hen cat elk bee ant eel cow dog rat bat ape hog emu yak".split()  # noqa: SIM905  reads better
-)
+ANIMALS = tuple("fox owl hen cat elk bee ant eel cow dog rat bat ape hog emu yak".split())  # noqa: SIM905  shorter
 VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "colour": ("red", "blue", "green", "grey", "white", "black"),
@@ -76,7 +74,7 @@ _TOKEN = {word: token for token, word in enumerate(VOCABULARY)}
 _ATTRIBUTE_OF = {value: attribute for attribute, values in VALUES.items() for value in values}
 
 _KNOWN = (0.95, 0.75, 0.4, 0.1)
-"""How often the base's corpus states a fact rightly: a quarter of the facts each. Easy, and hard, to prefer."""
+"""How often the base's corpus states a fact rightly, a quarter of the facts each: easy and hard to prefer."""
 
 Prompt = tuple[str, ...]
 """(animal, attribute, ...): what is asked for, one to three attributes in order."""
