@@ -243,6 +243,8 @@ def _better(context: Context) -> Bool[Tensor, "prompt first second"]:
 
 
 def _minus(left: str, right: str) -> str:
+    if right.startswith("-"):
+        return f"{left} + {right[1:]}"
     return left if right == "0" else f"{left} - {right}"
 
 
