@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.errors import ConfigError, HyperparameterError, ShapeError, explain, unknown_name
+from mmalign.methods.row import Taxonomy
 from mmalign.objectives import labels, links, modifiers
 from mmalign.objectives.base import CHOSEN, REJECTED, Computed, Context, per_prompt, require, wide
 from mmalign.objectives.extras import denoising_error
@@ -166,7 +167,7 @@ def safeguarded(loss: Objective) -> Objective:
     title="Diffusion-SDPO: Safeguarded Direct Preference Optimization for Diffusion Models",
     paper="2511.03317",
     year=2025,
-    sample={"beta": 5000.0},
+    sample={"beta": 0.5},
     parity=("sdpo", "dmpo"),
     official_code="AIDC-AI/Diffusion-SDPO 84fb241",
     status="parity",
@@ -294,6 +295,7 @@ _DSPO_CODE = "huaishengzhu/DSPO 8b4e09b"
     status="parity",
     published={"beta": (0.001, "code", "0.001, 0.01 and 0.05 for SD1.5; at 0.001 w is 0.5 to four digits")},
     departures=("computed from errors and the drift, which is the same number and the same gradient",),
+    taxonomy=Taxonomy(model_property="likelihood"),
 )
 def dspo(*, beta: float) -> Objective:
     """Denoising of the chosen sample towards a target moved by the preference (the form of SD1.5).
@@ -321,7 +323,7 @@ def dspo(*, beta: float) -> Objective:
     on_errors="pointwise",
     title=_DSPO,
     year=2025,
-    sample={"beta": 5000.0, "scope": "pair"},
+    sample={"beta": 0.5, "scope": "pair"},
     parity=("dspo",),
     official_code=_DSPO_CODE,
     status="parity",
@@ -334,6 +336,7 @@ def dspo(*, beta: float) -> Objective:
         "another method than dspo under the same name: the denoising term is gone, and below the threshold "
         "the loss is the square of 1 - sigmoid(z)",
     ),
+    taxonomy=Taxonomy(model_property="likelihood"),
     allows={"common level": "it looks at the drift, and at differences of scores"},
 )
 def dspo_sdxl(*, beta: float, scope: Scope, threshold: float = 0.1) -> Objective:
@@ -371,7 +374,7 @@ _CERTAIN = 1e-6  # the released code keeps the label this far from certainty
     title="Divergence Minimization Preference Optimization for Diffusion Model Alignment",
     paper="2507.07510",
     year=2025,
-    sample={"beta": 2000.0, "alpha": 0.01},
+    sample={"beta": 0.5, "alpha": 0.01},
     parity=("dmpo",),
     official_code="AIDC-AI/Diffusion-SDPO 84fb241",
     status="parity",
@@ -465,7 +468,7 @@ def soft_preference(
     "Human Preferences",
     paper="2506.02698",
     year=2025,
-    sample={"beta": 2000.0, "low": 0.1, "high": 0.3},
+    sample={"beta": 0.5, "low": 0.0, "high": 1.0},
     parity=("smpo",),
     official_code="JaydenLyh/SmPO 8922d54",
     status="parity",
@@ -521,7 +524,7 @@ Decay = Literal["constant", "one_minus_t_squared"]
     title="Improving Video Generation with Human Feedback",
     paper="2501.13918",
     year=2025,
-    sample={"beta": 100.0, "schedule": "one_minus_t_squared"},
+    sample={"beta": 0.5, "schedule": "one_minus_t_squared"},
     official_code="yifan123/flow_grpo, scripts/train_sd3_dpo.py",
     published={"beta": (100.0, "code", "SD3.5-M"), "schedule": ("constant", "paper")},
     departures=("constant is dpo, pinned by the cases flow_dpo and flow_dpo_image through it",),
@@ -564,7 +567,7 @@ def flow_dpo(*, beta: float, schedule: Decay) -> Objective:
     "Preference Optimization",
     paper="2412.21037",
     year=2024,
-    sample={"beta": 2000.0},
+    sample={"beta": 0.5},
     parity=("tangoflux_crpo",),
     official_code="declare-lab/TangoFlux 164420f",
     status="parity",

@@ -21,12 +21,20 @@ PLAIN = {name: function for module in MODULES for name, function in module.PLAIN
 _OWN_GAPS = "the policy's gaps meet the reference's: the anchored score is not read"
 _EVEN = "a square around 0 is even"
 _APART = "positions are compared one by one: there is nothing to reduce"
+_MATCHING = "a loss of score matching has no link and no label coefficients"
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("aot", "scores negated"): _OWN_GAPS,
     ("aot", "z doubled"): _OWN_GAPS,
     ("aot", "reference dropped"): _OWN_GAPS,
     ("nemo_rpo_sq", "z negated"): _EVEN,
     ("nemo_rpo_sq", "labels exchanged"): _EVEN,
+    ("densedpo_per_segment", "sum to mean"): _APART,
+    ("videodpo_columns", "sum to mean"): _APART,
+    **{
+        (name, what): _MATCHING
+        for name in ("dspo", "dspo_sdxl")
+        for what in ("z negated", "labels exchanged")
+    },
     **{("opa_dpo_released", f"sum to mean in term {number}"): _APART for number in range(1, 7)},
 }
 
