@@ -555,8 +555,9 @@ def d2po_temporal_decay(*, beta: float, gamma: float, reduction: ReductionName =
     paper="2312.00849",
     year=2023,
     sample={"beta": 0.5, "weight": 5.0},
+    parity=("rlaifv_ddpo",),
     official_code="RLHF-V/RLAIF-V 83d917b",
-    status="formula",
+    status="parity",
     published={
         "beta": (0.5, "paper", "0.1 in the repository's script"),
         "weight": (5.0, "paper", "3 as the code's default, 1.1 in the repository's script"),
@@ -564,7 +565,8 @@ def d2po_temporal_decay(*, beta: float, gamma: float, reduction: ReductionName =
     },
     departures=(
         "the paper divides by the sum of the weights, the code only with dpo_use_average: an argument here",
-        "which positions changed is the caller's input; the released difference runs over padded prompts",
+        "which positions changed is the caller's input, see mmalign.data.changed_tokens; the released "
+        "difference runs over padded prompts",
         "the supervised term of the code (weight 0 by default) is added as an objective: + sft(...)",
         "the name DDPO is shared with a policy-gradient method for diffusion, hence the name here",
     ),
