@@ -46,7 +46,7 @@ from mmalign.objectives.composites import (
     rpo_sft,
     three_properties,
 )
-from mmalign.objectives.denoising import crpo, dmpo, dro, dspo, dspo_sdxl, flow_dpo, sdpo, smpo
+from mmalign.objectives.denoising import crpo, dmpo, dro, flow_dpo, smpo
 from mmalign.objectives.discovered import (
     discopop,
     discovered_aqfl,
@@ -121,6 +121,7 @@ from mmalign.objectives.pointwise import (
     kto_pair_legacy,
     nca_pair,
 )
+from mmalign.objectives.predictions import dspo, dspo_sdxl, sdpo
 from mmalign.objectives.rankings import (
     curry_dpo,
     lipo_lambda,

@@ -11,12 +11,12 @@ from mmalign.batch import Labels
 from mmalign.errors import ConfigError, HyperparameterError, ShapeError, UnknownNameError
 from mmalign.objectives import Scores
 from mmalign.objectives.clips import errors_along, labels_of_frames, mean_over_segments, rarity_weights
-from mmalign.objectives.denoising import (
+from mmalign.objectives.denoising import soft_preference
+from mmalign.objectives.predictions import (
     prediction_drift,
     rescaled_gradient,
     safeguard_factor,
     safeguarded,
-    soft_preference,
 )
 
 PROMPTS = 5

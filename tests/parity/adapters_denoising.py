@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmalign.batch import Labels
 from mmalign.likelihood import Elbo, FlowSchedule, UniformTimesteps, VPSchedule
-from mmalign.objectives import Objective, ObjectiveOutput, Scores, clips, denoising, pairwise
+from mmalign.objectives import Objective, ObjectiveOutput, Scores, clips, denoising, pairwise, predictions
 from mmalign.testing.parity import Case, adapter_module
 
 IMAGE = adapter_module(Path(__file__).with_name("adapters_image.py"))
@@ -50,7 +50,7 @@ def gradient(loss: Tensor, given: Tensor) -> Tensor:
 def factors(case: Case, prefix: str = "") -> Tensor:
     """The released factor: one for the micro-batch."""
     given = case.hyperparameters
-    return denoising.safeguard_factor(
+    return predictions.safeguard_factor(
         IMAGE.pairs(case[f"{prefix}model_pred"]),
         IMAGE.pairs(case[f"{prefix}target"]),
         mu=given["mu"],
@@ -62,7 +62,7 @@ def factors(case: Case, prefix: str = "") -> Tensor:
 
 def sdpo(case: Case) -> Results:
     results: Results = {}
-    loss = denoising.sdpo(beta=case.hyperparameters["beta"])
+    loss = predictions.sdpo(beta=case.hyperparameters["beta"])
     anti = with_leaves(case, "anti_model_pred")
     for prefix, data in (("", case), ("anti_", anti)):
         factor = factors(data, prefix)
@@ -80,7 +80,7 @@ def sdpo(case: Case) -> Results:
 
 
 def drifting(case: Case, policy: str) -> Scores:
-    drift = denoising.prediction_drift(IMAGE.pairs(case[policy]), IMAGE.pairs(case["ref_pred"]))
+    drift = predictions.prediction_drift(IMAGE.pairs(case[policy]), IMAGE.pairs(case["ref_pred"]))
     return scored(case, policy, extras={"drift": drift})
 
 
@@ -89,9 +89,9 @@ def dspo(case: Case) -> Results:
     near, far = drifting(case, "model_pred"), drifting(case, "model_pred_large")
     released = {"scope": "batch", "threshold": given["sdxl_branch_threshold"]}
     outs = {
-        "sd15": run(denoising.dspo(beta=given["beta_sd15"]), near),
-        "sdxl_small": run(denoising.dspo_sdxl(beta=given["beta_sdxl"], **released), near),
-        "sdxl_large": run(denoising.dspo_sdxl(beta=given["beta_sdxl_large"], **released), far),
+        "sd15": run(predictions.dspo(beta=given["beta_sd15"]), near),
+        "sdxl_small": run(predictions.dspo_sdxl(beta=given["beta_sdxl"], **released), near),
+        "sdxl_large": run(predictions.dspo_sdxl(beta=given["beta_sdxl_large"], **released), far),
     }
     return {
         **{f"loss_{name}": out.loss.mean() for name, out in outs.items()},
@@ -107,7 +107,7 @@ def dmpo(case: Case) -> Results:
     loss = denoising.dmpo(beta=given["beta"], alpha=given["alpha"])
     factor = factors(case)
     scores = scored(case, extras={"safeguard": factor})
-    safe = run(denoising.safeguarded(loss), scores).loss.mean()
+    safe = run(predictions.safeguarded(loss), scores).loss.mean()
     out = run(loss, scores)
     return {
         "loss": out.loss.mean(),
