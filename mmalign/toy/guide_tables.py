@@ -6,13 +6,13 @@ from pathlib import Path
 from mmalign import objectives
 from mmalign.errors import ConfigError, explain
 from mmalign.files import atomic_write
-from mmalign.methods.row import FIXES
 from mmalign.toy.comparison import Interval
 from mmalign.toy.image_guide import ImageRow
 from mmalign.toy.token_guide import TokenRow, strength_of
 from mmalign.toy.token_training import Measured
+from mmalign.toy.token_world import CONDITIONS
 
-__all__ = ["image_table", "left_out_table", "renew", "token_table"]
+__all__ = ["conditions_table", "image_table", "left_out_table", "renew", "token_table"]
 
 _TOKEN_HEADINGS = (
     ("row", "---"),
@@ -21,6 +21,7 @@ _TOKEN_HEADINGS = (
     ("setting", "---"),
     ("gain, mixed", "---:"),
     ("95 % interval", "---:"),
+    ("lowest seed", "---:"),
     ("clean", "---:"),
     ("30 % flipped", "---:"),
     ("length taste", "---:"),
@@ -65,8 +66,8 @@ def token_table(rows: Sequence[TokenRow], base: Measured) -> str:
     """The world of tokens: the base, then the rows from the largest gain to the largest loss."""
     first = [""] * len(_TOKEN_HEADINGS)
     first[0] = f"the base itself (reward {base.reward:.3f})"
-    first[9], first[11] = f"{base.words:.1f}", f"{base.slips:.1%}"
-    first[16] = f"{base.distinct:.2f}"
+    first[10], first[12] = f"{base.words:.1f}", f"{base.slips:.1%}"
+    first[17] = f"{base.distinct:.2f}"
     ordered = sorted(rows, key=lambda row: (-row.gain.value, row.name))
     return _table(_TOKEN_HEADINGS, [first, *map(_token_cells, ordered)])
 
@@ -83,6 +84,7 @@ def _token_cells(row: TokenRow) -> list[str]:
         f"{strength}rate {_rate(row.setting.learning_rate)}",
         f"{row.gain.value:+.3f}",
         _range(row.gain),
+        f"{row.lowest:+.3f}",
         *(f"{row.gains[name]:+.3f}" for name in ("clean", "noise", "length")),
         f"{length['words']:.1f}",
         f"{row.gains['foreign']:+.3f}",
@@ -124,15 +126,32 @@ def image_table(rows: Sequence[ImageRow]) -> str:
     return _table(_IMAGE_HEADINGS, lines)
 
 
-def left_out_table(reasons: Mapping[str, str]) -> str:
-    """Rows without a line in the world of tokens, with the reason."""
-    headings = (("row", "---"), ("mends", "---"), ("why it has no line above", "---"))
+def conditions_table() -> str:
+    """What is wrong with the preferences under each condition."""
+    headings = (
+        ("condition", "---"),
+        ("what it is", "---"),
+        ("labels flipped", "---:"),
+        ("worth of a word to the labellers", "---:"),
+        ("prompts answered by another author", "---:"),
+    )
     return _table(
         headings,
         [
-            [f"`{name}`", FIXES[objectives.row(name).fixes], reason.replace("|", "/").replace("\n", " ")]
-            for name, reason in sorted(reasons.items())
+            [name, one.title, f"{one.flips:.0%}", f"{one.length_taste:g}", f"{one.foreign:.0%}"]
+            for name, one in CONDITIONS.items()
         ],
+    )
+
+
+def left_out_table(reasons: Mapping[str, str]) -> str:
+    """Rows without a line in the world of tokens, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in sorted(reasons.items()):
+        by_reason.setdefault(" ".join(reason.replace("|", "/").split()), []).append(f"`{name}`")
+    return _table(
+        (("why it has no line above", "---"), ("rows", "---")),
+        [[reason, ", ".join(names)] for reason, names in sorted(by_reason.items())],
     )
 
 

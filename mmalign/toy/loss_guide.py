@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "token" in worlds:
         results = Results(given.results, "token")
         if not given.tables_only:
-            _run_token(names, results, until)
+            _run_token(names, results, until, given.seeds)
         parts |= _token_parts(results)
     if "image" in worlds:
         results = Results(given.results, "image")
@@ -60,9 +60,12 @@ def _token_parts(results: Results) -> dict[str, str]:
     rows = [row for row in found.values() if isinstance(row, token_guide.TokenRow)]
     reasons = {name: row for name, row in found.items() if isinstance(row, str)}
     seconds = sum(row.seconds for row in rows) / max(len(rows), 1)
+    certain = sum(row.num_seeds == len(token_guide.SEEDS) for row in rows)
     return {
+        "conditions": guide_tables.conditions_table(),
         "token": guide_tables.token_table(rows, token_guide.base()),
-        "token-cost": f"{len(rows)} rows of {token_guide.NUM_RUNS} runs; {seconds:.1f} s of one core each.",
+        "token-cost": f"{len(rows)} rows, {certain} of them with {len(token_guide.SEEDS)} seeds everywhere; "
+        f"{token_guide.NUM_RUNS} runs or more per row, {seconds:.1f} s of one core each.",
         "left-out": guide_tables.left_out_table(reasons),
     }
 
@@ -85,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("runs/loss_guide"), help="folder of the records")
     parser.add_argument("--methods", default="", help="rows, with commas; the default is all")
     parser.add_argument("--share", default="0/1", help="this process's part of the rows, for example 0/2")
+    parser.add_argument("--seeds", type=int, default=1, choices=(1, 2, 3), help="under clean, noise, ...")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no row after so long")
     parser.add_argument("--tables-only", action="store_true", help="run nothing, write what is stored")
     return parser
@@ -97,7 +101,7 @@ def _share(names: Sequence[str], share: str) -> list[str]:
     return list(names)[int(part) :: int(parts)]
 
 
-def _run_token(names: Sequence[str], results: Results, until: float) -> None:
+def _run_token(names: Sequence[str], results: Results, until: float, num_seeds: int) -> None:
     for number, name in enumerate(names, start=1):
         if time.monotonic() > until:
             return
@@ -107,7 +111,7 @@ def _run_token(names: Sequence[str], results: Results, until: float) -> None:
             continue
         started = time.perf_counter()
         told = ""
-        for part, found in token_guide.runs_of(name, results):
+        for part, found in token_guide.runs_of(name, results, num_seeds=num_seeds):
             if part == "mixed":
                 told = ", ".join(
                     f"{one['measured']['gain']:+.3f}" if "measured" in one else one["failed"] for one in found

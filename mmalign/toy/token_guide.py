@@ -37,10 +37,10 @@ RATES = (2e-4, 6e-4)
 """Learning rates that are tried with each of them."""
 
 SEEDS = (0, 1, 2)
-"""Data and orders the chosen setting is run on under the mixed condition; the others use the first."""
+"""Data and orders the chosen setting is run on under the mixed condition; under the others, the first few."""
 
 NUM_RUNS = len(FACTORS) * len(RATES) + len(SEEDS) + len(CONDITIONS) - 1
-"""Runs of a row that has a strength."""
+"""Runs of a row that has a strength, with one seed under the conditions other than mixed."""
 
 _STRENGTHS = ("beta", "tau", "margin", "beta_chosen", "reward_temperature", "coefficient", "sft_weight")
 
@@ -76,8 +76,14 @@ def grid(name: str) -> list[Setting]:
 
 def why_left_out(name: str) -> str:
     """Why a row is not run, "" if it is."""
+    row = objectives.registered(name)
     needs = lacking(name)
-    return f"needs {', '.join(needs)}" if needs else ""
+    if needs:
+        return f"needs {', '.join(needs)}"
+    conditions = max((term.width for term in row.builder(**row.sample).terms), default=0)
+    if conditions > 2:
+        return "scores answers under several images or prompts"
+    return ""
 
 
 def _what(setting: Setting, split: str) -> dict[str, Any]:
@@ -116,13 +122,16 @@ def _possible(settings: list[Setting]) -> Iterator[Setting]:
         yield setting
 
 
-def runs_of(name: str, results: Results, *, only_stored: bool = False) -> Iterator[tuple[str, Any]]:
+def runs_of(
+    name: str, results: Results, *, num_seeds: int = 1, only_stored: bool = False
+) -> Iterator[tuple[str, Any]]:
     """Tune a row and measure it; what is stored already is not run again.
 
     Args:
         name: of the objective.
         results: where records are found and put.
-        only_stored: run nothing, and stop where a record is missing.
+        num_seeds: seeds under the conditions other than mixed, at most as many as `SEEDS`.
+        only_stored: run nothing, take all the seeds there are, and stop where there is none.
 
     Yields:
         ("tuned", best `Setting`), then (condition, list of records, one per seed).
@@ -145,11 +154,12 @@ def runs_of(name: str, results: Results, *, only_stored: bool = False) -> Iterat
     best = tried[-max(fine)[1]][1]
     yield "tuned", best
     for condition in CONDITIONS:
-        seeds = SEEDS if condition == "mixed" else SEEDS[:1]
-        found = [record(replace(best, condition=condition, seed=seed), "test") for seed in seeds]
-        if any(one is None for one in found):
+        wanted = SEEDS if condition == "mixed" or only_stored else SEEDS[:num_seeds]
+        found = [record(replace(best, condition=condition, seed=seed), "test") for seed in wanted]
+        stored = [one for one in found if one]
+        if len(stored) < (len(SEEDS) if condition == "mixed" else 1):
             return
-        yield condition, [one for one in found if one]
+        yield condition, stored
 
 
 @dataclass(frozen=True)
@@ -160,16 +170,20 @@ class TokenRow:
         name: of the objective.
         setting: chosen on validation prompts.
         gain: in exact reward under the mixed condition, mean of the seeds, with its interval over prompts.
+        lowest: gain of the worst of the seeds.
         gains: mean gain under each condition.
         measured: other numbers under each condition, mean of the seeds.
+        num_seeds: seeds under the condition that has fewest.
         seconds: CPU time of one run.
     """
 
     name: str
     setting: Setting
     gain: Interval
+    lowest: float
     gains: Mapping[str, float]
     measured: Mapping[str, Mapping[str, float]]
+    num_seeds: int
     seconds: float
 
 
@@ -198,8 +212,10 @@ def collect(name: str, results: Results) -> TokenRow | str:
         name=name,
         setting=setting,
         gain=bootstrap_mean(every.mean(dim=0)),
+        lowest=float(every.mean(dim=1).min()),
         gains={condition: values["gain"] for condition, values in numbers.items()},
         measured=numbers,
+        num_seeds=min(len(records) for records in parts.values()),
         seconds=sum(one["seconds"] for one in parts["mixed"]) / len(parts["mixed"]),
     )
 

@@ -163,7 +163,8 @@ def test_the_command_runs_resumes_and_renews_the_tables_only(tmp_path: Path, qui
     assert loss_guide.main([*arguments, "--methods", "dpo,modpo"]) == 0
     first = page.read_text()
     assert "| `dpo` |" in first
-    assert "| `modpo` | several rewards, tasks or people at once | needs margin_rewards |" in first
+    assert "| needs margin_rewards | `modpo`, `modpo_hinge` |" in first
+    assert "| noise | three labels in ten exchanged | 30% | 0 | 0% |" in first
     page.write_text(first + "\nwritten by hand\n")
     before = len(quick)
     loss_guide.main([*arguments, "--methods", "dpo"])
