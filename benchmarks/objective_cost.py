@@ -61,7 +61,9 @@ def measure_one(name: str, plain: Callable[..., torch.Tensor], rounds: int) -> d
     } | dict(registered.sample)
     calls = (lambda: built(scores, labels).loss, lambda: plain(scores, labels, arguments))
     times: tuple[list[float], list[float]] = ([], [])
-    for step in range(rounds + 5):
+    # A plain function that loops over its rows, written to be read, gets few rounds.
+    slow = _seconds(calls[1], scores.policy) > 0.1
+    for step in range(6 if slow else rounds + 5):
         for call, taken in zip(calls, times, strict=True):
             seconds = _seconds(call, scores.policy)
             if step >= 5:  # after the warm-up

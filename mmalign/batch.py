@@ -86,17 +86,28 @@ class Labels:
         relevance: lists: graded relevance or reward, higher is better.
         valid: False for candidates that only pad a list (or a row that could not be read); None = all are
             real.
+
+    `certain` is True where the maker of the labels knows, without looking at the device, that `probability`
+    is 1 throughout: objectives then need not average over both orders of a pair. `dataclasses.replace` drops
+    it.
     """
 
     probability: Float[Tensor, " prompt"] | None = None
     desirable: Bool[Tensor, "prompt candidate"] | None = None
     relevance: Float[Tensor, "prompt candidate"] | None = None
     valid: Bool[Tensor, "prompt candidate"] | None = None
+    certain: bool = field(default=False, init=False)
 
     @classmethod
     def pairs(cls, num_prompts: int, *, device: torch.device | str = "cpu") -> "Labels":
         """Hard labels: candidate 0 is preferred in every pair."""
-        return cls(probability=torch.ones(num_prompts, device=device))
+        return cls(probability=torch.ones(num_prompts, device=device)).known_certain()
+
+    def known_certain(self) -> "Labels":
+        """The same labels, with the word of the caller that every probability is 1."""
+        known = replace(self)
+        object.__setattr__(known, "certain", True)
+        return known
 
     @classmethod
     def unpaired(cls, desirable: Bool[Tensor, " prompt"]) -> "Labels":

@@ -166,8 +166,9 @@ def _without_padding(scores: Scores, valid: Tensor | None) -> Scores:
 
 
 def _is_soft(labels: Labels) -> bool:
-    """The labels are probabilities of a pair."""
-    return labels.probability is not None and labels.relevance is None and labels.desirable is None
+    """The labels are probabilities of a pair, and not known to be 1."""
+    known = labels.certain or labels.probability is None
+    return not known and labels.relevance is None and labels.desirable is None
 
 
 def _within_the_pair(term: Term, scores: Scores) -> bool:

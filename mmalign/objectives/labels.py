@@ -124,6 +124,11 @@ class PointLabels:
     chosen: tuple[Number, Number] = (1.0, 0.0)
     rejected: tuple[Number, Number] = (0.0, 1.0)
 
+    @property
+    def opposed(self) -> bool:
+        """Liked candidates have the link of z only, the others that of -z only."""
+        return self.chosen[1] == 0.0 and self.rejected[0] == 0.0
+
     def coefficients(
         self, desirable: Bool[Tensor, "prompt candidate"], like: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:

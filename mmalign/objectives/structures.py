@@ -211,6 +211,8 @@ def _against_rest(
 ) -> Float[Tensor, "prompt candidate"]:
     """Each entry minus the (log-mean-exp or) mean of the other real ones; 0 where there are no others."""
     count = scaled.shape[1]
+    if count == 2 and own is None:
+        return torch.where(real.all(1, keepdim=True), scaled - scaled.flip(1), 0.0)
     itself = torch.eye(count, dtype=torch.bool, device=scaled.device)
     others = real.unsqueeze(1) & ~itself
     present = others.any(2)
@@ -349,7 +351,12 @@ class Point:
         desirable = is_desirable(context)
         z = inputs.scaled - per_candidate(inputs.margin)
         agree, disagree = inputs.labels.coefficients(desirable, z, context)
-        loss, slope = _both_ways(z, inputs.link, agree, disagree)
+        if inputs.labels.opposed and inputs.link_rejected is inputs.link:
+            # Each role has one side: the link is taken once, of z turned for those that are not liked.
+            turned, size = torch.where(desirable, z, -z), torch.where(desirable, agree, disagree)
+            loss, slope = size * inputs.link.function(turned), size * inputs.link.slope(turned.detach())
+        else:
+            loss, slope = _both_ways(z, inputs.link, agree, disagree)
         if inputs.link_rejected is not inputs.link:
             other_loss, other_slope = _both_ways(z, inputs.link_rejected, agree, disagree)
             loss, slope = torch.where(desirable, loss, other_loss), torch.where(desirable, slope, other_slope)

@@ -173,7 +173,8 @@ def _labels(rows: Sequence[PreferenceRow], valid: Tensor) -> Labels:
     """Labels of one micro-batch; all rows are of one kind (the reader checked)."""
     kind = rows[0].kind
     if kind == "pairs":
-        return Labels(probability=torch.tensor([row.preference for row in rows], dtype=torch.float32))
+        labels = Labels(probability=torch.tensor([row.preference for row in rows], dtype=torch.float32))
+        return labels.known_certain() if all(row.preference == 1.0 for row in rows) else labels
     if kind == "unpaired":
         return Labels.unpaired(torch.tensor([bool(row.desirable) for row in rows]))
     sizes = {len(row.candidates) for row in rows}
@@ -262,12 +263,14 @@ def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) ->
     moved = {
         name: value.to(device, non_blocking=True) if value is not None else None
         for name, value in vars(micro.labels).items()
+        if name != "certain"
     }
     valid = micro.valid.to(device, non_blocking=True)
     # A stand-in for an unreadable row must not enter statistics over the batch (KTO's zero point).
     real = valid.unsqueeze(1).expand(-1, clean.shape[1])
     moved["valid"] = real if moved["valid"] is None else moved["valid"] & real
     labels = Labels(**moved)
+    labels = labels.known_certain() if micro.labels.certain else labels
     return Batch(
         clean=clean,
         conditioning=conditioning,
