@@ -37,10 +37,11 @@ def inputs(name: str) -> tuple[Scores, Labels]:
     extras = {key: _widened(value) for key, value in scores.extras.items()}
     changes = {field: _widened(getattr(scores, field)) for field in ("reference", "length", "kl", "reward")}
     policy = _widened(scores.policy).requires_grad_()
+    moved = replace(scores, policy=policy, extras=extras, **changes)
+    if labels.certain:
+        return moved, Labels.pairs(PROMPTS)
     fields = ("probability", "desirable", "relevance", "valid")
-    return replace(scores, policy=policy, extras=extras, **changes), replace(
-        labels, **{field: _widened(getattr(labels, field)) for field in fields}
-    )
+    return moved, replace(labels, **{field: _widened(getattr(labels, field)) for field in fields})
 
 
 def _seconds(call: Callable[[], torch.Tensor], policy: torch.Tensor) -> float:
