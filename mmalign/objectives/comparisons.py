@@ -1,0 +1,231 @@
+"""What structures are made of: their inputs and results, their protocol, and the steps they share.
+
+A structure reports, besides the loss of a prompt, its z and the size of the link's slope: half the sum of
+|d loss / d (beta s)| over the candidates (for a pair: |d loss / d z|; for one candidate: the whole).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mmalign.errors import ShapeError
+from mmalign.objectives.base import Context, per_candidate, wide
+from mmalign.objectives.links import Link
+
+__all__ = [
+    "Compared",
+    "Inputs",
+    "Structure",
+    "Words",
+    "against_rest",
+    "best_candidate",
+    "both_ways",
+    "half_size",
+    "list_logit",
+    "minus",
+    "ranking",
+    "require_pair",
+    "require_several",
+    "times",
+]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a structure works on.
+
+    Args:
+        score: s of every candidate, with gradient.
+        beta: temperature, a number or [prompt].
+        margin: margin or zero point in units of z: a number, [], [prompt] or [prompt, candidate].
+        link: the loss as a function of z; that of liked candidates where roles have their own.
+        link_rejected: the link of the other role.
+        labels: of the type the structure names.
+        context: for computed numbers.
+    """
+
+    score: Float[Tensor, "prompt candidate"]
+    beta: float | Tensor
+    margin: float | Tensor
+    link: Link
+    link_rejected: Link
+    labels: Any
+    context: Context
+
+    @property
+    def scaled(self) -> Float[Tensor, "prompt candidate"]:
+        """Beta * s."""
+        return per_candidate(self.beta) * self.score
+
+    def masked(self, values: Tensor) -> Tensor:
+        """`values` with the lowest finite number at padding."""
+        valid = self.context.valid
+        return values if valid is None else torch.where(valid, values, torch.finfo(values.dtype).min)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a structure returns for every prompt."""
+
+    loss: Float[Tensor, " prompt"]
+    logit: Float[Tensor, " prompt"]
+    slope: Float[Tensor, " prompt"]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The parts of a term as they stand in a printed formula; links are templates with `{z}`."""
+
+    link: str
+    link_rejected: str
+    labels: Any
+    beta: str
+    margin: str
+
+
+@runtime_checkable
+class Structure(Protocol):
+    """How candidates are compared."""
+
+    @property
+    def labels(self) -> type:
+        """Type of the labels it takes."""
+        ...
+
+    @property
+    def points(self) -> bool:
+        """Candidates are not compared with each other: the partition function does not cancel."""
+        ...
+
+    @property
+    def swaps(self) -> bool:
+        """The loss of an uncertain pair is the average over its two orders."""
+        ...
+
+    @property
+    def couples_rows(self) -> bool:
+        """The loss of a row depends on its batch mates."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Scores` it reads."""
+        ...
+
+    def compare(self, inputs: Inputs) -> Compared:
+        """Loss, logit and slope per prompt."""
+        ...
+
+    def formula(self, words: Words) -> tuple[str, str]:
+        """(Loss, z) in plain text."""
+        ...
+
+
+def require_pair(score: Tensor, structure: str) -> None:
+    """Refuse anything but two candidates.
+
+    Raises:
+        ShapeError: another number.
+    """
+    if score.shape[1] != 2:
+        message = (
+            f"{structure}: got {score.shape[1]} candidates, expected 2 (chosen, rejected). Use a listwise "
+            "objective for more, a pointwise one for single candidates."
+        )
+        raise ShapeError(message)
+
+
+def require_several(score: Tensor, structure: str) -> None:
+    """Refuse single candidates.
+
+    Raises:
+        ShapeError: fewer than two.
+    """
+    if score.shape[1] < 2:
+        message = f"{structure}: got {score.shape[1]} candidate, expected at least 2 to compare."
+        raise ShapeError(message)
+
+
+def both_ways(
+    z: Tensor, link: Link, agree: float | Tensor, disagree: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Agree * link(z) + disagree * link(-z), and its slope in z."""
+    loss, slope = agree * link.function(z), agree * link.slope(z.detach())
+    if isinstance(disagree, Tensor) or disagree != 0.0:
+        loss = loss + disagree * link.function(-z)
+        slope = slope - disagree * link.slope(-z.detach())
+    return loss, slope
+
+
+def half_size(gradient: Float[Tensor, "prompt candidate"]) -> Float[Tensor, " prompt"]:
+    """Half the sum of absolute values; the whole for a single candidate."""
+    return gradient.abs().sum(1) * (1.0 if gradient.shape[1] == 1 else 0.5)
+
+
+def best_candidate(context: Context) -> Int[Tensor, " prompt"]:
+    """The candidate with the highest relevance, or candidate 0 where the data say no more."""
+    relevance = context.labels.relevance
+    if relevance is None:
+        return torch.zeros(context.policy.shape[0], dtype=torch.int64, device=context.policy.device)
+    values = wide(relevance)
+    if context.valid is not None:
+        values = torch.where(context.valid, values, torch.finfo(values.dtype).min)
+    return values.argmax(1)
+
+
+def ranking(context: Context) -> Int[Tensor, "prompt candidate"]:
+    """Candidates from best to worst, padding last, ties in their given order."""
+    relevance, real = context.labels.relevance, context.real()
+    if relevance is None:
+        position = torch.arange(real.shape[1], device=real.device)
+        key = torch.where(real, -position, -real.shape[1])
+    else:
+        values = wide(relevance)
+        key = torch.where(real, values, torch.finfo(values.dtype).min)
+    return key.argsort(dim=1, descending=True, stable=True)
+
+
+def against_rest(
+    scaled: Tensor,
+    real: Bool[Tensor, "prompt candidate"],
+    rest: Literal["logmeanexp", "mean"] = "logmeanexp",
+    own: float | None = None,
+) -> Float[Tensor, "prompt candidate"]:
+    """Each entry minus the (log-mean-exp or) mean of the other real ones; 0 where there are no others."""
+    count = scaled.shape[1]
+    if count == 2 and own is None:
+        return torch.where(real.all(1, keepdim=True), scaled - scaled.flip(1), 0.0)
+    itself = torch.eye(count, dtype=torch.bool, device=scaled.device)
+    others = real.unsqueeze(1) & ~itself
+    present = others.any(2)
+    number = others.sum(2).clamp(min=1).to(scaled.dtype)
+    spread = scaled.unsqueeze(1).expand(-1, count, -1)
+    if rest == "mean":
+        mean = torch.where(others, spread, 0.0).sum(2) / number
+    else:
+        spread = torch.where(others, spread, torch.finfo(scaled.dtype).min)
+        if own is not None:
+            spread = torch.where(itself, scaled.unsqueeze(2) - own, spread)
+        mean = torch.where(present.unsqueeze(2), spread, 0.0).logsumexp(2) - number.log()
+    return torch.where(present & real, scaled - mean, 0.0)
+
+
+def list_logit(scaled: Tensor, context: Context) -> Float[Tensor, " prompt"]:
+    """Z of the best candidate against the others; for two candidates beta * (s of chosen - s of rejected)."""
+    contrast = against_rest(scaled.detach(), context.real())
+    return contrast.gather(1, best_candidate(context).unsqueeze(1)).squeeze(1)
+
+
+def minus(left: str, right: str) -> str:
+    """`left - right` as it is written; a zero is left out."""
+    if right.startswith("-"):
+        return f"{left} + {right[1:]}"
+    return left if right == "0" else f"{left} - {right}"
+
+
+def times(beta: str, score: str) -> str:
+    """`beta * score` as it is written; a one is left out."""
+    return score if beta == "1" else f"{beta} * {score}"
