@@ -75,9 +75,10 @@ def _image_parts(results: Results) -> dict[str, str]:
     found = [image_guide.collect(name, results) for name in image_guide.IMAGE_ROWS]
     rows = [row for row in found if isinstance(row, image_guide.ImageRow)]
     seconds = sum(row.seconds for row in rows) / max(len(rows), 1)
+    noisy = sum(row.noisy is not None for row in rows)
     return {
         "image": guide_tables.image_table(rows),
-        "image-cost": f"{len(rows)} rows of two runs; {seconds:.0f} s of one core per run.",
+        "image-cost": f"{len(rows)} rows, {noisy} of them with flipped labels too; {seconds:.0f} s of one core per run.",
     }
 
 
