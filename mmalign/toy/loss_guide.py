@@ -78,7 +78,7 @@ def _image_parts(results: Results) -> dict[str, str]:
     noisy = sum(row.noisy is not None for row in rows)
     return {
         "image": guide_tables.image_table(rows),
-        "image-cost": f"{len(rows)} rows, {noisy} with flipped labels too; {seconds:.0f} s of one core per run.",
+        "image-cost": f"{len(rows)} rows, {noisy} with flipped labels too; {seconds:.0f} s of one core each.",
     }
 
 
