@@ -33,6 +33,11 @@ def positive_beta(where: str, beta: float) -> None:
     require(f"{where} beta", beta, beta > 0, _BETA)
 
 
+def require_share(where: str, share: float) -> None:
+    """Raise `HyperparameterError` unless 0 <= share <= 1/2: a label with more noise says the opposite."""
+    require(where, share, 0 <= share <= 0.5, "a number in [0, 0.5]")
+
+
 @objective(
     "dpo",
     fixes="baseline",
@@ -144,7 +149,7 @@ def cdpo(*, beta: float, label_smoothing: float) -> Objective:
     Source: E. Mitchell, A note on DPO with noisy preferences, equation 3.
     """
     positive_beta("cdpo", beta)
-    require("cdpo label_smoothing", label_smoothing, 0 <= label_smoothing <= 0.5, "a number in [0, 0.5]")
+    require_share("cdpo label_smoothing", label_smoothing)
     return Objective("cdpo", (Term(Pair(), beta=beta, labels=labels.smoothed(label_smoothing)),))
 
 
