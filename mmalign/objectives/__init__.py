@@ -33,6 +33,7 @@ from mmalign.objectives import (
     structures,
     tokenwise,
 )
+from mmalign.objectives.adaptive import alpha_dpo, beta_dpo
 from mmalign.objectives.answer_rankings import knowpat_align, more_ranking, pro, reward_ranking
 from mmalign.objectives.base import Computed, Context, ObjectiveOutput, ObjectiveState, Scores
 from mmalign.objectives.binary_classifier import bco, bco_udm
@@ -58,6 +59,7 @@ from mmalign.objectives.discovered import (
 )
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.generalised import gpo_exponential, gpo_savage, gpo_truncated_quadratic
+from mmalign.objectives.gold_answers import asft, logo, triple_po, triple_po_l
 from mmalign.objectives.grounded import chip, mdpo, povid, vdpo_guided
 from mmalign.objectives.humanline import humanline_dpo, humanline_kto
 from mmalign.objectives.item_rankings import (
@@ -77,29 +79,10 @@ from mmalign.objectives.listwise import (
     nca,
     s_dpo,
 )
-from mmalign.objectives.margins import (
-    alpha_dpo,
-    arpo,
-    beta_dpo,
-    flex_dpo,
-    gapo_semantic,
-    mallows_dpo,
-    mallows_ipo,
-    modpo,
-    modpo_hinge,
-)
+from mmalign.objectives.margins import arpo, flex_dpo, gapo_semantic, mallows_dpo, mallows_ipo
+from mmalign.objectives.multi_objective import modpo, modpo_hinge
 from mmalign.objectives.objective import Objective, build, names, objective, registered, row, signature
-from mmalign.objectives.one_stage import (
-    alphapo,
-    asft,
-    cpo,
-    cpo_hinge,
-    cpo_ipo,
-    cpo_simpo,
-    logo,
-    triple_po,
-    triple_po_l,
-)
+from mmalign.objectives.one_stage import alphapo, cpo, cpo_hinge, cpo_ipo, cpo_simpo
 from mmalign.objectives.online import ipo_md, online_dpo, selm, spin, xpo
 from mmalign.objectives.pair_weights import gapo_gap_aware, madpo, sem_dpo, wpo, wpo_unclamped
 from mmalign.objectives.pairwise import (
@@ -145,6 +128,7 @@ from mmalign.objectives.reference_free import (
 )
 from mmalign.objectives.regression import a2po_regression, sppo, sppo_hard, sppo_single
 from mmalign.objectives.revised_answers import opa_dpo, opa_dpo_released
+from mmalign.objectives.segments import dense_dpo, rrpo
 from mmalign.objectives.soft_labels import (
     adpo_pair,
     cal_dpo,
@@ -154,21 +138,16 @@ from mmalign.objectives.soft_labels import (
     nemo_rpo_sq,
     osp,
 )
+from mmalign.objectives.state_values import oreo
 from mmalign.objectives.terms import Score, Term
+from mmalign.objectives.token_divergences import mapo_masked, sparsepo, tdpo1, tdpo2
 from mmalign.objectives.tokenwise import (
     d2po_temporal_decay,
-    dense_dpo,
     fdpo_js_ipo,
     ld_dpo,
     ld_dpo_policy_only,
-    mapo_masked,
-    oreo,
-    rrpo,
     sampo,
     shared_subset,
-    sparsepo,
-    tdpo1,
-    tdpo2,
     tgdpo,
 )
 from mmalign.objectives.variants import (

@@ -15,7 +15,7 @@ from mmalign.objectives import (
     grounded,
     pairwise,
     revised_answers,
-    tokenwise,
+    segments,
     vision_pairs,
 )
 from mmalign.objectives.reductions import reduce_inner
@@ -296,7 +296,7 @@ def rlaifv_ddpo(case: Case) -> Results:
         sides(policy), sides(reference), mask=mask, extras={"changed": sides(changed.to(policy.dtype))}
     )
     weight = given["dpo_token_weight"]
-    loss = tokenwise.dense_dpo(
+    loss = segments.dense_dpo(
         beta=given["beta"], weight=weight, normaliser="weight" if given["dpo_use_average"] else "sum"
     )
     out = run(loss, scores)
