@@ -88,18 +88,20 @@ class Objective:
 
     @property
     def formula(self) -> str:
-        """The loss in plain text, one line per definition."""
-        written = [term.formula() for term in self.terms]
-        several = len(written) > 1
+        """The loss in plain text, one line per definition; terms share the line of what is the same."""
+        several = len(self.terms) > 1
         sums: list[str] = []
-        lines: list[str] = []
-        for number, (loss, definitions) in enumerate(written, start=1):
+        defined: dict[tuple[object, ...], list[str]] = {}
+        for number, term in enumerate(self.terms, start=1):
+            loss, (z, s) = term.formula()
             loss = loss.replace("((-z))", "(-z)")
-            if several:
-                loss, *numbered = (_numbered(text, number) for text in (loss, *definitions))
-                definitions = tuple(numbered)
-            sums.append(loss)
-            lines.extend(definitions)
+            sums.append(_numbered(loss, number) if several else loss)
+            # z names s, and may leave its candidates to the term: only where both agree are two z the same.
+            for key, text in (((z, s, term.candidates), z), ((s,), s)):
+                name, _, value = (_numbered(text, number) if several else text).partition(" = ")
+                *names, kept = defined.get(key, [value])
+                defined[key] = [*names, name, kept]
+        lines = [" = ".join(parts) for parts in defined.values()]
         sums += [
             extra.formula if extra.coefficient == 1.0 else f"{extra.coefficient:g} * [{extra.formula}]"
             for extra in self.extras

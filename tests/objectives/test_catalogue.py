@@ -1,6 +1,7 @@
 """The catalogue by hand, its messages, and what objectives promise as data."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 from mmalign import objectives
 from mmalign.batch import Labels
 from mmalign.errors import ConfigError, HyperparameterError, ShapeError, UnknownNameError
-from mmalign.objectives import ObjectiveState, Scores
+from mmalign.objectives import Objective, ObjectiveState, Scores, Term
+from mmalign.objectives.labels import PointLabels
+from mmalign.objectives.structures import Point
 
 
 def softplus(x):
@@ -265,6 +268,36 @@ def test_objective_prints_its_formula():
     several = (objectives.dpo(beta=0.4) + objectives.hinge(beta=0.3)).formula
     assert several.splitlines()[0] == "loss = -log sigmoid(z1) + max(0, 1 - z2)"
     assert "z2 = 0.3 * (s2[chosen] - s2[rejected])" in several
+
+
+def test_printed_terms_share_the_line_of_a_definition_that_is_the_same():
+    bare = objectives.dpo_reference_free(beta=0.4)
+    three = objectives.dpo(beta=0.4) + bare + objectives.hinge(beta=0.3)
+    assert three.formula.splitlines()[1:] == [
+        "z1 = 0.4 * (s1[chosen] - s1[rejected])",
+        "s1 = s3 = policy - reference (the sum over an inner axis)",
+        "z2 = 0.4 * (s2[chosen] - s2[rejected])",
+        "s2 = policy (the sum over an inner axis)",
+        "z3 = 0.3 * (s3[chosen] - s3[rejected])",
+    ]
+
+
+def test_printed_terms_share_z_only_where_they_share_its_score():
+    same = objectives.dpo(beta=0.4) + objectives.hinge(beta=0.4)
+    assert same.formula.splitlines()[1:] == [
+        "z1 = z2 = 0.4 * (s1[chosen] - s1[rejected])",
+        "s1 = s2 = policy - reference (the sum over an inner axis)",
+    ]
+
+
+def test_printed_points_of_other_candidates_are_not_called_the_same():
+    term = Term(Point(), beta=0.4, labels=PointLabels())
+    both = Objective("both", tuple(replace(term, candidates=pair) for pair in ((0, 1), (2, 1))))
+    assert both.formula.splitlines()[1:] == [
+        "z1 = 0.4 * s1",
+        "s1 = s2 = policy - reference (the sum over an inner axis)",
+        "z2 = 0.4 * s2",
+    ]
 
 
 def test_objective_cannot_be_scaled_by_a_tensor_or_a_flag():
