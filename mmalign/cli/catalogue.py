@@ -107,9 +107,13 @@ _PAGE_HEADINGS = ("method", "paper", "data", "needs", "denoising errors", "evide
 
 
 def _evidence(row: Method) -> str:
-    if row.parity:
-        return f"parity, {len(row.parity)} case{'s' if len(row.parity) > 1 else ''}"
-    return f"experimental: {row.unverified}" if row.status == "experimental" else row.status
+    """How far the row is proven, then the golden cases that pin it or a part of it."""
+    status = f"experimental: {row.unverified}" if row.status == "experimental" else row.status
+    if not row.parity:
+        return status
+    cases = f"case{'s' if len(row.parity) > 1 else ''}"
+    number = len(row.parity)
+    return f"parity, {number} {cases}" if row.status == "parity" else f"{status}; {number} parity {cases}"
 
 
 def _table(rows: Iterable[Method]) -> list[str]:

@@ -1,5 +1,6 @@
 """Tables: what `mmalign methods` and `mmalign families` print."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_one_method_whole_shows_every_part_of_its_row(
             assert f"{setting} {default.value} {marks[default.mark]}" in shown
     assert "beta 2000 paper main result; the launcher has 5000" in shown
     assert "parity cases: diffusion_dpo" in shown
+
+
+def test_the_page_says_how_far_a_row_is_proven_before_its_golden_cases() -> None:
+    proven = page([objectives.row("dpo")])
+    assert f"| parity, {len(objectives.row('dpo').parity)} case" in proven
+    partly = replace(objectives.row("dpo"), status="formula", parity=("one",))
+    assert "| formula; 1 parity case |" in page([partly])
+    doubtful = replace(partly, status="experimental", unverified="a constant", parity=("one", "two"))
+    assert "| experimental: a constant; 2 parity cases |" in page([doubtful])
 
 
 def test_the_table_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
