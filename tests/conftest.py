@@ -10,10 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import config
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,3 +64,19 @@ def draw(generator: torch.Generator) -> Callable[..., torch.Tensor]:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def untyped() -> AbstractContextManager[None]:
+    """A context without the type hook: what a user's script meets, whose annotations nobody checks."""
+
+    @contextmanager
+    def without() -> Iterator[None]:
+        before = config.jaxtyping_disable
+        config.update("jaxtyping_disable", True)
+        try:
+            yield
+        finally:
+            config.update("jaxtyping_disable", before)
+
+    return without()

@@ -1,8 +1,7 @@
 """Small encoded images and data sets in every layout."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from jaxtyping import config
 from PIL import Image
 
 from mmalign.data import DataConfig
@@ -94,19 +92,3 @@ def write_lines(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-@pytest.fixture
-def untyped():
-    """A context without the type hook: what a user's script meets, whose annotations nobody checks."""
-
-    @contextmanager
-    def without() -> Iterator[None]:
-        before = config.jaxtyping_disable
-        config.update("jaxtyping_disable", True)
-        try:
-            yield
-        finally:
-            config.update("jaxtyping_disable", before)
-
-    return without()
