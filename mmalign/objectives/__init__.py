@@ -47,16 +47,11 @@ from mmalign.objectives.composites import (
     rpo_sft,
     three_properties,
 )
+from mmalign.objectives.curricula import curry_dpo
 from mmalign.objectives.denoising import crpo, dmpo, dro, flow_dpo, smpo
-from mmalign.objectives.discovered import (
-    discopop,
-    discovered_aqfl,
-    discovered_aql,
-    discovered_cell,
-    discovered_dbaql,
-    discovered_padll,
-    discovered_pfl,
-)
+from mmalign.objectives.discovered import discopop, discovered_cell, discovered_padll, discovered_pfl
+from mmalign.objectives.discovered_quantiles import discovered_aqfl, discovered_aql, discovered_dbaql
+from mmalign.objectives.divergences import fdpo_alpha, fdpo_forward_kl, fdpo_js
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.generalised import gpo_exponential, gpo_savage, gpo_truncated_quadratic
 from mmalign.objectives.gold_answers import asft, logo, triple_po, triple_po_l
@@ -75,12 +70,11 @@ from mmalign.objectives.listwise import (
     exo_listwise,
     exo_pair,
     exo_pref_official,
-    infonca,
-    nca,
     s_dpo,
 )
 from mmalign.objectives.margins import arpo, flex_dpo, gapo_semantic, mallows_dpo, mallows_ipo
 from mmalign.objectives.multi_objective import modpo, modpo_hinge
+from mmalign.objectives.noise_contrast import infonca, nca
 from mmalign.objectives.objective import Objective, build, names, objective, registered, row, signature
 from mmalign.objectives.one_stage import alphapo, cpo, cpo_hinge, cpo_ipo, cpo_simpo
 from mmalign.objectives.online import ipo_md, online_dpo, selm, spin, xpo
@@ -106,7 +100,6 @@ from mmalign.objectives.pointwise import (
 )
 from mmalign.objectives.predictions import dspo, dspo_sdxl, sdpo
 from mmalign.objectives.rankings import (
-    curry_dpo,
     lipo_lambda,
     lipo_pair_hinge,
     lipo_pair_logistic,
@@ -156,9 +149,6 @@ from mmalign.objectives.variants import (
     dpo_cauchy,
     dpo_shift,
     dpop,
-    fdpo_alpha,
-    fdpo_forward_kl,
-    fdpo_js,
     length_dpo,
     odpo,
     rainbow_mixed_reference,

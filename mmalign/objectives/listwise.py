@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import ConfigError, HyperparameterError, explain
-from mmalign.objectives import labels, links
+from mmalign.objectives import labels
 from mmalign.objectives.base import Context, require, wide
 from mmalign.objectives.labels import Distribution
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.pairwise import positive_beta
-from mmalign.objectives.structures import BestVsRest, ListForward, ListReverse, Point, best_candidate
+from mmalign.objectives.structures import BestVsRest, ListForward, ListReverse, best_candidate
 from mmalign.objectives.terms import Term
 
 __all__ = [
@@ -27,19 +27,11 @@ __all__ = [
     "exo_listwise",
     "exo_pair",
     "exo_pref_official",
-    "infonca",
-    "nca",
     "s_dpo",
 ]
 
 _EXO = "Towards Efficient Exact Optimization of Language Model Alignment"
 _EXO_CODE = "haozheji/exact-optimization a8ab360"
-_NCA = "Noise Contrastive Alignment of Language Models with Explicit Rewards"
-_NCA_CODE = "thu-ml/Noise-Contrastive-Alignment cbb9248"
-_NCA_LIFT = (
-    "the released lists of four add 0.01 to the reward of candidate 0, so that it stays the best: do that "
-    "in the data"
-)
 
 
 @objective(
@@ -197,69 +189,6 @@ def dpo_rw(*, beta: float, temperature: float) -> Objective:
     positive_beta("dpo_rw", beta)
     target = labels.softmax_of("reward", temperature)
     return Objective("dpo_rw", (Term(ListForward(), beta=beta, labels=target, name="dpo_rw"),))
-
-
-@objective(
-    "infonca",
-    fixes="lists",
-    title=_NCA,
-    paper="2402.05369",
-    year=2024,
-    sample={"beta": 0.01, "temperature": 0.5},
-    data="lists",
-    parity=("text_infonca_listwise",),
-    official_code=_NCA_CODE,
-    status="parity",
-    published={"beta": (0.01, "code")},
-    departures=(_NCA_LIFT, "temperature is the code's temperature_alpha, 1 / alpha of the paper"),
-)
-def infonca(*, beta: float, temperature: float) -> Objective:
-    """Cross-entropy of softmax(reward / temperature) under softmax(beta u).
-
-    Args:
-        beta: > 0, per unit of score (0.01 released).
-        temperature: > 0, in units of the reward.
-
-    Raises:
-        HyperparameterError: out of range.
-
-    Source: arXiv 2402.05369; thu-ml/Noise-Contrastive-Alignment.
-    """
-    positive_beta("infonca", beta)
-    target = labels.softmax_of("reward", temperature)
-    return Objective("infonca", (Term(ListForward(), beta=beta, labels=target, name="infonca"),))
-
-
-@objective(
-    "nca",
-    fixes="lists",
-    on_errors="pointwise",
-    title=_NCA,
-    paper="2402.05369",
-    year=2024,
-    sample={"beta": 0.01, "temperature": 0.5},
-    data="lists",
-    parity=("text_nca_listwise",),
-    official_code=_NCA_CODE,
-    status="parity",
-    published={"beta": (0.01, "code")},
-    departures=(_NCA_LIFT, "temperature is the code's temperature_alpha, 1 / alpha of the paper"),
-)
-def nca(*, beta: float, temperature: float) -> Objective:
-    """Every candidate told from noise: sum of -q log sigmoid(beta u) - log sigmoid(-beta u) / candidates.
-
-    Args:
-        beta: > 0, per unit of score (0.01 released).
-        temperature: > 0, of q = softmax(reward / temperature).
-
-    Raises:
-        HyperparameterError: out of range.
-
-    Source: arXiv 2402.05369; thu-ml/Noise-Contrastive-Alignment.
-    """
-    positive_beta("nca", beta)
-    roles = labels.noise_contrastive(labels.softmax_of("reward", temperature))
-    return Objective("nca", (Term(Point(), beta=beta, link=links.logistic(), labels=roles, name="nca"),))
 
 
 def _standardised(temperature: float) -> Distribution:

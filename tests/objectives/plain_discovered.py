@@ -1,4 +1,4 @@
-"""The rows of `discovered.py`, typed from the listings of their paper."""
+"""The rows of `discovered.py` and `discovered_quantiles.py`, typed from the listings of their paper."""
 
 import torch
 from torch.nn.functional import logsigmoid, relu

@@ -1,4 +1,4 @@
-"""The rows of `one_stage.py`, typed from their papers and official codes."""
+"""The rows of `one_stage.py` and `gold_answers.py`, typed from their papers and official codes."""
 
 import torch
 from torch.nn.functional import logsigmoid, relu

@@ -1,4 +1,4 @@
-"""The rows of `tokenwise.py`, typed from their papers and official codes.
+"""The rows of `tokenwise.py`, `token_divergences.py`, `segments.py` and `state_values.py`, typed from their papers and official codes.
 
 Reduced scores are taken as they are: what weighs positions is in them already.
 """

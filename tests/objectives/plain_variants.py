@@ -1,4 +1,4 @@
-"""The rows of `variants.py`, typed from their papers and official codes."""
+"""The rows of `variants.py` and `divergences.py`, typed from their papers and official codes."""
 
 import math
 
