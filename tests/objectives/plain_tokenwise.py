@@ -1,6 +1,6 @@
-"""The rows of `tokenwise.py`, `token_divergences.py`, `segments.py` and `state_values.py`, typed from their papers and official codes.
+"""The rows that look inside a response, typed from their papers and official codes.
 
-Reduced scores are taken as they are: what weighs positions is in them already.
+They stand in `tokenwise.py`, `token_divergences.py`, `segments.py` and `state_values.py`. Reduced scores are taken as they are: what weighs positions is in them already.
 """
 
 import math
