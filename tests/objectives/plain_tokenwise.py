@@ -1,6 +1,7 @@
 """The rows that look inside a response, typed from their papers and official codes.
 
-They stand in `tokenwise.py`, `token_divergences.py`, `segments.py` and `state_values.py`. Reduced scores are taken as they are: what weighs positions is in them already.
+They stand in `tokenwise.py`, `token_divergences.py`, `segments.py` and `state_values.py`. Reduced scores
+are taken as they are: what weighs positions is in them already.
 """
 
 import math
