@@ -98,6 +98,13 @@ class Labels:
     valid: Bool[Tensor, "prompt candidate"] | None = None
     certain: bool = field(default=False, init=False)
 
+    def __post_init__(self) -> None:
+        """Thumbs and validity may come as 0 and 1."""
+        for name in ("desirable", "valid"):
+            value = getattr(self, name)
+            if value is not None and value.dtype != torch.bool:
+                object.__setattr__(self, name, value != 0)
+
     @classmethod
     def pairs(cls, num_prompts: int, *, device: torch.device | str = "cpu") -> "Labels":
         """Hard labels: candidate 0 is preferred in every pair."""

@@ -80,7 +80,8 @@ class Scores:
     Args:
         policy: score of each candidate under the trained model, with gradient. With a third axis (tokens,
             segments, timesteps) the objective reduces it the way the method says; without one it is taken as
-            already reduced.
+            already reduced that way: sums for DPO, means for SimPO. Half precision is widened inside, but
+            gradients come back in it and may overflow: hand in float32.
         reference: the same under the reference, None for methods without one. Never carries gradient.
         mask: which inner positions count (1) or not (0); fractions weigh. Values at masked positions are
             ignored.
@@ -107,6 +108,10 @@ class Scores:
 
     def __post_init__(self) -> None:
         """The one shape comparison that also runs in production: nothing broadcasts by accident."""
+        if not isinstance(self.policy, Tensor) or not self.policy.is_floating_point():
+            got = str(self.policy.dtype) if isinstance(self.policy, Tensor) else type(self.policy).__name__
+            message = f"Scores.policy: got {got}, expected a floating tensor [prompt, candidate] of scores."
+            raise ShapeError(message)
         if self.policy.ndim not in (2, 3):
             message = (
                 f"Scores.policy: got shape {list(self.policy.shape)}, expected [prompt, candidate] or "
@@ -116,7 +121,13 @@ class Scores:
             raise ShapeError(message)
         if self.reference is not None:
             require_same_shape("Scores", self.policy, self.reference, ("policy", "reference"))
-        if self.mask is not None and self.policy.ndim == 3:
+        if self.mask is not None:
+            if self.policy.ndim == 2:
+                message = (
+                    "Scores.mask: got one beside scores without an inner axis, expected none. Pass them per "
+                    "position, [prompt, candidate, inner], or reduce them yourself and leave the mask out."
+                )
+                raise ShapeError(message)
             require_same_shape("Scores", self.policy, self.mask, ("policy", "mask"))
 
     @property
@@ -173,11 +184,13 @@ class ObjectiveState:
             calls it the same number of times, also with an empty micro-batch.
         values: running statistics by name.
         updating: False while evaluating: statistics are read and not changed.
+        scope: in front of the names of a term's statistics, so that two terms do not share one.
     """
 
     sum_across: Callable[[Tensor], Tensor] = _identity
     values: dict[str, Tensor] = field(default_factory=dict)
     updating: bool = True
+    scope: str = ""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running statistics, flat, for a checkpoint."""
@@ -200,6 +213,7 @@ class Context:
         reference: reduced score of the reference.
         log_ratio: anchored score u.
         valid: candidates that are real.
+        summed: the objective compares scores summed over the inner axis, so that reduced ones are sums, too.
     """
 
     scores: Scores
@@ -209,6 +223,7 @@ class Context:
     reference: Float[Tensor, "prompt candidate"] | None
     log_ratio: Float[Tensor, "prompt candidate"]
     valid: Bool[Tensor, "prompt candidate"] | None
+    summed: bool = False
 
     def sum_across(self, value: Tensor) -> Tensor:
         """`value` summed over ranks."""

@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmalign.batch import Labels
-from mmalign.errors import ConfigError, ShapeError, explain
 from mmalign.objectives.base import (
     CHOSEN,
     REJECTED,
@@ -49,7 +48,6 @@ class _Evaluated:
 
 
 def evaluate(
-    name: str,
     terms: Sequence[Term],
     extras: Sequence[Extra],
     scores: Scores,
@@ -59,7 +57,6 @@ def evaluate(
     """Loss, logit, terms and metrics of every prompt.
 
     Args:
-        name: of the objective, for messages.
         terms: comparisons.
         extras: other terms.
         scores: what the candidates score under policy and reference.
@@ -67,10 +64,9 @@ def evaluate(
         state: running statistics and the other ranks.
 
     Raises:
-        ConfigError: the objective needs a reference and the scores have none.
+        ConfigError: a term misses an input.
         ShapeError: labels and scores disagree about the number of prompts or candidates.
     """
-    _check(name, terms, scores, labels)
     valid = _valid_candidates(scores, labels)
     whole = View(_without_padding(scores, valid), labels, valid)
     anyone = whole.rows_with(1)
@@ -78,22 +74,24 @@ def evaluate(
     soft = _is_soft(labels) and (scores.num_candidates == 2 or any(term.width for term in terms))
     parts: dict[str, Tensor] = {}
     first: _Evaluated | None = None
-    for term in terms:
+    for number, term in enumerate(terms):
         seen = whole.of(term.candidates)
-        evaluated = _term(term, seen, state)
+        own = _of_term(state, number)
+        evaluated = _term(term, seen, own)
         first = first or evaluated
         loss = evaluated.weighted
         if soft and term.structure.swaps and _within_the_pair(term, scores):
             # The label may be wrong: the loss is its expectation over both orders of the pair.
-            other = _term(term, whole.exchanged().of(term.candidates), _frozen(state))
+            other = _term(term, whole.exchanged().of(term.candidates), _frozen(own))
             loss = _expectation(labels, loss, other.weighted)
         counts = seen.rows_with(term.at_least)
         rows = rows | counts
         _add(parts, term.name or term.link.name, loss, counts)
+    summed = any(term.score.reduction.how == "sum" for term in terms)
     for extra in extras:
-        loss = extra.coefficient * extra.value(_context(Reduction(), 0.0, whole, state))
+        loss = extra.coefficient * extra.value(_context(Reduction(), 0.0, whole, state, summed))
         if extra.swaps and soft:
-            flipped = _context(Reduction(), 0.0, whole.exchanged(), _frozen(state))
+            flipped = _context(Reduction(), 0.0, whole.exchanged(), _frozen(state), summed)
             loss = _expectation(labels, loss, extra.coefficient * extra.value(flipped))
         _add(parts, extra.name, loss, anyone)
     total = torch.stack(list(parts.values())).sum(0)
@@ -103,38 +101,6 @@ def evaluate(
     metrics, applies = _metrics(first, seen_rows)
     logit = torch.where(seen_rows, first.compared.logit, 0.0)
     return ObjectiveOutput(total, logit, parts, metrics, applies, rows)
-
-
-def _check(name: str, terms: Sequence[Term], scores: Scores, labels: Labels) -> None:
-    if scores.reference is None and any("reference" in term.needs for term in terms):
-        message = explain(
-            f"objective {name}",
-            got="scores without a reference",
-            expected="reference scores of the same shape",
-            do="Choose a reference (adapters_off, frozen, ema, stored), or an objective that needs none.",
-        )
-        raise ConfigError(message)
-    prompts, candidates = scores.policy.shape[:2]
-    wanted = max((term.width for term in terms), default=0)
-    if candidates < wanted:
-        message = (
-            f"objective {name}: got {candidates} candidates per prompt, expected at least {wanted}. Stack "
-            "the scores of every condition on axis 1, in the order its documentation gives."
-        )
-        raise ShapeError(message)
-    for field, shape in (
-        ("probability", (prompts,)),
-        ("desirable", (prompts, candidates)),
-        ("relevance", (prompts, candidates)),
-        ("valid", (prompts, candidates)),
-    ):
-        value = getattr(labels, field)
-        if value is not None and tuple(value.shape) != shape:
-            message = (
-                f"objective {name}: Labels.{field} has shape {list(value.shape)}, expected {list(shape)} for "
-                f"scores of {prompts} prompts and {candidates} candidates."
-            )
-            raise ShapeError(message)
 
 
 def _valid_candidates(scores: Scores, labels: Labels) -> Bool[Tensor, "prompt candidate"] | None:
@@ -153,16 +119,32 @@ def _without_padding(scores: Scores, valid: Tensor | None) -> Scores:
     def clean(value: Tensor | None) -> Tensor | None:
         if value is None:
             return None
-        return torch.where(valid.reshape(*valid.shape, *(1,) * (value.ndim - 2)), value, 0.0)
+        real = valid.reshape(*valid.shape, *(1,) * (value.ndim - 2))
+        return torch.where(real, value, torch.zeros_like(value))
 
     policy = torch.where(valid.reshape(*valid.shape, *(1,) * (scores.policy.ndim - 2)), scores.policy, 0.0)
     return replace(
         scores,
         policy=policy,
         reference=clean(scores.reference),
+        length=clean(scores.length),
         kl=clean(scores.kl),
         reward=clean(scores.reward),
+        extras={name: _clean_extra(value, valid) for name, value in scores.extras.items()},
     )
+
+
+def _clean_extra(value: Tensor, valid: Bool[Tensor, "prompt candidate"]) -> Tensor:
+    """An extra input with 0 where its candidate is padding, or where its pair is incomplete."""
+    if value.ndim == 0 or value.shape[0] != valid.shape[0]:
+        return value
+    if value.ndim == 1:
+        whole = valid.all(1) if valid.shape[1] <= 2 else valid.any(1)
+        return torch.where(whole, value, torch.zeros_like(value))
+    if value.shape[1] != valid.shape[1]:
+        return value
+    real = valid.reshape(*valid.shape, *(1,) * (value.ndim - 2))
+    return torch.where(real, value, torch.zeros_like(value))
 
 
 def _is_soft(labels: Labels) -> bool:
@@ -183,6 +165,11 @@ def _expectation(labels: Labels, loss: Tensor, swapped: Tensor) -> Tensor:
     return probability * loss + (1.0 - probability) * swapped
 
 
+def _of_term(state: ObjectiveState | None, number: int) -> ObjectiveState | None:
+    """The state with statistics of its own for every term but the first."""
+    return state if state is None or number == 0 else replace(state, scope=f"term{number + 1}.")
+
+
 def _frozen(state: ObjectiveState | None) -> ObjectiveState | None:
     """The state for a second look at the same rows: it is read and not updated twice."""
     return None if state is None else replace(state, updating=False)
@@ -196,11 +183,13 @@ def _add(parts: dict[str, Tensor], name: str, loss: Tensor, rows: Tensor) -> Non
     parts[free] = torch.where(rows, loss, 0.0)
 
 
-def _context(reduction: Reduction, anchor: float, view: View, state: ObjectiveState | None) -> Context:
+def _context(
+    reduction: Reduction, anchor: float, view: View, state: ObjectiveState | None, summed: bool = False
+) -> Context:
     """Steps 1 and 2: reduced and anchored scores."""
     scores = view.scores
     placeholder = wide(scores.policy if scores.policy.ndim == 2 else scores.policy[..., 0])
-    context = Context(scores, view.labels, state, placeholder, None, placeholder, view.valid)
+    context = Context(scores, view.labels, state, placeholder, None, placeholder, view.valid, summed)
     reduced = reduction(scores, context)
     log_ratio = reduced.policy
     if anchor and reduced.reference is not None:

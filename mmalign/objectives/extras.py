@@ -111,6 +111,8 @@ def _negative_log_likelihood(context: Context, normaliser: Normaliser) -> Tensor
     if normaliser == "batch_mean":
         return _batch_mean(total, _of_best(_positions(context), context), context)
     if context.scores.policy.ndim == 2:
+        if context.summed and context.scores.length is not None:
+            return -total / _of_best(context.scores.length.to(total.dtype), context).clamp(min=1.0)
         return -total  # already reduced, in the unit its owner chose
     count = _of_best(_positions(context), context)
     return -total / torch.where(count == 0, 1.0, count)
@@ -120,8 +122,9 @@ def nll(normaliser: Normaliser, coefficient: float = 1.0) -> Extra:
     """Negative log-likelihood of the chosen candidate, of the best of a list, of liked unpaired rows.
 
     Args:
-        normaliser: see the module's docstring. On scores without an inner axis "sequence_mean" and
-            "sequence_sum" both take the score as it is.
+        normaliser: see the module's docstring. On scores without an inner axis "sequence_mean" divides by
+            `Scores.length` where that is given and the objective's comparison takes sums; otherwise it takes
+            the score as it is, like "sequence_sum".
         coefficient: factor.
     """
     if normaliser not in _NORMALISERS:

@@ -109,7 +109,10 @@ def mixed(probability: Computed) -> PairLabels:
 
 def _like(value: float | Tensor, like: Tensor) -> Tensor:
     """A number or tensor in the type of `like`; a Python float must not pass through float32."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if isinstance(value, Tensor):
+        return value.to(like)
+    # A fill, not a copy from the host.
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True)

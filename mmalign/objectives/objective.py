@@ -7,15 +7,17 @@ called with scores and labels. A builder is a function with keyword-only hyperpa
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeAlias
 
 from mmalign.batch import DataKind, Labels
-from mmalign.errors import ConfigError, HyperparameterError, explain, unknown_name
+from mmalign.errors import ConfigError, HyperparameterError, UnknownNameError, explain, unknown_name
 from mmalign.methods.row import Default, Fixes, LikelihoodKind, Mark, Method, OnErrors, Status, Taxonomy
 from mmalign.objectives.base import ObjectiveOutput, ObjectiveState, Scores
+from mmalign.objectives.checks import check_call, check_inputs
 from mmalign.objectives.evaluate import evaluate
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.terms import Term
@@ -36,6 +38,7 @@ class Objective:
         name: for messages and logs.
         terms: comparisons of candidates.
         extras: other terms.
+        data: the kind of rows it is for, which decides how many candidates it takes; None for unnamed ones.
 
     Raises:
         ConfigError: there is no term at all.
@@ -44,6 +47,7 @@ class Objective:
     name: str
     terms: tuple[Term, ...] = ()
     extras: tuple[Extra, ...] = ()
+    data: DataKind | None = None
 
     def __post_init__(self) -> None:
         if not self.terms and not self.extras:
@@ -118,15 +122,27 @@ class Objective:
             scores: what the candidates score under policy and reference.
             labels: what the data say about them.
             state: running statistics and the other ranks; without one, statistics are those of this call.
+
+        Raises:
+            ConfigError: an input is missing, or of a kind the objective cannot read.
+            ShapeError: shapes disagree.
         """
+        check_call(self.name, scores, labels, state)
         self.require_suits(scores.likelihood)
-        return evaluate(self.name, self.terms, self.extras, scores, labels, state)
+        check_inputs(self.name, self.data, self.terms, self.needs, scores, labels)
+        return evaluate(self.terms, self.extras, scores, labels, state)
 
     def __add__(self, other: "Objective") -> "Objective":
         """An objective with the terms of both."""
         if not isinstance(other, Objective):
             return NotImplemented
-        return Objective(f"{self.name}+{other.name}", self.terms + other.terms, self.extras + other.extras)
+        data = self.data if self.data == other.data else None
+        name = f"{self.name}+{other.name}"
+        return Objective(name, self.terms + other.terms, self.extras + other.extras, data)
+
+    def __radd__(self, other: object) -> "Objective":
+        """So that `sum` of objectives works, which starts at 0."""
+        return self if other == 0 else NotImplemented
 
     def __mul__(self, factor: int | float) -> "Objective":
         """Every term multiplied by `factor`."""
@@ -139,6 +155,12 @@ class Objective:
         )
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: int | float) -> "Objective":
+        """Every term divided by `divisor`."""
+        if isinstance(divisor, bool) or not isinstance(divisor, int | float):
+            return NotImplemented
+        return self * (1.0 / divisor)
 
     def __str__(self) -> str:
         """Name and formula."""
@@ -183,19 +205,42 @@ class Registered:
 
 _REGISTRY: dict[str, Registered] = {}
 
+# Loss types of other libraries whose name here differs.
+_ELSEWHERE: Mapping[str, str] = {
+    "sigmoid": "dpo(beta=...)",
+    "sigmoid_norm": "dpo(beta=..., reduction='mean')",
+    "robust": "robust_dpo(beta=..., label_smoothing=...)",
+    "kto_pair": "kto_pair_legacy(beta=...)",
+    "tpo-l": "triple_po_l(...)",
+    "rpo": "rpo_sft(...) (supervised term), nemo_rpo_sq and kin (rewards), or rrpo",
+    "diffusion_dpo": "dpo(beta=...): `diffusion_dpo` is the method of a run",
+    "diffusion_kto": "kto(beta=...): `diffusion_kto` is the method of a run",
+    "diffusion_simpo": "simpo(...): `diffusion_simpo` is the method of a run",
+    "DPO": "dpo(beta=...)",
+}
 
-def _taking_integers(function: Callable[P, Objective]) -> Callable[P, Objective]:
-    """The builder, with 5000 as good as 5000.0 for a float: configs write either."""
+
+def _checked(name: str, data: DataKind, function: Callable[P, Objective]) -> Callable[P, Objective]:
+    """The builder, with 5000 as good as 5000.0 for a float, what is no number refused, and its data noted."""
     floats = {
-        name for name, given in inspect.signature(function).parameters.items() if given.annotation is float
+        key for key, given in inspect.signature(function).parameters.items() if given.annotation is float
     }
 
     @functools.wraps(function)
     def builder(*args: P.args, **kwargs: P.kwargs) -> Objective:
-        for name in floats & kwargs.keys():
-            if type(kwargs[name]) is int:
-                kwargs[name] = float(kwargs[name])  # type: ignore[arg-type]
-        return function(*args, **kwargs)
+        for key in floats & kwargs.keys():
+            value = kwargs[key]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                message = explain(f"{name} {key}", got=repr(value), expected="a number")
+                raise HyperparameterError(message)
+            kwargs[key] = float(value)
+        built = function(*args, **kwargs)  # says more about its ranges than the next line
+        for key in floats & kwargs.keys():
+            if math.isinf(kwargs[key]):  # type: ignore[arg-type]
+                raise HyperparameterError(
+                    explain(f"{name} {key}", got=kwargs[key], expected="a finite number")
+                )
+        return replace(built, data=data)
 
     return builder
 
@@ -286,7 +331,7 @@ def objective(
     """
 
     def register(function: Callable[P, Objective]) -> Callable[P, Objective]:
-        builder = _taking_integers(function)
+        builder = _checked(name, data, function)
         if name in _REGISTRY:
             raise ConfigError(explain(f"objective {name}", got="a second builder", expected="one per name"))
         built = builder(**sample)  # type: ignore[arg-type,call-arg]
@@ -335,6 +380,9 @@ def registered(name: str) -> Registered:
         UnknownNameError: lists near and all names.
     """
     if name not in _REGISTRY:
+        if name in _ELSEWHERE:
+            message = explain("objective", got=name, expected=f"its name here: {_ELSEWHERE[name]}")
+            raise UnknownNameError(message)
         raise unknown_name("objective", name, _REGISTRY)
     return _REGISTRY[name]
 

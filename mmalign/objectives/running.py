@@ -1,6 +1,7 @@
 """Statistics that run over batches and ranks: how they are kept, and the gap of a pair under them.
 
-A statistic stands in `ObjectiveState.values` as `<name>.<field>`. It is updated once per call, unless the
+A statistic stands in `ObjectiveState.values` as `<name>.<field>`, that of a second term as
+`term2.<name>.<field>`. It is updated once per call, unless the
 state says that it is not updating (evaluation), and then only read.
 """
 
@@ -20,8 +21,10 @@ __all__ = [
 def recall(context: Context, name: str, like: Tensor, fields: tuple[str, ...]) -> list[Tensor]:
     """Statistics from the state, 0 at the start."""
     zero = torch.zeros((), dtype=like.dtype, device=like.device)
-    values = {} if context.state is None else context.state.values
-    return [values.get(f"{name}.{field}", zero).to(like) for field in fields]
+    if context.state is None:
+        return [zero for _ in fields]
+    key, values = f"{context.state.scope}{name}", context.state.values
+    return [values.get(f"{key}.{field}", zero).to(like) for field in fields]
 
 
 def remember(context: Context, name: str, values: dict[str, Tensor]) -> None:
@@ -30,8 +33,9 @@ def remember(context: Context, name: str, values: dict[str, Tensor]) -> None:
         return
     finite = torch.stack([torch.isfinite(value).all() for value in values.values()]).all()
     for field, value in values.items():
-        old = context.state.values.get(f"{name}.{field}", torch.zeros_like(value))
-        context.state.values[f"{name}.{field}"] = torch.where(finite, value.detach(), old.to(value))
+        key = f"{context.state.scope}{name}.{field}"
+        old = context.state.values.get(key, torch.zeros_like(value))
+        context.state.values[key] = torch.where(finite, value.detach(), old.to(value))
 
 
 def running_gap(context: Context, name: str, decay: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -275,10 +275,48 @@ def _padding(objective: Registered) -> list[str]:
     return found
 
 
+def _half_padded(objective: Registered) -> list[str]:
+    """Whatever a padded candidate holds in any input, the others keep finite losses and gradients."""
+    built = built_of(objective)
+    scores, labels = example(objective)
+    if scores.num_candidates == 1:
+        return []
+    valid = torch.ones(scores.policy.shape, dtype=torch.bool)
+    valid[1, -1] = False
+
+    def spoil(value: Tensor | None) -> Tensor | None:
+        if value is None or value.ndim < 2 or value.shape[:2] != valid.shape:
+            return value
+        broken = value.detach().clone()
+        broken[1, -1] = float("nan")
+        return broken
+
+    policy = spoil(scores.policy)
+    spoiled = replace(
+        scores,
+        policy=scores.policy if policy is None else policy.requires_grad_(),
+        reference=spoil(scores.reference),
+        length=spoil(scores.length),
+        kl=spoil(scores.kl),
+        reward=spoil(scores.reward),
+        extras={name: spoil(value) for name, value in scores.extras.items()},  # type: ignore[misc]
+    )
+    out = built(spoiled, replace(labels, valid=valid))
+    gradient = policy_gradient(out, spoiled)
+    found = []
+    if not bool(torch.isfinite(out.loss).all()):
+        found.append("a padded candidate that holds NaN spoils a loss")
+    if not bool(torch.isfinite(gradient).all()):
+        found.append("a padded candidate that holds NaN spoils a gradient")
+    return found
+
+
 def _inner_axis(objective: Registered) -> list[str]:
     """One position per candidate is the same as none, and masked positions are never looked at."""
     built = built_of(objective)
     scores, labels = example(objective)
+    if scores.length is not None:
+        scores = replace(scores, length=torch.ones_like(scores.length))
     noise = torch.full((*scores.policy.shape, INNER - 1), float("nan"), dtype=scores.policy.dtype)
 
     def widen(value: Tensor | None) -> Tensor | None:
@@ -348,6 +386,7 @@ CHECKS: Mapping[str, Check] = {
     "stop gradient": _stop_gradient,
     "swapping": _swapping,
     "padding": _padding,
+    "half padded": _half_padded,
     "inner axis": _inner_axis,
     "algebra": _algebra,
     "hyperparameters": _hyperparameters,

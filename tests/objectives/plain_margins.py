@@ -90,7 +90,7 @@ def arpo(scores, labels, h):
     )
     contrast = smoothed(h["beta"] * (p[:, 0] - factor * p[:, 1]), h["label_smoothing"])
     values = scores.policy[:, 0]
-    supervised = -values if values.ndim == 1 else -p[:, 0] / scores.mask[:, 0].sum(-1)
+    supervised = -p[:, 0] / (length[:, 0] if values.ndim == 1 else scores.mask[:, 0].sum(-1))
     return contrast + h["coefficient"] * supervised
 
 

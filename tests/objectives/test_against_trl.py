@@ -10,13 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from trl.experimental.a2po.a2po_trainer import A2POTrainer
 from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+from trl.experimental.tpo.tpo_trainer import TPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
 from mmalign import objectives
 from mmalign.batch import Labels
+from mmalign.likelihood import token_log_probs
 from mmalign.objectives import Scores
 
 PAIRS, TOKENS = 5, 7
@@ -249,3 +252,67 @@ def test_cpo_trainer(name, alpha, mean, ours, numbers):
     stub = Stub(beta=BETA, alpha=alpha, loss_type=name, label_smoothing=smoothing, simpo_gamma=0.4)
     theirs, *_ = CPOTrainer.cpo_loss(stub, *reduced.chunk(2))
     same(given, loss_of(ours(), given), theirs.mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        (
+            "sigmoid",
+            lambda: objectives.triple_po(
+                beta=BETA, coefficient=0.7, normaliser="batch_mean", label_smoothing=0.1
+            ),
+        ),
+        ("hinge", lambda: objectives.triple_po_hinge(beta=BETA, coefficient=0.7, normaliser="batch_mean")),
+        ("ipo", lambda: objectives.triple_po_ipo(tau=BETA, coefficient=0.7, normaliser="batch_mean")),
+        (
+            "tpo-l",
+            lambda: objectives.triple_po_l(
+                beta=BETA, gamma=0.4, coefficient=0.7, normaliser="batch_mean", label_smoothing=0.1
+            ),
+        ),
+    ],
+)
+def test_tpo_trainer(name, ours):
+    """Chosen, rejected and gold answers from logits, as the trainer takes them."""
+    words, generator = 11, torch.Generator().manual_seed(8)
+    logits = torch.randn(3 * PAIRS, TOKENS + 1, words, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    ids = torch.randint(words, (3 * PAIRS, TOKENS + 1), generator=generator)
+    mask = (torch.rand(3 * PAIRS, TOKENS, generator=generator) > 0.3).long()
+    mask[:, 0] = 1
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": whole(mask)}
+    stub = Stub(beta=BETA, loss_type=name, label_smoothing=0.1, tpo_alpha=0.7, tpo_l_gamma=0.4)
+    theirs = TPOTrainer._compute_loss(stub, lambda **_: SimpleNamespace(logits=logits), inputs, False)
+    labels = ids.masked_fill(whole(mask) == 0, -100)
+    scores, kept = token_log_probs(logits, labels)
+    chosen, rejected, gold = scores.chunk(3)
+    chosen_kept, rejected_kept, gold_kept = kept.chunk(3)
+    given = Scores(
+        torch.stack([chosen, rejected], dim=1),
+        mask=torch.stack([chosen_kept, rejected_kept], dim=1),
+        extras={"gold_score": (gold * gold_kept).sum(-1), "gold_length": gold_kept.sum(-1).double()},
+    )
+    same(SimpleNamespace(policy=logits), ours()(given, Labels.pairs(PAIRS)).loss.mean(), theirs)
+
+
+def test_a2po_trainer(numbers):
+    given = numbers(9)
+    policy, reference = (value * given.mask for value in (given.policy, given.reference))
+    rewards, optimal = given.draw(2 * PAIRS), given.draw(2 * PAIRS)
+    stub = Stub(_get_sequence_logps=lambda *_: policy.sum(1))
+    stub.args.beta2 = BETA
+    inputs = {"ref_logps": reference.sum(1), "rewards": rewards, "v_star": optimal}
+    inputs |= dict.fromkeys(("input_ids", "attention_mask", "logits_to_keep"))
+    stub._metrics["train"] = defaultdict(list)
+    theirs = A2POTrainer.compute_loss(stub, None, inputs)
+    scores = Scores(
+        policy.unsqueeze(1),
+        reference.unsqueeze(1),
+        given.mask.unsqueeze(1),
+        reward=rewards.unsqueeze(1),
+        extras={"optimal_value": optimal.unsqueeze(1)},
+    )
+    ours = objectives.a2po_regression(beta=BETA)
+    liked = torch.ones(2 * PAIRS, dtype=torch.bool)
+    same(given, ours(scores, Labels.unpaired(liked)).loss.mean(), theirs)

@@ -165,15 +165,15 @@ def test_running_shift_of_a_mix_survives_a_checkpoint():
     resumed.load_state_dict(state.state_dict())
     other = Scores(scores().policy * 2, scores().reference)
     assert torch.equal(objective(other, PAIR, resumed).loss, objective(other, PAIR, state).loss)
-    assert state.values["zero_point.count"].item() == 2
+    assert state.values["term2.zero_point.count"].item() == 2
 
 
 def test_an_uncertain_pair_updates_the_running_shift_once():
     objective = objectives.bco_pair_delta_mix(beta=0.4, weight=1.0, delta_rule="running_batches")
     state = ObjectiveState()
     objective(scores(), Labels(probability=torch.tensor([0.7])), state)
-    assert state.values["zero_point.count"].item() == 1
-    assert state.values["zero_point.mean"].item() == pytest.approx(0.1)
+    assert state.values["term2.zero_point.count"].item() == 1
+    assert state.values["term2.zero_point.mean"].item() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

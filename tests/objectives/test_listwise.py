@@ -379,5 +379,5 @@ def test_missing_rewards_are_explained(name):
 
 
 def test_single_candidates_cannot_be_ranked():
-    with pytest.raises(Exception, match="got 1 candidate, expected at least 2"):
+    with pytest.raises(Exception, match="objective s_dpo: got 1 candidate per prompt, expected at least 2"):
         objectives.s_dpo(beta=1.0)(Scores(torch.zeros(3, 1), torch.zeros(3, 1)), Labels())

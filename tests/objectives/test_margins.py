@@ -560,7 +560,7 @@ def test_alpha_margin_is_not_shared_with_another_row_of_the_state(draw):
     state = ObjectiveState()
     both(batch, Labels.pairs(5), state)
     assert set(state.values) == {
-        f"{name}.{field}" for name in ("alpha_dpo", "beta_dpo") for field in ("mean", "deviation")
+        f"{name}.{field}" for name in ("alpha_dpo", "term2.beta_dpo") for field in ("mean", "deviation")
     }
 
 

@@ -266,7 +266,7 @@ def test_rows_that_do_not_count_take_no_part_in_matching(sides, draw):
 
 
 def test_pair_refuses_three_candidates(draw):
-    with pytest.raises(ShapeError, match="got 3 candidates, expected 2"):
+    with pytest.raises(ShapeError, match="objective dpo: got 3 candidates per prompt, expected 2"):
         dpo(beta=0.1)(scores_of(draw, 2, 3), Labels.pairs(2))
 
 

@@ -444,7 +444,7 @@ def test_oreo_never_looks_at_masked_states():
     ("field", "message"),
     [
         ("reward", "Scores.reward, needed by OREO"),
-        ("reference", "Scores.reference, needed by OREO"),
+        ("reference", "objective oreo: got 'scores without a reference'"),
         ("kl", "Scores.kl, needed by OREO"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_term_without_its_candidates_counts_nothing_and_the_others_still_do():
 
 
 def test_too_few_candidates_are_refused_with_the_number_needed():
-    with pytest.raises(ShapeError, match="objective mdpo: got 2 candidates per prompt, expected at least 3"):
+    with pytest.raises(ShapeError, match="objective mdpo: got 2 candidates per prompt, expected 3 "):
         mdpo(beta=1.0)(scores(5, 2), Labels.pairs(5))
 
 

@@ -109,7 +109,7 @@ def bco_pair_delta_mix(case: Case) -> Results:
     )
     state, scores = ObjectiveState(), sequences(case)
     out = objective(scores, Labels.pairs(scores.policy.shape[0]), state)
-    return {**per_pair(out), "delta": state.values["zero_point.mean"]}
+    return {**per_pair(out), "delta": state.values["term2.zero_point.mean"]}
 
 
 def kto_pair_legacy(case: Case) -> Results:
