@@ -22,6 +22,10 @@ __all__ = [
 ]
 
 
+_LISTED = 40
+"""Names an error lists; where there are more (methods and their objectives) a command shows them."""
+
+
 class MmalignError(Exception):
     """Root of every error that mmalign raises on purpose."""
 
@@ -83,7 +87,7 @@ def explain(where: str, *, got: object, expected: str, do: str = "") -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """An error that lists the nearest and all known names.
+    """An error that lists the nearest and, unless they are very many, all known names.
 
     Args:
         kind: what was looked up, for example "family".
@@ -93,6 +97,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    if len(names) > _LISTED and kind in ("method", "objective"):
+        return UnknownNameError(f"unknown {kind} {name!r}.{hint} `mmalign methods` lists all.")
     listing = ", ".join(names) if names else "none"
     message = f"unknown {kind} {name!r}.{hint} Known: {listing}."
     return UnknownNameError(message)

@@ -55,3 +55,13 @@ def test_row_error_crosses_processes_with_its_reason():
     assert str(sent) == "image is truncated"
     assert sent.reason == "unreadable_image"
     assert RowError("x").reason == "invalid_row"
+
+
+def test_an_unknown_name_among_very_many_shows_the_nearest_and_the_command_that_lists_them() -> None:
+    many = [f"loss_{number:03}" for number in range(41)]
+    assert str(unknown_name("objective", "loss_0071", many)).startswith(
+        "unknown objective 'loss_0071'. Did you mean loss_007"
+    )
+    assert str(unknown_name("method", "qqqq", many)) == "unknown method 'qqqq'. `mmalign methods` lists all."
+    assert "Known: loss_000" in str(unknown_name("reward", "qqqq", many))
+    assert "Known: loss_000" in str(unknown_name("objective", "qqqq", many[:40]))

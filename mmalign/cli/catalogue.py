@@ -5,12 +5,17 @@ import re
 from collections.abc import Iterable, Sequence
 
 from mmalign import methods, objectives
+from mmalign.cli.inputs import inputs, needs_cell
 from mmalign.methods import FIXES, ON_ERRORS, Default, Method
 from mmalign.methods import paper_link as link
 
-__all__ = ["hyperparameters", "likelihoods", "objective_row", "page", "parts"]
+__all__ = ["SYMBOLS", "hyperparameters", "likelihoods", "objective_row", "page", "parts"]
 
 MARKS = {"paper": "paper", "code": "official code", "ours": "ours"}
+SYMBOLS = (
+    "W and L: the policy gives the chosen and the rejected answer; RW and RL the same for the reference; the "
+    "loss sees the log-odds of the weighted models of the first formula against the second"
+)
 _ARGUMENT = re.compile(r"^ {4}(\w+): (.*)$")
 _LIKELIHOODS = ("tokens", "elbo", "inversion", "transition")
 
@@ -46,7 +51,7 @@ def hyperparameters(method: Method) -> list[tuple[str, str, str, str]]:
         (
             name,
             "required" if given.default is given.empty else f"default {_number(given.default)}",
-            _released(row.published.get(name)),
+            _released(row.published.get(name), documented.get(name, "")),
             documented.get(name, ""),
         )
         for name, given in objectives.signature(row.name).parameters.items()
@@ -57,10 +62,13 @@ def _number(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _released(default: Default | None) -> str:
+def _released(default: Default | None, meaning: str) -> str:
+    """The released value with its source; the source alone where the meaning names the value."""
     if default is None:
         return ""
     note = f" ({default.note})" if default.note else ""
+    if re.search(rf"(?<![\w.]){re.escape(_number(default.value))} released", meaning):
+        return f"{MARKS[default.mark]}{note}"
     return f"released: {_number(default.value)}, {MARKS[default.mark]}{note}"
 
 
@@ -102,7 +110,7 @@ def likelihoods(method: Method) -> list[tuple[str, str]]:
     ]
 
 
-_OUTSIDE = "Outside the loss, or on more than scores"
+_OUTSIDE = "Outside the loss: a rule beside an objective"
 _PAGE_HEADINGS = ("method", "paper", "data", "needs", "denoising errors", "evidence")
 
 
@@ -125,7 +133,7 @@ def _table(rows: Iterable[Method]) -> list[str]:
                 f"[`{row.name}`](#{row.name})",
                 link(row),
                 row.data,
-                ", ".join(sorted(row.needs)) or "scores only",
+                needs_cell(row),
                 "refused" if "elbo" in row.refuses else row.on_errors.replace("_", " "),
                 _evidence(row),
             )
@@ -134,6 +142,14 @@ def _table(rows: Iterable[Method]) -> list[str]:
         for row in rows
     ]
     return lines
+
+
+def _refusals(row: Method) -> dict[str, list[str]]:
+    """Reason -> the likelihoods it holds for."""
+    found: dict[str, list[str]] = {}
+    for kind, reason in row.refuses.items():
+        found.setdefault(reason, []).append(kind)
+    return found
 
 
 def _section(row: Method) -> list[str]:
@@ -150,13 +166,15 @@ def _section(row: Method) -> list[str]:
     ]
     if row.function:
         lines.append(f"- function: `{row.function}`")
+    for what, shape, meaning in inputs(row):
+        lines.append(f"- input `{what}`{f' {shape}' if shape else ''}: {meaning}")
     for name, default, released, meaning in hyperparameters(row):
         facts = "; ".join(fact for fact in (default, released) if fact)
         lines.append(f"- `{name}` ({facts}): {meaning}")
     if row.symbolic:
         lines.append(f"- in logic: `{row.symbolic}`")
     lines += [f"- departure: {departure}" for departure in row.departures]
-    lines += [f"- refused on {kind}: {reason}" for kind, reason in row.refuses.items()]
+    lines += [f"- refused on {', '.join(kinds)}: {reason}" for reason, kinds in _refusals(row).items()]
     if row.unverified:
         lines.append(f"- unverified: {row.unverified}")
     if row.couples_rows:
@@ -177,21 +195,23 @@ def page(rows: Sequence[Method] | None = None) -> str:
         rows: of the objective registry; None takes all.
     """
     shown = [objectives.row(name) for name in objectives.names()] if rows is None else list(rows)
-    lines: list[str] = []
-    for fixes, meaning in FIXES.items():
-        group = [row for row in shown if row.fixes == fixes]
-        if group:
-            lines += [f"## {meaning[0].upper()}{meaning[1:]}", "", *_table(group), ""]
     others = [
         row
         for row in methods.rows()
         if rows is None and not row.likelihood and row.name not in objectives.names()
     ]
-    if others:
-        lines += [f"## {_OUTSIDE}", "", *_table(others), ""]
+    functions = [row for row in others if not row.objective]
+    outside = [row for row in others if row.objective]
+    lines: list[str] = []
+    for fixes, meaning in FIXES.items():
+        group = [row for row in [*shown, *functions] if row.fixes == fixes]
+        if group:
+            lines += [f"## {meaning[0].upper()}{meaning[1:]}", "", *_table(group), ""]
+    if outside:
+        lines += [f"## {_OUTSIDE}", "", *_table(outside), ""]
     lines += ["## The denoising column", "", "| word | meaning |", "|---|---|"]
     lines += [f"| {kind.replace('_', ' ')} | {meaning} |" for kind, meaning in ON_ERRORS.items()]
     lines += ["| refused | needs probabilities of tokens: an error is none |", "", "## Every row whole", ""]
-    for row in [*shown, *others]:
+    for row in [*shown, *functions, *outside]:
         lines += _section(row)
     return "\n".join(lines).rstrip()

@@ -19,7 +19,7 @@ __all__ = ["print_families", "print_methods"]
 _MARKS = {"paper": "paper", "code": "official code", "ours": "ours"}
 
 # Columns that fit a terminal of 80; `mmalign methods NAME` shows the rest.
-_TERMINAL = ("method", "paper", "data", "reference", "likelihood", "status")
+_TERMINAL = ("method", "paper", "data", "reference", "status")
 
 _FIRST = ("beta", "learning_rate", "effective_batch", "steps", "warmup_steps", "optimizer", "resolution")
 
@@ -130,7 +130,8 @@ def _print_method(console: "Console", method: Method) -> None:
             grid.add_row("", *(Text(cell) for cell in line))
         console.print(grid)
 
-    from mmalign.cli.catalogue import hyperparameters, likelihoods, objective_row, parts
+    from mmalign.cli.catalogue import SYMBOLS, hyperparameters, likelihoods, objective_row, parts
+    from mmalign.cli.inputs import inputs
 
     families = sorted(set(method.defaults) - {"*"})
     row = objective_row(method)
@@ -149,6 +150,7 @@ def _print_method(console: "Console", method: Method) -> None:
         ],
     )
     section("formula", [(line,) for line in method.formula.splitlines()])
+    section("inputs", [(what, f"{shape}: {text}" if shape else text) for what, shape, text in inputs(method)])
     section("terms, with sample values", parts(method))
     facts = [
         (name, "; ".join(fact for fact in (default, released) if fact), meaning)
@@ -163,10 +165,10 @@ def _print_method(console: "Console", method: Method) -> None:
             "defaults for every family" if family == "*" else f"defaults for {family}",
             _defaults(method.defaults_for(family)),
         )
-    if row is not None:
-        section("fixes", [(methods.FIXES[(method if method.function else row).fixes],)])
-        if row.symbolic:
-            section("in logic", [(row.symbolic,)])
+    fixes = (method if method.function or row is None else row).fixes
+    section("fixes", [(methods.FIXES[fixes],)])
+    if row is not None and row.symbolic:
+        section("in logic", [(row.symbolic,), (SYMBOLS,)])
     section("status", [(_status(method),)])
     if method.couples_rows:
         section(

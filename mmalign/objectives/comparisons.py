@@ -227,5 +227,8 @@ def minus(left: str, right: str) -> str:
 
 
 def times(beta: str, score: str) -> str:
-    """`beta * score` as it is written; a one is left out."""
-    return score if beta == "1" else f"{beta} * {score}"
+    """`beta * score` as it is written; a one is left out, and with it the brackets around a difference."""
+    if beta != "1":
+        return f"{beta} * {score}"
+    bare = score[1:-1]
+    return bare if score == f"({bare})" and not {"(", ")"} & set(bare) else score

@@ -61,7 +61,7 @@ class PairLabels:
             for coefficient, z in ((self.agree, "z"), (self.disagree, "(-z)"))
             if coefficient != 0.0
         ]
-        return " + ".join(parts)
+        return " + ".join(parts).replace("((-z))", "(-z)")
 
 
 def hard() -> PairLabels:

@@ -257,9 +257,9 @@ class BestVsRest:
         kept = "" if self.own is None else f" and of itself - {self.own:g}"
         if self.weight is None:
             return words.labels.formula(words.link), minus(
-                times(words.beta, f"s[best] - {self.rest} of the others{kept}"), words.margin
+                times(words.beta, f"(s[best] - {self.rest} of the others{kept})"), words.margin
             )
         weighted = times(shown(self.weight), words.labels.formula(words.link))
         return f"{self.aggregate} over items of {weighted}", minus(
-            times(words.beta, f"s - {self.rest} of the others{kept}"), words.margin
+            times(words.beta, f"(s - {self.rest} of the others{kept})"), words.margin
         )

@@ -7,7 +7,10 @@ import pytest
 
 from mmalign import methods, objectives, registry
 from mmalign.cli.catalogue import hyperparameters, page
+from mmalign.cli.inputs import EXTRAS, inputs, legend, needs_relevance
 from mmalign.cli.main import main
+from mmalign.errors import ConfigError
+from mmalign.testing.objective_examples import built_of, candidates_of, example
 
 
 def test_one_method_whole_shows_every_part_of_its_row(
@@ -116,9 +119,99 @@ def test_an_objective_shows_parts_hyperparameters_and_where_it_makes_sense(
     assert "shape odds" in shown
     assert "coefficient 0.1" in shown
     assert ">= 0, weight of the ratio term (0.05 to 0.1 in official runs). [required; released: 0.1" in shown
+    assert main(["methods", "wpo"]) == 0
+    assert "; 0.01 released. [required; official code]" in " ".join(capsys.readouterr().out.split())
+    assert main(["methods", "orpo"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
     assert "elbo refused: odds need a probability: an error has none" in shown
     assert "in logic W & ~L vs L & ~W" in shown
     assert "fixes memory and time of a reference model" in shown
+
+
+def test_nothing_is_cut_in_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    shown = {line.split()[0]: line.split() for line in lines[1:] if line}
+    for row in methods.rows():
+        assert shown[row.name] == [
+            row.name,
+            row.paper or str(row.year),
+            row.data,
+            row.reference,
+            row.status,
+        ]
+
+
+def test_an_objective_shows_its_inputs_and_the_legend_of_its_logic(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["methods", "wpo"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Scores.policy [prompt, candidate] or [prompt, candidate, inner]: scores" in shown
+    assert (
+        'Scores.extras["log_sum_squares"] [prompt, candidate, inner] or [prompt, candidate]: log sum' in shown
+    )
+    assert "`mmalign.likelihood.log_sum_squares`" in shown
+    assert main(["methods", "dpo"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "in logic" in shown
+    assert "W and L: the policy gives the chosen and the rejected answer" in shown
+    assert main(["methods", "kto"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Labels.unpaired(desirable) [prompt]: True = thumb up" in shown
+    assert "link((-z))" not in shown
+    assert main(["methods", "mdpo"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "candidates 3: 0 = (m, y_c), 1 = (m, y_r), 2 = (m-, y_c), m- a corrupted image" in shown
+    assert main(["methods", "nash_md"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "arguments policy, reference, win_probability, mask" in shown
+    assert "fixes learning from the policy's own samples" in shown
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_every_row_lists_what_it_is_handed_with_the_shape_it_has(name: str) -> None:
+    """Shapes are those the conformance suite calls the row with; grades are named where it asks for them."""
+    registered = objectives.registered(name)
+    listed = {what: (shape, meaning) for what, shape, meaning in inputs(registered.row)}
+    scores, _ = example(registered, inner=3)
+    axes = {1: "[prompt]", 2: "[prompt, candidate]", 3: "[prompt, candidate, inner]"}
+    for extra, value in scores.extras.items():
+        shape, meaning = listed[f'Scores.extras["{extra}"]']
+        assert meaning
+        assert axes[value.ndim] in shape or shape in ("[prompt, 1]", "the reward's shape", "[any number]")
+    if registered.row.data == "lists":
+        try:
+            built_of(registered)(scores, objectives.Labels())
+            grades = False
+        except ConfigError as error:
+            grades = "relevance" in str(error)
+        assert needs_relevance(registered.row) == grades
+    assert (
+        bool(legend(registered.row))
+        or max(candidates_of(registered), 2) == 2
+        or registered.row.data == "lists"
+    )
+
+
+def test_inputs_of_arguments_beside_the_sample_are_explained_too() -> None:
+    given = {extra for name in objectives.names() for extra in objectives.row(name).needs}
+    assert given - {"reference", "length", "kl", "reward"} <= set(EXTRAS)
+
+
+def test_the_page_puts_functions_under_what_they_fix_and_names_grades() -> None:
+    text = page()
+    table = text.partition("## Learning from the policy's own samples")[2].partition("\n## ")[0]
+    assert "[`nash_md`](#nash_md)" in table
+    assert "| logits |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| [`lipo_lambda`]"))
+    assert "| reference, Labels.relevance |" in line
+    assert text.partition("### orpo\n")[2].partition("\n### ")[0].count("refused on") == 1
 
 
 @pytest.mark.parametrize("name", objectives.names())
