@@ -48,15 +48,15 @@ from mmalign.objectives.composites import (
     three_properties,
 )
 from mmalign.objectives.curricula import curry_dpo
-from mmalign.objectives.denoising import crpo, dmpo, dro, flow_dpo, smpo
+from mmalign.objectives.denoising import crpo, diffusion_dro, dmpo, flow_dpo, flow_rwr, smpo
 from mmalign.objectives.discovered import discopop, discovered_cell, discovered_padll, discovered_pfl
 from mmalign.objectives.discovered_quantiles import discovered_aqfl, discovered_aql, discovered_dbaql
 from mmalign.objectives.divergences import fdpo_alpha, fdpo_forward_kl, fdpo_js
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.generalised import gpo_exponential, gpo_savage, gpo_truncated_quadratic
-from mmalign.objectives.gold_answers import asft, logo, triple_po, triple_po_l
+from mmalign.objectives.gold_answers import asft, logo, triple_po, triple_po_hinge, triple_po_ipo, triple_po_l
 from mmalign.objectives.grounded import chip, mdpo, povid, vdpo_guided
-from mmalign.objectives.humanline import humanline_dpo, humanline_kto
+from mmalign.objectives.humanline import humanline, humanline_dpo, humanline_kto
 from mmalign.objectives.item_rankings import (
     irpo_incontext_ranking,
     irpo_incontext_ranking_official,
@@ -152,6 +152,7 @@ from mmalign.objectives.variants import (
     length_dpo,
     odpo,
     rainbow_mixed_reference,
+    shift_at,
     slic,
 )
 from mmalign.objectives.vision_pairs import grape_tpo, hsa_dpo, lc_dpo_chexalign, mm_dpo, mm_dpo_released
@@ -203,6 +204,7 @@ __all__ = [
     "densedpo",
     "densedpo_per_segment",
     "diagnostics",
+    "diffusion_dro",
     "diffusion_ipo",
     "diffusion_orpo",
     "diffusion_orpo_official",
@@ -223,7 +225,6 @@ __all__ = [
     "dpo_rw",
     "dpo_shift",
     "dpop",
-    "dro",
     "dspo",
     "dspo_sdxl",
     "exo_listwise",
@@ -236,6 +237,7 @@ __all__ = [
     "fdpo_js_ipo",
     "flex_dpo",
     "flow_dpo",
+    "flow_rwr",
     "gapo_gap_aware",
     "gapo_semantic",
     "gpo_exponential",
@@ -245,6 +247,7 @@ __all__ = [
     "grounded",
     "hinge",
     "hsa_dpo",
+    "humanline",
     "humanline_dpo",
     "humanline_kto",
     "infonca",
@@ -325,6 +328,7 @@ __all__ = [
     "sem_dpo",
     "sft",
     "shared_subset",
+    "shift_at",
     "signature",
     "simpo",
     "simpo_hinge",
@@ -344,6 +348,8 @@ __all__ = [
     "tree_po",
     "tree_po_rank",
     "triple_po",
+    "triple_po_hinge",
+    "triple_po_ipo",
     "triple_po_l",
     "vdpo_guided",
     "videodpo",

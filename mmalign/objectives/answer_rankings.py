@@ -150,7 +150,10 @@ def knowpat_align(*, divisor: float) -> Objective:
     Source: arXiv 2311.06503; zjukg/KnowPAT, `train.py`, `align_loss`.
     """
     require("knowpat_align divisor", divisor, 0 < divisor < float("inf"), "a number > 0")
-    coefficients = (Computed(_as_positive, "w"), Computed(_as_negative, "mean of w over better answers"))
+    coefficients = (
+        Computed(_as_positive, "w"),
+        Computed(_as_negative, "sum over better answers i of w_i / (number worse than i)"),
+    )
     term = Term(
         Point(),
         Score(Reduction("mean"), anchor=0.0),

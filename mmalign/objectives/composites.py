@@ -112,6 +112,7 @@ def rpo_sft(*, beta: float, coefficient: float, normaliser: Normaliser) -> Objec
     departures=(
         "the revised paper's form; its first version weighs DPO instead and does not divide by the length",
         "TRL's sigmoid + sft takes the mean over all chosen tokens of the micro-batch instead",
+        "IRPO is also in-context ranking preference optimisation, the row irpo_incontext_ranking",
     ),
     rollout="several chains of thought of the current policy per question, chosen those that end right",
     symbolic="W & RL vs L & RW",

@@ -14,16 +14,19 @@ from torch import Tensor
 from mmalign.errors import HyperparameterError, explain
 from mmalign.objectives import labels, links, modifiers
 from mmalign.objectives.base import Computed, Context, require, wide
-from mmalign.objectives.extras import denoising_error
+from mmalign.objectives.extras import Extra, denoising_error
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.pairwise import positive_beta
+from mmalign.objectives.readings import reward_of
+from mmalign.objectives.reductions import reduce_inner
 from mmalign.objectives.structures import ListReverse, Pair
 from mmalign.objectives.terms import Term
 
-__all__ = ["crpo", "dmpo", "dro", "flow_dpo", "smpo", "soft_preference"]
+__all__ = ["crpo", "diffusion_dro", "dmpo", "flow_dpo", "flow_rwr", "smpo", "soft_preference"]
 
 # ------------------------------------------------------------------------------------------ links and margins
 
+_LARGEST_EXPONENT = 20.0  # of a weight: a reward of 20 deviations is a mistake
 _CERTAIN = 1e-6  # the released code keeps the label this far from certainty
 
 
@@ -62,7 +65,7 @@ def dmpo(*, beta: float, alpha: float) -> Objective:
 
 
 @objective(
-    "dro",
+    "diffusion_dro",
     fixes="exploration",
     title="Ranking-based Preference Optimization for Diffusion Models from Implicit User Feedback",
     paper="2510.18353",
@@ -72,10 +75,14 @@ def dmpo(*, beta: float, alpha: float) -> Objective:
     official_code="basiclab/DiffusionDRO b0693ec",
     status="parity",
     published={"margin": (0.001, "code")},
-    departures=("expert and policy rows are one pair: the two share prompt and timestep, not the noise",),
+    departures=(
+        "expert and policy rows are one pair: the two share prompt and timestep, not the noise",
+        "the authors say DRO, which is Direct Reward Optimisation (arXiv 2405.19107) elsewhere, hence the "
+        "qualified name",
+    ),
     allows={"logit": "z contains the margin"},
 )
-def dro(*, margin: float) -> Objective:
+def diffusion_dro(*, margin: float) -> Objective:
     """Max-margin ranking of an expert's image before the policy's own state.
 
     loss = max(0, (e - e_ref of the expert) - (e - e_ref of the policy's state) + margin)
@@ -91,10 +98,10 @@ def dro(*, margin: float) -> Objective:
 
     Source: basiclab/DiffusionDRO, train.py; arXiv 2510.18353.
     """
-    require("dro margin", margin, 0 < margin < float("inf"), "a number > 0, in mean squared error")
+    require("diffusion_dro margin", margin, 0 < margin < float("inf"), "a number > 0, in mean squared error")
     # Half errors: 2 (u of expert - u of policy) = -(difference of whole errors); hinge is max(0, 1 - z).
     term = Term(Pair(), beta=2.0, margin=margin - 1.0, link=links.hinge())
-    return Objective("dro", (term,))
+    return Objective("diffusion_dro", (term,))
 
 
 # ----------------------------------------------------------------------------------------------- temperatures
@@ -220,6 +227,51 @@ def flow_dpo(*, beta: float, schedule: Decay) -> Objective:
 
 
 @objective(
+    "flow_rwr",
+    fixes="baseline",
+    title="Improving Video Generation with Human Feedback",
+    paper="2501.13918",
+    year=2025,
+    sample={"temperature": 1.0},
+    data="lists",
+    status="formula",
+    departures=(
+        "rewards are normalised by whoever passes them; temperature 1 is the paper's weight",
+        "weights are bounded at e^20 and not divided by their sum",
+    ),
+    allows={"gradient signs": "it compares nothing: every candidate's error falls, that of good ones faster"},
+)
+def flow_rwr(*, temperature: float) -> Objective:
+    """Supervised fine-tuning on every candidate, weighted by its exponentiated reward.
+
+    loss = mean over candidates of e^(reward / temperature) * e, e the mean squared error of the candidate
+
+    `Scores.reward` holds normalised rewards (mean 0 and deviation 1 over the data set). Labels only say how
+    many candidates there are. There is no comparison: candidates need not share timestep or noise.
+
+    Args:
+        temperature: > 0, in units of reward; 1 in the paper.
+
+    Raises:
+        HyperparameterError: temperature <= 0.
+
+    Source: arXiv 2501.13918, Flow-RWR.
+    """
+    require("flow_rwr temperature", temperature, 0 < temperature < float("inf"), "a number > 0")
+
+    def weighted(context: Context) -> Tensor:
+        real, mask, policy = context.real(), context.scores.mask, wide(context.scores.policy)
+        error = -2.0 * (policy if policy.ndim == 2 else reduce_inner(policy, mask, "mean"))
+        reward = reward_of(context, "flow_rwr") / temperature
+        weight = torch.where(real, reward, 0.0).clamp(max=_LARGEST_EXPONENT).exp().detach()
+        kept = torch.where(real, weight * error, 0.0)
+        return kept.sum(1) / real.sum(1).clamp(min=1)
+
+    text = f"mean over candidates of exp(reward / {temperature:g}) * (-2 * policy)"
+    return Objective("flow_rwr", (), (Extra("weighted_error", weighted, text, needs=frozenset({"reward"})),))
+
+
+@objective(
     "crpo",
     fixes="displacement",
     title="TangoFlux: Super Fast and Faithful Text to Audio Generation with Flow Matching and Clap-Ranked "
@@ -233,6 +285,7 @@ def flow_dpo(*, beta: float, schedule: Decay) -> Objective:
     published={"beta": (2000.0, "code"), "coefficient": (1.0, "code")},
     departures=(
         "the whole reference is frozen (released: its pooled text and duration come from the trained policy)",
+        "CRPO here is the audio method of TangoFlux; other papers use the letters for other methods",
     ),
 )
 def crpo(*, beta: float, coefficient: float = 1.0) -> Objective:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import HyperparameterError, explain
-from mmalign.objectives import labels, score_shapes
+from mmalign.objectives import labels, links, score_shapes
 from mmalign.objectives.base import Context, require, wide
 from mmalign.objectives.extras import Extra, Normaliser
 from mmalign.objectives.objective import Objective, objective
@@ -24,6 +24,8 @@ __all__ = [
     "asft",
     "logo",
     "triple_po",
+    "triple_po_hinge",
+    "triple_po_ipo",
     "triple_po_l",
 ]
 
@@ -115,6 +117,83 @@ def triple_po(
     require_coefficient("triple_po", coefficient)
     term = Term(Pair(), SUM, beta=beta, labels=labels.smoothed(label_smoothing), name="preference")
     return Objective("triple_po", (term,), _gold_nll(coefficient, normaliser))
+
+
+@objective(
+    "triple_po_hinge",
+    fixes="displacement",
+    on_errors="reference_free",
+    title=_TPO,
+    paper="2405.16681",
+    year=2024,
+    sample={"beta": 0.1, "coefficient": 1.0},
+    official_code="trl 1.16.0, experimental tpo_trainer",
+    status="formula",
+    published={"beta": (0.01, "code", "TRL"), "coefficient": (1.0, "code", "TRL's tpo_alpha")},
+    departures=(NORMALISER, "TRL scales the gap by beta and keeps the hinge at 1, as in cpo_hinge"),
+)
+def triple_po_hinge(
+    *, beta: float, coefficient: float, normaliser: Normaliser = "sequence_mean"
+) -> Objective:
+    """Triple PO with a hinge.
+
+    loss = max(0, 1 - beta * (p of chosen - p of rejected)) + coefficient * nll of gold
+
+    Inputs as `triple_po`.
+
+    Args:
+        beta: > 0, per unit of the summed log-probabilities (0.01 released).
+        coefficient: >= 0, of the supervised term (1 released).
+        normaliser: of the supervised term: "sequence_mean", "sequence_sum" or TRL's "batch_mean".
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: trl 1.16.0 TPOTrainer, loss type "hinge".
+    """
+    positive_beta("triple_po_hinge", beta)
+    require_coefficient("triple_po_hinge", coefficient)
+    term = Term(Pair(), SUM, beta=beta, link=links.hinge(), name="preference")
+    return Objective("triple_po_hinge", (term,), _gold_nll(coefficient, normaliser))
+
+
+@objective(
+    "triple_po_ipo",
+    fixes="overfitting",
+    on_errors="reference_free",
+    title=_TPO,
+    paper="2405.16681",
+    year=2024,
+    sample={"tau": 0.1, "coefficient": 1.0},
+    official_code="trl 1.16.0, experimental tpo_trainer",
+    status="formula",
+    published={"tau": (0.01, "code", "TRL's beta"), "coefficient": (1.0, "code", "TRL's tpo_alpha")},
+    departures=(
+        NORMALISER,
+        "TRL's CPO and TPO trainers call this ipo: token means and no reference, unlike any other ipo",
+    ),
+)
+def triple_po_ipo(*, tau: float, coefficient: float, normaliser: Normaliser = "sequence_mean") -> Objective:
+    """IPO's square on token means without a reference, plus a supervised term on a third, gold answer.
+
+    loss = (mean of p of chosen - mean of p of rejected - 1 / (2 tau))^2 + coefficient * nll of gold
+
+    Inputs as `triple_po`; scores without an inner axis must already be means.
+
+    Args:
+        tau: > 0; the target margin is 1 / (2 tau) nats per token.
+        coefficient: >= 0, of the supervised term (1 released).
+        normaliser: of the supervised term: "sequence_mean", "sequence_sum" or TRL's "batch_mean".
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: trl 1.16.0 TPOTrainer, loss type "ipo".
+    """
+    require("triple_po_ipo tau", tau, 0 < tau < math.inf, "a number > 0")
+    require_coefficient("triple_po_ipo", coefficient)
+    term = Term(Pair(), MEAN, link=links.square(1.0 / (2.0 * tau)), name="preference")
+    return Objective("triple_po_ipo", (term,), _gold_nll(coefficient, normaliser))
 
 
 @objective(

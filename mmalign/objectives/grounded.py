@@ -129,10 +129,11 @@ def _divergence_gap(factor: float) -> Computed:
 
     return Computed(
         compute,
-        f"{factor:g} * (kl[1] - kl[0])",
+        f"{factor:g} * (kl[1] - sg(kl[0]))",
         frozenset({"kl"}),
         attached=True,
-        tokens_only="a divergence over a vocabulary",
+        tokens_only="a divergence over a vocabulary; for denoisers pass the squared distance of "
+        "the predictions as a linear term",
     )
 
 

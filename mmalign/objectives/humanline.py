@@ -1,5 +1,8 @@
 """The catalogue of humanline methods: log-ratios clamped position by position before they are reduced."""
 
+from dataclasses import replace
+
+from mmalign.errors import HyperparameterError, explain
 from mmalign.objectives import labels, links
 from mmalign.objectives.base import require
 from mmalign.objectives.objective import Objective, objective
@@ -9,9 +12,14 @@ from mmalign.objectives.reductions import Reduction, ReductionName
 from mmalign.objectives.structures import Pair, Point
 from mmalign.objectives.terms import Score, Term
 
-__all__ = ["humanline_dpo", "humanline_kto"]
+__all__ = ["humanline", "humanline_dpo", "humanline_kto"]
 
 _HUMANLINE = "Humanline: Online Alignment as Perceptual Loss"
+
+
+def _require_bounds(low: float, high: float) -> None:
+    require("humanline low", low, -float("inf") < low < 0, "a finite number < 0")
+    require("humanline high", high, 0 < high < float("inf"), "a finite number > 0")
 
 
 def _clamped(low: float, high: float, reduction: ReductionName) -> Score:
@@ -20,9 +28,46 @@ def _clamped(low: float, high: float, reduction: ReductionName) -> Score:
     Raises:
         HyperparameterError: not low < 0 < high.
     """
-    require("humanline low", low, -float("inf") < low < 0, "a finite number < 0")
-    require("humanline high", high, 0 < high < float("inf"), "a finite number > 0")
+    _require_bounds(low, high)
     return Score(Reduction(reduction, clamp=(low, high)))
+
+
+def humanline(base: Objective, *, low: float, high: float) -> Objective:
+    """`base` with the log-ratios of its positions held in [low, high] before they are reduced.
+
+    For every method whose terms compare whole references: `humanline(sppo(...), low=-1.0, high=1.5)`.
+    Supervised and other extra terms are left as they are.
+
+    Args:
+        base: what to clamp.
+        low: < 0, nats per position.
+        high: > 0, nats per position.
+
+    Raises:
+        HyperparameterError: not low < 0 < high; or a term has no log-ratio with the whole reference, or
+            clamps already.
+
+    Source: arXiv 2509.24207; ContextualAI/HALOs `get_sequence_rewards`.
+    """
+    _require_bounds(low, high)
+    for term in base.terms:
+        plain = term.score.anchor == 1.0 and term.score.reduction.clamp is None
+        if not plain:
+            message = explain(
+                f"humanline of {base.name}",
+                got=f"anchor {term.score.anchor:g}, clamp {term.score.reduction.clamp}",
+                expected="terms with anchor 1 and no clamp",
+                do="Clamp a method that compares log-ratios with a reference, for example dpo, ipo or kto.",
+            )
+            raise HyperparameterError(message)
+    terms = tuple(
+        replace(
+            term,
+            score=replace(term.score, reduction=replace(term.score.reduction, clamp=(low, high))),
+        )
+        for term in base.terms
+    )
+    return replace(base, name=f"humanline({base.name})", terms=terms)
 
 
 _HUMANLINE_DEPARTURES = (

@@ -52,6 +52,7 @@ _IRPO_SIGN = (
         "an item is left out of its own rest; the released code lowers it by 100 before beta, so that "
         "exp(-100 beta) stays (4.5e-5 at beta 0.1): irpo_incontext_ranking_official",
         _IRPO_SUM,
+        "IRPO is also iterative reasoning preference optimisation, the row irpo_reasoning",
     ),
     allows={"gradient signs": _IRPO_SIGN},
 )

@@ -47,7 +47,8 @@ def _dispersion(factor: float) -> Computed:
         compute,
         f"-{factor:g} * log(reference_entropy)",
         frozenset({"reference_entropy"}),
-        tokens_only="the entropy of the next token: an error has none",
+        tokens_only="needs the entropy of the next token over a finite vocabulary: an error or a density "
+        "has none",
     )
 
 

@@ -220,7 +220,8 @@ def kl_bonus(chosen: float, rejected: float, *, detach_chosen: bool) -> Computed
         f"(chosen: {chosen:g} * {'sg(kl)' if detach_chosen else 'kl'}, rejected: {rejected:g} * kl)",
         frozenset({"kl"}),
         attached=True,
-        tokens_only="a divergence over a vocabulary",
+        tokens_only="a divergence over a vocabulary; for denoisers pass the squared distance of "
+        "the predictions as a linear term",
     )
 
 
@@ -245,10 +246,9 @@ def on_policy_weight(limit: float | None) -> Computed:
         weight = mean.sum(1).clamp(max=80.0).exp()
         return weight if limit is None else weight.clamp(max=limit)
 
-    bound = "" if limit is None else f", at most {limit:g}"
     return Computed(
         compute,
-        f"on-policy weight{bound}",
+        "on-policy weight" if limit is None else f"min({limit:g}, on-policy weight)",
         frozenset({"log_sum_squares"}),
         tokens_only="the probability that a policy samples its own most likely token",
     )

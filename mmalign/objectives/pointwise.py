@@ -156,7 +156,10 @@ def _points(name: str, beta: float, link: Link, roles: PointLabels) -> Objective
     official_code="trl 1.16.0",
     status="parity",
     published={"beta": (0.1, "code")},
-    departures=("weights per role for unpaired rows stand in the row apo_zero_unpaired",),
+    departures=(
+        "weights per role for unpaired rows stand in the row apo_zero_unpaired",
+        "APO is anchored here; accelerated preference optimisation is the row accelerated_po",
+    ),
 )
 def apo_zero(*, beta: float) -> Objective:
     """Chosen answers more likely, rejected ones less, each on its own.
@@ -188,6 +191,7 @@ def apo_zero(*, beta: float) -> Objective:
     official_code="trl 1.16.0",
     status="parity",
     published={"beta": (0.1, "code")},
+    departures=("APO is anchored here; accelerated preference optimisation is the row accelerated_po",),
 )
 def apo_down(*, beta: float) -> Objective:
     """Both answers less likely, the rejected one more so.

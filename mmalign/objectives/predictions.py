@@ -286,7 +286,10 @@ _DSPO_CODE = "huaishengzhu/DSPO 8b4e09b"
     official_code=_DSPO_CODE,
     status="parity",
     published={"beta": (0.001, "code", "0.001, 0.01 and 0.05 for SD1.5; at 0.001 w is 0.5 to four digits")},
-    departures=("computed from errors and the drift, which is the same number and the same gradient",),
+    departures=(
+        "computed from errors and the drift, which is the same number and the same gradient",
+        "the authors' code has another loss under the same name for SDXL, the row dspo_sdxl",
+    ),
     taxonomy=Taxonomy(model_property="likelihood"),
 )
 def dspo(*, beta: float) -> Objective:

@@ -101,12 +101,18 @@ def simpo_hinge(*, beta: float, gamma: float) -> Objective:
 @objective(
     "mapo",
     fixes="reference_cost",
+    on_errors="reference_free",
     title="Margin-aware Preference Optimization for Aligning Diffusion Models without Reference",
     paper="2406.06424",
     year=2024,
     sample={"beta": 0.1},
     parity=("mapo",),
-    departures=("the shape is computed by expm1 and is 1 at error 0 (official: 0/0 there)",),
+    departures=(
+        "the shape is computed by expm1 and is 1 at error 0 (official: 0/0 there)",
+        "not the mask-based MaPO of text, which is the row mapo_masked",
+        "made for errors: the supervised term holds the chosen error, the comparison still sees how "
+        "difficult each image is",
+    ),
     official_code="mapo-t2i/mapo 374b3d3",
     status="parity",
     published={"beta": (0.1, "code"), "kappa": (0.5, "code"), "scale": (1000.0, "code")},
@@ -182,6 +188,7 @@ def orpo(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
 @objective(
     "diffusion_orpo",
     fixes="reference_cost",
+    on_errors="reference_free",
     title="ORPO: Monolithic Preference Optimization without Reference Model",
     paper="2403.07691",
     year=2024,
@@ -190,6 +197,8 @@ def orpo(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
     departures=(
         "the sign of the ratio term is corrected; the official form is diffusion_orpo_official",
         "the ratio term has a scale: error differences of 1e-3 leave the unscaled one at log 2",
+        "made for errors: the supervised term holds the chosen error, the comparison still sees how "
+        "difficult each image is",
     ),
     official_code="huggingface/diffusers 58eb52c",
     status="parity",
@@ -221,6 +230,7 @@ def diffusion_orpo(*, beta: float, scale: float = 1000.0) -> Objective:
 @objective(
     "diffusion_orpo_official",
     fixes="reference_cost",
+    on_errors="reference_free",
     title="ORPO: Monolithic Preference Optimization without Reference Model",
     paper="2403.07691",
     year=2024,
@@ -230,6 +240,11 @@ def diffusion_orpo(*, beta: float, scale: float = 1000.0) -> Objective:
     status="parity",
     allows={"gradient signs": "the official sign is reversed", "logit": "the official sign is reversed"},
     published={"beta": (0.1, "code")},
+    departures=(
+        "made for errors: the supervised term holds the chosen error, the comparison still sees how "
+        "difficult each image is",
+        "the sign of the ratio term is reversed as released: for comparison, not for training",
+    ),
 )
 def diffusion_orpo_official(*, beta: float) -> Objective:
     """Diffusion ORPO as released, with its reversed sign: for comparison, not for training.

@@ -56,6 +56,8 @@ def _judged(context: Context) -> Float[Tensor, " prompt"]:
     departures=(
         "half the sum of both squares, as in the official code; TRL's sppo_hard has no 1/2",
         "the official sppo_single, whose second probability is 1 - q, is the row sppo_single",
+        "SPPO is also step-wise (step-by-step) preference optimisation of denoisers (arXiv 2406.04314), "
+        "another method",
     ),
     official_code="uclaml/SPPO 5e61c4e",
     status="parity",

@@ -71,9 +71,9 @@ def power(a: float) -> Shape:
     return Shape(
         "power",
         lambda u: -_bounded_expm1(-a * u) / a,
-        f"(1 - exp(-{a:g} u)) / {a:g}",
+        "1 - exp(-u)" if a == 1.0 else f"(1 - exp({-a:g} u)) / {a:g}",
         only_differences=True,
-        tokens_only_bare="a power of a probability: an error has none",
+        tokens_only_bare="needs a probability of a finite vocabulary: an error or a density is none",
     )
 
 
@@ -110,7 +110,10 @@ def odds() -> Shape:
         return below - log1mexp(below)
 
     return Shape(
-        "odds", function, "u - log(1 - exp(u))", tokens_only="odds need a probability: an error has none"
+        "odds",
+        function,
+        "u - log(1 - exp(u))",
+        tokens_only="odds need a probability of a finite vocabulary: an error or a density is none",
     )
 
 

@@ -106,6 +106,7 @@ def dense_dpo(*, beta: float, weight: float, normaliser: Literal["sum", "weight"
         "the divergence is added, as in the code; the project page's formula has it inside the minus sign",
         "phrases are only summed, so that their split changes nothing: one mask says which tokens are in any",
         "computed from two log-softmaxes (official: log of a softmax, NaN where a probability underflows)",
+        "RRPO is the refined, regularised one: not rpo_sft, nor NeMo's reward-aware RPO (nemo_rpo_*)",
     ),
     allows={"inner axis": WEIGHTED},
 )

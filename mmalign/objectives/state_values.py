@@ -141,6 +141,7 @@ def oreo(*, beta: float, alpha: float) -> Objective:
         "mean of kl",
         alpha,
         needs=frozenset({"kl"}),
-        tokens_only="a divergence over a vocabulary",
+        tokens_only="a divergence over a vocabulary; for denoisers pass the squared distance of "
+        "the predictions as a linear term",
     )
     return Objective("oreo", extras=(*terms, penalty) if alpha else terms)

@@ -133,7 +133,8 @@ def _masked_divergence(name: str, wanted_by: str, *, attached: bool) -> Computed
         f"sum over positions of {name} * kl",
         frozenset({"kl", name}),
         attached=True,
-        tokens_only="a divergence over a vocabulary",
+        tokens_only="a divergence over a vocabulary; for denoisers pass the squared distance of "
+        "the predictions as a linear term",
     )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "length_dpo",
     "odpo",
     "rainbow_mixed_reference",
+    "shift_at",
     "slic",
 ]
 
@@ -107,8 +108,8 @@ def odpo(*, beta: float, alpha: float, offset: Literal["difference", "ratio"] = 
     status="parity",
     published={"shift": (0.75, "code", "0.55 to 0.95, also as a linear schedule")},
     departures=(
-        "the official linear schedules of shift are a builder called anew: an objective does not know the "
-        "step",
+        "the official linear schedules of shift are a builder called anew with shift_at(step, ...): an "
+        "objective does not know the step",
     ),
 )
 def dpo_shift(*, beta: float, shift: float) -> Objective:
@@ -126,6 +127,29 @@ def dpo_shift(*, beta: float, shift: float) -> Objective:
     positive_beta("dpo_shift", beta)
     require("dpo_shift shift", shift, 0 <= shift <= 1, "a number in [0, 1]")
     return Objective("dpo_shift", (Term(Pair(), Score(scale=modifiers.roles(1.0, shift)), beta=beta),))
+
+
+def shift_at(step: int, steps: int, *, start: float, end: float) -> float:
+    """The shift of `dpo_shift` at a step of a linear schedule: `dpo_shift(beta=b, shift=shift_at(...))`.
+
+    start + (end - start) * step / steps, and `end` from the last step on. Build the objective anew with it.
+
+    Args:
+        step: >= 0, optimiser steps done.
+        steps: > 0, of the whole run.
+        start: in [0, 1], the shift at step 0.
+        end: in [0, 1], the shift at the end.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: Meaquadddd/DPO-Shift, its linear strategies.
+    """
+    require("shift_at step", step, step >= 0, "a number >= 0")
+    require("shift_at steps", steps, steps > 0, "a number > 0")
+    require("shift_at start", start, 0 <= start <= 1, "a number in [0, 1]")
+    require("shift_at end", end, 0 <= end <= 1, "a number in [0, 1]")
+    return start + (end - start) * min(step / steps, 1.0)
 
 
 @objective(

@@ -54,10 +54,17 @@ def dmpo(scores, labels, h):
     return p * (logsigmoid(z) - q.log()) + (1 - p) * (logsigmoid(-z) - (1 - q).log())
 
 
-def dro(scores, labels, h):
+def diffusion_dro(scores, labels, h):
     policy, reference = errors(scores)
     difference = policy - reference
     return relu(difference[:, 0] - difference[:, 1] + h["margin"])
+
+
+def flow_rwr(scores, labels, h):
+    squared = -2 * scores.policy
+    if squared.ndim == 3:
+        squared = (squared * scores.mask).sum(-1) / scores.mask.sum(-1)
+    return (torch.exp(scores.reward / h["temperature"]) * squared).mean(1)
 
 
 def smpo(scores, labels, h):
@@ -116,7 +123,8 @@ PLAIN = {
     "dspo": dspo,
     "dspo_sdxl": dspo_sdxl,
     "dmpo": dmpo,
-    "dro": dro,
+    "diffusion_dro": diffusion_dro,
+    "flow_rwr": flow_rwr,
     "smpo": smpo,
     "flow_dpo": flow_dpo,
     "crpo": crpo,

@@ -57,6 +57,16 @@ def triple_po(scores, labels, h):
     return both_ways(z, h["label_smoothing"]) - h["coefficient"] * gold(scores)
 
 
+def triple_po_hinge(scores, labels, h):
+    p = total(scores)
+    return relu(1 - h["beta"] * (p[:, 0] - p[:, 1])) - h["coefficient"] * gold(scores)
+
+
+def triple_po_ipo(scores, labels, h):
+    p = mean(scores)
+    return (p[:, 0] - p[:, 1] - 0.5 / h["tau"]) ** 2 - h["coefficient"] * gold(scores)
+
+
 def triple_po_l(scores, labels, h):
     p = mean(scores)
     z = h["beta"] * (p[:, 0] - p[:, 1]) - h["gamma"]
@@ -87,6 +97,8 @@ PLAIN = {
         cpo_simpo,
         logo,
         triple_po,
+        triple_po_hinge,
+        triple_po_ipo,
         triple_po_l,
     )
 }

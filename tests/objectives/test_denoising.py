@@ -229,7 +229,7 @@ def test_dro_is_a_hinge_on_whole_errors():
         -0.5 * torch.tensor([[1.0, 2.0], [3.0, 1.0]], dtype=torch.float64, requires_grad=True),
         -0.5 * torch.tensor([[1.5, 2.0], [1.0, 1.0]], dtype=torch.float64),
     )
-    found = run(objectives.dro(margin=0.25), given).loss
+    found = run(objectives.diffusion_dro(margin=0.25), given).loss
     torch.testing.assert_close(found, torch.tensor([0.0, 2.25], dtype=torch.float64))
 
 
@@ -375,3 +375,43 @@ def test_rare_scores_weigh_more():
     assert rarity_weights(chosen, rejected, exponent=0.0).tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(ShapeError, match="rarity_weights"):
         rarity_weights(chosen[:0], rejected[:0])
+
+
+def test_rewards_of_no_size_make_flow_rwr_the_mean_error():
+    scores = Scores(torch.tensor([[-0.5, -1.0, -0.25]]), reward=torch.zeros(1, 3))
+    loss = objectives.flow_rwr(temperature=1.0)(scores, Labels()).loss
+    assert loss.item() == pytest.approx((1.0 + 2.0 + 0.5) / 3)
+
+
+def test_flow_rwr_weighs_a_reward_of_log_two_twice_as_much():
+    scores = Scores(torch.tensor([[-0.5, -0.5]]), reward=torch.tensor([[math.log(2.0), 0.0]]))
+    assert objectives.flow_rwr(temperature=1.0)(scores, Labels()).loss.item() == pytest.approx(1.5)
+
+
+def test_flow_rwr_of_an_absurd_reward_stays_finite():
+    scores = Scores(torch.tensor([[-0.5, -0.5]]), reward=torch.tensor([[1e30, 0.0]]))
+    assert objectives.flow_rwr(temperature=1.0)(scores, Labels()).loss.isfinite().all()
+
+
+def test_flow_rwr_without_temperature_is_refused():
+    with pytest.raises(HyperparameterError, match="flow_rwr temperature: got 0"):
+        objectives.flow_rwr(temperature=0.0)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.55), (5, 0.75), (10, 0.95), (99, 0.95)])
+def test_shift_follows_a_line_and_stays_at_its_end(step, expected):
+    assert objectives.shift_at(step, 10, start=0.55, end=0.95) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"step": -1}, "shift_at step"),
+        ({"steps": 0}, "shift_at steps"),
+        ({"start": math.nan}, "shift_at start"),
+        ({"end": 1.5}, "shift_at end"),
+    ],
+)
+def test_a_wrong_shift_schedule_is_refused(given, match):
+    with pytest.raises(HyperparameterError, match=match):
+        objectives.shift_at(**{"step": 0, "steps": 10, "start": 0.5, "end": 0.9} | given)

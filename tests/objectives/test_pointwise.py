@@ -175,6 +175,32 @@ def test_humanline_with_wide_bounds_is_its_base(clamped, plain, labels):
     torch.testing.assert_close(clamped(TOKENS, labels).loss, plain(TOKENS, labels).loss)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_humanline_of_dpo_is_the_row_humanline_dpo(reduction):
+    wrapped = objectives.humanline(objectives.dpo(beta=0.3, reduction=reduction), low=-1.0, high=0.4)
+    row = objectives.humanline_dpo(beta=0.3, low=-1.0, high=0.4, reduction=reduction)
+    torch.testing.assert_close(wrapped(TOKENS, Labels.pairs(1)).loss, row(TOKENS, Labels.pairs(1)).loss)
+    assert wrapped.name == "humanline(dpo)"
+
+
+@pytest.mark.parametrize(
+    "base",
+    [objectives.simpo(beta=2.0, gamma=0.5), objectives.humanline_dpo(beta=0.3, low=-1.0, high=1.0)],
+    ids=["no reference", "clamped already"],
+)
+def test_humanline_of_what_has_no_log_ratio_to_clamp_is_refused(base):
+    with pytest.raises(
+        HyperparameterError, match=r"humanline of .*expected terms with anchor 1 and no clamp"
+    ):
+        objectives.humanline(base, low=-1.0, high=1.0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0), (math.nan, 1.0), (-1.0, math.inf)])
+def test_humanline_of_wrong_bounds_is_refused(low, high):
+    with pytest.raises(HyperparameterError, match="humanline (low|high)"):
+        objectives.humanline(objectives.dpo(beta=0.3), low=low, high=high)
+
+
 def test_sppo_with_certain_judgements_is_half_the_hard_one():
     certain = pairs([0.3, -0.2], extras={"win_probability": torch.tensor([[1.0, 0.0]])})
     labels = Labels.pairs(1)

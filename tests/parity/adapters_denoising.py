@@ -121,7 +121,7 @@ def dro(case: Case) -> Results:
     scores = scored(case, "pred_eps", "pred_eps_ref", "eps")
     policy, reference = -2.0 * scores.policy, -2.0 * scores.reference
     return {
-        "loss": run(denoising.dro(margin=case.hyperparameters["margin"]), scores).loss.mean(),
+        "loss": run(denoising.diffusion_dro(margin=case.hyperparameters["margin"]), scores).loss.mean(),
         "diff": -run(pairwise.dpo(beta=2.0), scores).logit,
         "loss_expert": policy[:, 0],
         "loss_policy": policy[:, 1],
