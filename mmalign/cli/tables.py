@@ -197,7 +197,7 @@ def _source(method: Method) -> list[tuple[str, ...]]:
     paper = (
         f"https://arxiv.org/abs/{method.paper} ({method.year})"
         if method.paper
-        else f"{method.year}, not on arXiv"
+        else f"{method.link or 'not on arXiv'} ({method.year})"
     )
     code = [("code", method.official_code)] if method.official_code else []
     return [("paper", paper), *code]

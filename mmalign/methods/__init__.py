@@ -102,8 +102,10 @@ _HEADINGS = ("method", "paper", "data", "reference", "objective", "likelihood", 
 
 
 def paper_link(method: Method) -> str:
-    """`[2311.12908](https://arxiv.org/abs/2311.12908)`, or the year when there is no arXiv id."""
-    return f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else str(method.year)
+    """`[2311.12908](https://arxiv.org/abs/2311.12908)`, or the year, linked where a row says to what."""
+    if method.paper:
+        return f"[{method.paper}](https://arxiv.org/abs/{method.paper})"
+    return f"[{method.year}]({method.link})" if method.link else str(method.year)
 
 
 def cells(method: Method) -> tuple[str, ...]:

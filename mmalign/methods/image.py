@@ -115,6 +115,7 @@ _CDPO = Method(
     title="A note on DPO with noisy preferences and relationship to IPO",
     paper="",
     year=2023,
+    link="https://ericmitchell.ai/cdpo.pdf",
     objective="cdpo",
     likelihood="elbo",
     formula=f"{_MARGIN}\nlogit = beta * margin, s = label_smoothing\n"

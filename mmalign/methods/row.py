@@ -160,6 +160,7 @@ class Method:
         symbolic: the preference as a formula of logic (arXiv 2412.17696), "" where none is known.
         function: dotted name of a public function or class: what the method does outside its objective, or
             the loss itself when it has no objective; "" otherwise.
+        link: address of a source that is not on arXiv.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Method:
     published: Mapping[str, Default] = field(default_factory=dict)
     symbolic: str = ""
     function: str = ""
+    link: str = ""
 
     def __post_init__(self) -> None:
         """Freeze the mappings and check what can be checked without importing anything."""

@@ -177,6 +177,7 @@ def _semantic_gap(gamma: float) -> Computed:
     on_errors="reference_free",
     title="Gap-Aware Preference Optimization: Enhancing Model Alignment with Perception Margin",
     year=2024,
+    link="https://openreview.net/forum?id=N2sN3LESoW",
     sample={"beta": 10.0, "gamma": 5.0},
     status="experimental",
     unverified="the scale of the gap and how it enters: abstract and reviews (OpenReview N2sN3LESoW) say "
@@ -189,6 +190,8 @@ def gapo_semantic(*, beta: float, gamma: float) -> Objective:
     loss = -log sigmoid(z)
 
     gap is extras["semantic_gap"], one per pair in [0, 1], for instance 1 - ROUGE-L of the two answers.
+
+    Scores without an inner axis must already be means.
 
     Args:
         beta: > 0, per unit of mean score.

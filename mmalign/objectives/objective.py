@@ -303,6 +303,7 @@ def objective(
     taxonomy: Taxonomy | None = None,
     allows: Mapping[str, str] | None = None,
     rollout: str = "",
+    link: str = "",
 ) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
     """Register a builder under `name` and make its method row; returns the builder as it is.
 
@@ -328,6 +329,7 @@ def objective(
         taxonomy: the survey's axes.
         allows: conformance properties it does not have, with the reason.
         rollout: where candidates come from, "" for offline data.
+        link: address of a source that is not on arXiv.
     """
 
     def register(function: Callable[P, Objective]) -> Callable[P, Objective]:
@@ -359,6 +361,7 @@ def objective(
             unverified=unverified,
             published={key: Default(*value) for key, value in (published or {}).items()},
             symbolic=symbolic,
+            link=link,
         )
         _REGISTRY[name] = Registered(
             builder, row, MappingProxyType(dict(sample)), equation, MappingProxyType(dict(allows or {}))

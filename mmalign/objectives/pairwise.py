@@ -68,6 +68,8 @@ def dpo(*, beta: float, reduction: ReductionName = "sum") -> Objective:
     z = beta * (u of chosen - u of rejected)
     loss = -log sigmoid(z)
 
+    Scores without an inner axis must already be what `reduction` says: sums, or means.
+
     Args:
         beta: > 0, per unit of score. Text with summed log-probabilities: 0.05 to 0.5; with token means 2 to
             10. Diffusion with mean squared errors: 2000 to 5000 (see the method rows).
@@ -96,9 +98,14 @@ def dpo(*, beta: float, reduction: ReductionName = "sum") -> Objective:
     status="parity",
     published={"beta": (0.1, "code")},
     symbolic="W vs L",
+    departures=(
+        "the reference is left out, as the authors' reference_free option does; CPO adds a supervised term",
+    ),
 )
 def dpo_reference_free(*, beta: float, reduction: ReductionName = "sum") -> Objective:
     """DPO against a uniform reference: z = beta * (p of chosen - p of rejected).
+
+    Scores without an inner axis must already be what `reduction` says: sums, or means.
 
     Args:
         beta: > 0, per unit of score.
@@ -120,6 +127,7 @@ def dpo_reference_free(*, beta: float, reduction: ReductionName = "sum") -> Obje
     fixes="label_noise",
     title="A note on DPO with noisy preferences and relationship to IPO",
     year=2023,
+    link="https://ericmitchell.ai/cdpo.pdf",
     equation="3",
     sample={"beta": 0.1, "label_smoothing": 0.1},
     parity=("text_cdpo_label_smoothing",),
@@ -165,6 +173,11 @@ def cdpo(*, beta: float, label_smoothing: float) -> Objective:
     status="parity",
     published={"beta": (0.1, "code"), "label_smoothing": (0.1, "code")},
     symbolic="W & RL vs L & RW",
+    departures=(
+        "unbounded below, as published: on a clear pair the loss falls without end as z grows",
+        "the coefficient of the right order starts larger than DPO's by (1 - e) / (1 - 2 e), and the "
+        "gradient by 1 / (1 - 2 e)",
+    ),
 )
 def robust_dpo(*, beta: float, label_smoothing: float) -> Objective:
     """DPO that stays unbiased when labels are flipped at random with a known rate.
@@ -236,12 +249,15 @@ def hinge(*, beta: float) -> Objective:
     departures=(
         "reduction is explicit: mean in TRL, HALOs and LLaMA-Factory; sum in the authors of DPO, "
         "OpenRLHF and TRL's online trainers; TRL's CPO trainer has no reference (ipo_reference_free)",
+        "ms-swift's division by tokens for ipo also normalises the losses mixed with it",
     ),
 )
 def ipo(*, tau: float, reduction: ReductionName = "mean") -> Objective:
     """Squared distance of the margin from a bounded target.
 
     loss = (u of chosen - u of rejected - 1 / (2 tau))^2
+
+    Scores without an inner axis must already be what `reduction` says: sums, or means.
 
     Args:
         tau: > 0; the target margin is 1 / (2 tau) in the unit of the score: text 0.01 to 0.1; diffusion with
@@ -301,9 +317,15 @@ def diffusion_ipo(*, beta: float) -> Objective:
     official_code="trl 1.16.0, cpo_trainer loss type ipo",
     published={"tau": (0.1, "code", "TRL cpo")},
     symbolic="W vs L",
+    departures=(
+        "no supervised term: TRL's CPO trainer adds one with weight 1 unless cpo_alpha is set to 0 "
+        "(that is cpo_ipo)",
+    ),
 )
 def ipo_reference_free(*, tau: float, reduction: ReductionName = "mean") -> Objective:
     """IPO's square on the policy's own margin: loss = (p of chosen - p of rejected - 1 / (2 tau))^2.
+
+    Scores without an inner axis must already be what `reduction` says: sums, or means.
 
     Args:
         tau: > 0; the target margin is 1 / (2 tau) in the unit of the score.

@@ -43,6 +43,12 @@ def test_the_page_says_how_far_a_row_is_proven_before_its_golden_cases() -> None
     assert "| experimental: a constant; 2 parity cases |" in page([doubtful])
 
 
+def test_a_source_outside_arxiv_is_linked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "[2023](https://ericmitchell.ai/cdpo.pdf)" in page([objectives.row("cdpo")])
+    assert main(["methods", "gapo_semantic"]) == 0
+    assert "https://openreview.net/forum?id=N2sN3LESoW (2024)" in capsys.readouterr().out
+
+
 def test_the_table_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     shown = capsys.readouterr().out
@@ -123,7 +129,7 @@ def test_an_objective_shows_parts_hyperparameters_and_where_it_makes_sense(
     assert "; 0.01 released. [required; official code]" in " ".join(capsys.readouterr().out.split())
     assert main(["methods", "orpo"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "elbo refused: odds need a probability: an error has none" in shown
+    assert "elbo refused: odds need a probability of a finite vocabulary" in shown
     assert "in logic W & ~L vs L & ~W" in shown
     assert "fixes memory and time of a reference model" in shown
 
