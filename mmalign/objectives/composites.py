@@ -110,7 +110,7 @@ def rpo_sft(*, beta: float, coefficient: float, normaliser: Normaliser) -> Objec
     sample={"beta": 0.1, "alpha": 1.0},
     published={"beta": (0.1, "paper"), "alpha": (1.0, "paper")},
     departures=(
-        "the revised paper's form; its first version weighs DPO instead and does not divide by the length",
+        "the revised paper's form; its first version is said to weigh DPO instead",
         "TRL's sigmoid + sft takes the mean over all chosen tokens of the micro-batch instead",
         "IRPO is also in-context ranking preference optimisation, the row irpo_incontext_ranking",
     ),
@@ -338,7 +338,7 @@ def three_properties(
 
 @objective(
     "mapl",
-    fixes="grounding",
+    fixes="objectives",
     title="Multi-Level Aware Preference Learning: Enhancing RLHF for Complex Multi-Instruction Tasks",
     paper="2505.12845",
     year=2025,
@@ -346,7 +346,10 @@ def three_properties(
     status="experimental",
     unverified="the intra-sample term is a response-conditioned Bradley-Terry loss in the paper; the form of "
     "the inter-sample term, the weights and whether the plain pair is kept are not checked",
-    departures=("prompts differ within the added comparisons: their partition functions are taken as equal",),
+    departures=(
+        "prompts differ within the added comparisons: their partition functions are taken as equal",
+        "the gap of the inter-sample comparison is given as it is: it does not turn with an uncertain label",
+    ),
 )
 def mapl(*, beta: float, intra: float, inter: float) -> Objective:
     """DPO plus comparisons of prompts: one answer under two prompts, one pair under two sets of instructions.

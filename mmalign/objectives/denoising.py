@@ -41,7 +41,10 @@ _CERTAIN = 1e-6  # the released code keeps the label this far from certainty
     official_code="AIDC-AI/Diffusion-SDPO 84fb241",
     status="parity",
     published={"beta": (2000.0, "code", "6000 for SDXL"), "alpha": (0.01, "code")},
-    departures=("the loss of exo_pair on errors; the gradient vanishes on pairs that are very wrong",),
+    departures=(
+        "the loss of exo_pair on errors; the gradient vanishes on pairs that are very wrong",
+        "a label probability becomes the soft target (not the average over the two orders)",
+    ),
 )
 def dmpo(*, beta: float, alpha: float) -> Objective:
     """Reverse KL of the policy's preference from the smoothed label.

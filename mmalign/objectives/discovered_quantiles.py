@@ -140,7 +140,7 @@ def discovered_aql(
         return torch.sigmoid(moving - hot)
 
     formula = f"sigmoid(m - z / {temperature:g})"
-    return _blended("discovered_aql", beta, gate, formula, links.logistic(), links.hinge(), True)
+    return _blended("discovered_aql", beta, gate, formula, links.logistic(), links.hinge(), rate > 0)
 
 
 @objective(

@@ -66,6 +66,10 @@ def fdpo_forward_kl(*, beta: float) -> Objective:
     official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
     status="parity",
     published={"beta": (0.1, "code")},
+    departures=(
+        "RainbowPO's branch for it uses a variable before its assignment; TRL 1.10 feeds shaped scores "
+        "to pointwise losses too, here they are refused",
+    ),
 )
 def fdpo_js(*, beta: float) -> Objective:
     """DPO under the Jensen-Shannon divergence: s = log 2 + log sigmoid(u).
@@ -90,7 +94,12 @@ def fdpo_js(*, beta: float) -> Objective:
     year=2023,
     sample={"beta": 0.1, "alpha": 0.5},
     parity=("text_fdpo_alpha", "text_fdpo_alpha_official"),
-    departures=("alpha is the paper's exponent (TRL's coefficient is 1 - alpha)",),
+    departures=(
+        "alpha is the paper's exponent (TRL's coefficient is 1 - alpha)",
+        "exponents above 20 are continued by the tangent; TRL clamps at 80 in float32, beyond which the "
+        "gradient is 0, and raises KeyError in float64",
+        "earlier TRL and ms-swift take the paper's exponent, with 1.0 where none is set",
+    ),
     official_code="alecwangcq/f-divergence-dpo 07d9369; trl 1.16.0",
     status="parity",
     published={"beta": (0.1, "code"), "alpha": (0.5, "code", "where both conventions agree")},

@@ -229,6 +229,8 @@ def triple_po_l(
 
     Inputs as `triple_po`.
 
+    Scores without an inner axis must already be means.
+
     Args:
         beta: > 0, per unit of mean score.
         gamma: >= 0, in units of z (0.5 released).

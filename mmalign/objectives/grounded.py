@@ -68,6 +68,7 @@ def _summed(values: Tensor, context: Context) -> Float[Tensor, "prompt candidate
     departures=(
         "the corrupted image is an input, one for policy and reference (official: a fresh random crop, 1 to "
         "20 percent of the area, in every forward pass: the two models see different ones)",
+        "a label probability speaks of the response pair only: comparisons with other conditions are certain",
     ),
     allows=CONDITIONS,
 )
@@ -153,6 +154,7 @@ def _divergence_gap(factor: float) -> Computed:
         "one log-sigmoid over the sum of the levels, as released (the paper adds separate losses)",
         "segment weights (4 on changed tokens, released) belong into the scores: weigh the tokens before",
         "any number of pairs (the released log-probability routine is right for one pair per device)",
+        "a label probability is not read: every label counts as certain",
     ),
     allows=CONDITIONS,
 )
@@ -192,7 +194,10 @@ def chip(*, beta: float, token_coefficient: float, image_coefficient: float = 1.
     official_code="YiyangZhou/POVID 92c7c67",
     status="parity",
     published={"beta": (0.1, "code"), "own_share": (0.5, "code")},
-    departures=("the mean of two losses, as released (the paper mixes log-probabilities)",),
+    departures=(
+        "the mean of two losses, as released (the paper mixes log-probabilities)",
+        "a label probability speaks of the response pair only: comparisons with other conditions are certain",
+    ),
     allows=CONDITIONS,
 )
 def povid(*, beta: float, own_share: float) -> Objective:

@@ -214,6 +214,8 @@ def tree_po(*, beta: float) -> Objective:
     The inner axis of the scores is the steps, each the mean over its tokens; `extras["step_weight"]` [prompt,
     candidate, step] is the cosine of a step's embedding to that of the same step of the best answer, plus 1.
 
+    Scores without an inner axis are taken as the weighted means already.
+
     Args:
         beta: > 0, per unit of score.
 

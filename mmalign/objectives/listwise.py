@@ -51,6 +51,7 @@ _EXO_CODE = "haozheji/exact-optimization a8ab360"
     departures=(
         "the target is normalised, [1 - e, e], as in TRL; the authors' code has [1, e^-10], which is the row "
         "exo_pref_official",
+        "a label probability becomes the soft target (not the average over the two orders)",
     ),
 )
 def exo_pair(*, beta: float, label_smoothing: float) -> Objective:
@@ -103,6 +104,7 @@ def _log_epsilon_target(log_epsilon: float) -> Distribution:
     departures=(
         "none: the authors' target [1, e^-10] is not normalised, which shifts the loss by 4.5e-5 and no "
         "gradient; TRL normalises it (exo_pair)",
+        "a label probability becomes the soft target (not the average over the two orders)",
     ),
 )
 def exo_pref_official(*, beta: float, log_epsilon: float = -10.0) -> Objective:
@@ -140,6 +142,10 @@ def exo_pref_official(*, beta: float, log_epsilon: float = -10.0) -> Objective:
         "beta": (0.5, "code", "0.1 on IMDB"),
         "temperature": (0.5, "code", "0.1 on IMDB"),
     },
+    departures=(
+        "an answer's target is log softmax(reward / temperature) of the list: KL(policy's distribution "
+        "|| target)",
+    ),
 )
 def exo_listwise(*, beta: float, temperature: float) -> Objective:
     """Reverse KL of softmax(beta u) from softmax(reward / temperature) over a list.

@@ -6,6 +6,7 @@ in units of z; where a temperature belongs to them they take it as an argument. 
 module, too.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -26,6 +27,8 @@ from mmalign.objectives.zero_points import (
     running_batch_zero_point,
     running_zero_point,
 )
+
+_LARGEST_EXPONENT = 60.0  # of 2: beyond it the gap of two powers overflows or is no number
 
 __all__ = [
     "adaptive_rejection",
@@ -104,8 +107,8 @@ def log_reward_gap(factor: float) -> Computed:
     def compute(context: Context) -> Tensor:
         reward = reward_of(context, "the logarithmic reward gap")
         gap = reward[:, CHOSEN] - reward[:, REJECTED]
-        positive = gap > 0
-        return factor * torch.where(positive, torch.where(positive, gap, 1.0).log(), 0.0)
+        # Written so that a NaN, which is neither, stays one: a missing reward must show.
+        return factor * torch.where(gap <= 0, 1.0, gap).log()
 
     return Computed(compute, f"{factor:g} * log(reward[chosen] - reward[rejected])", frozenset({"reward"}))
 
@@ -116,8 +119,9 @@ def log_reward_ratio(factor: float) -> Computed:
     def compute(context: Context) -> Tensor:
         reward = reward_of(context, "the logarithmic reward ratio")
         chosen, rejected = reward[:, CHOSEN], reward[:, REJECTED]
-        positive = chosen * rejected > 0
-        ratio = torch.where(positive, chosen, 1.0) / torch.where(positive, rejected, 1.0)
+        # A NaN product is not <= 0 and stays one: a missing reward must show.
+        opposed = chosen * rejected <= 0
+        ratio = torch.where(opposed, 1.0, chosen) / torch.where(opposed, 1.0, rejected)
         return factor * ratio.log()
 
     return Computed(compute, f"{factor:g} * log(reward[chosen] / reward[rejected])", frozenset({"reward"}))
@@ -127,7 +131,8 @@ def reward_power_gap(base: float, scale: float) -> Computed:
     """max(0, base^(reward of chosen / scale) - base^(reward of rejected / scale)) (GAPO of video)."""
 
     def compute(context: Context) -> Tensor:
-        power = torch.pow(base, reward_of(context, "the gap of powers") / scale)
+        exponent = reward_of(context, "the gap of powers") / scale * math.log2(base)
+        power = torch.exp2(exponent.clamp(min=-_LARGEST_EXPONENT, max=_LARGEST_EXPONENT))
         return (power[:, CHOSEN] - power[:, REJECTED]).clamp(min=0.0)
 
     powers = (f"{base:g}^(reward[{role}] / {scale:g})" for role in ("chosen", "rejected"))

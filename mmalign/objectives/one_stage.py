@@ -156,6 +156,8 @@ def cpo_ipo(*, tau: float, coefficient: float, normaliser: Normaliser = "sequenc
 
     loss = (mean of p of chosen - mean of p of rejected - 1 / (2 tau))^2 + coefficient * nll of chosen
 
+    Scores without an inner axis must already be means.
+
     Args:
         tau: > 0; the target margin is 1 / (2 tau) nats per token (0.1 released: 5).
         coefficient: >= 0, of the supervised term (1 released).
@@ -208,6 +210,8 @@ def cpo_simpo(
     z = beta * (mean of p of chosen - mean of p of rejected) - gamma
     loss = -(1 - e) * log sigmoid(z) - e * log sigmoid(-z) + coefficient * nll of chosen, e = label_smoothing
 
+    Scores without an inner axis must already be means.
+
     Args:
         beta: > 0, per unit of mean score (2 to 10).
         gamma: >= 0, in units of z (0.5 in TRL).
@@ -239,7 +243,11 @@ def cpo_simpo(
     parity=("text_alphapo",),
     official_code="trl 1.16.0, experimental cpo_trainer",
     status="parity",
-    published={"alpha": (0.0, "code", "TRL: off; the usual range is -0.25 to 0.25")},
+    published={
+        "beta": (0.1, "code", "TRL: CPO's, left in place"),
+        "gamma": (0.5, "code", "TRL's simpo_gamma"),
+        "alpha": (0.0, "code", "TRL: off; the usual range is -0.25 to 0.25"),
+    },
     departures=(
         "p^-alpha is continued by its tangent beyond e^20 (TRL takes the power of an exponential: infinite "
         "gradient for mean log-probabilities near -80)",
@@ -254,6 +262,8 @@ def alphapo(*, beta: float, alpha: float, gamma: float, label_smoothing: float =
     z = beta * (s of chosen - s of rejected) - gamma
 
     Token means only: a power of a summed log-probability overflows.
+
+    Scores without an inner axis must already be means.
 
     Args:
         beta: > 0, per unit of the shaped score.

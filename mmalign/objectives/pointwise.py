@@ -148,7 +148,8 @@ def _points(name: str, beta: float, link: Link, roles: PointLabels) -> Objective
     "apo_zero",
     fixes="displacement",
     on_errors="pointwise",
-    title="Anchored Preference Optimization and Contrastive Revisions",
+    title="Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in "
+    "Alignment",
     paper="2408.06266",
     year=2024,
     sample={"beta": 0.1},
@@ -183,7 +184,8 @@ def apo_zero(*, beta: float) -> Objective:
     "apo_down",
     fixes="displacement",
     on_errors="pointwise",
-    title="Anchored Preference Optimization and Contrastive Revisions",
+    title="Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in "
+    "Alignment",
     paper="2408.06266",
     year=2024,
     sample={"beta": 0.1},
@@ -191,7 +193,11 @@ def apo_zero(*, beta: float) -> Objective:
     official_code="trl 1.16.0",
     status="parity",
     published={"beta": (0.1, "code")},
-    departures=("APO is anchored here; accelerated preference optimisation is the row accelerated_po",),
+    departures=(
+        "APO is anchored here; accelerated preference optimisation is the row accelerated_po",
+        "at the start the gradient on the chosen answer is zero: its two parts cancel, and only the "
+        "rejected one moves",
+    ),
 )
 def apo_down(*, beta: float) -> Objective:
     """Both answers less likely, the rejected one more so.
@@ -280,7 +286,8 @@ def nca_pair(*, beta: float) -> Objective:
     "apo_zero_unpaired",
     fixes="unpaired",
     on_errors="pointwise",
-    title="Anchored Preference Optimization and Contrastive Revisions",
+    title="Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in "
+    "Alignment",
     paper="2408.06266",
     year=2024,
     sample={"beta": 0.1},

@@ -36,7 +36,9 @@ __all__ = [
 ]
 
 _LIPO = "LiPO: Listwise Preference Optimization through Learning-to-Rank"
-_LIPO_BETA: dict[str, Published] = {"beta": (0.05, "paper", "lists of 8")}
+_LIPO_BETA: dict[str, Published] = {
+    "beta": (0.05, "ours", "recalled as the paper's for lists of 8, not checked")
+}
 _SUMS = 'the paper sums over the pairs of a list ("sum"), public modules also divide by their number ("mean")'
 Aggregate: TypeAlias = Literal["sum", "mean"]
 

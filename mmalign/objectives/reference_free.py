@@ -41,6 +41,7 @@ _TOKEN_MEAN = Score(Reduction("mean"), anchor=0.0)
         "configure gamma / beta",
         "no supervised term: TRL and ms-swift add one with weight 1 unless cpo_alpha is set to 0 (that "
         "is cpo_simpo)",
+        "align-anything divides by the length of prompt plus answer; here only the answer's tokens count",
     ),
 )
 def simpo(*, beta: float, gamma: float, label_smoothing: float = 0.0) -> Objective:
@@ -48,6 +49,8 @@ def simpo(*, beta: float, gamma: float, label_smoothing: float = 0.0) -> Objecti
 
     z = beta * (p of chosen - p of rejected) - gamma, p the mean over the inner axis
     loss = -(1 - e) * log sigmoid(z) - e * log sigmoid(-z), e = label_smoothing
+
+    Scores without an inner axis must already be means.
 
     Args:
         beta: > 0, per unit of mean score. Text 2 to 10.
@@ -80,9 +83,12 @@ def simpo(*, beta: float, gamma: float, label_smoothing: float = 0.0) -> Objecti
     status="parity",
     published={"beta": (2.0, "code"), "gamma": (0.5, "code")},
     symbolic="W vs L",
+    departures=("gamma is in units of z; the authors configure gamma / beta",),
 )
 def simpo_hinge(*, beta: float, gamma: float) -> Objective:
     """SimPO with a hinge: loss = max(0, 1 - z), z = beta * (p of chosen - p of rejected) - gamma.
+
+    Scores without an inner axis must already be means.
 
     Args:
         beta: > 0, per unit of mean score.
@@ -168,6 +174,8 @@ def orpo(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
     loss = nll of chosen - beta * log sigmoid(odds of chosen - odds of rejected)
 
     Meaningless on denoising errors, which are no log-probabilities: use `diffusion_orpo` there.
+
+    Scores without an inner axis must already be means.
 
     Args:
         beta: >= 0, weight of the ratio term (0.05 to 0.1 in official runs).
@@ -271,7 +279,7 @@ def diffusion_orpo_official(*, beta: float) -> Objective:
 @objective(
     "sft",
     fixes="baseline",
-    title="Supervised fine-tuning on the chosen candidates",
+    title="Supervised fine-tuning on the chosen candidates (no paper)",
     year=2022,
     sample={},
     parity=("text_sft_chosen",),

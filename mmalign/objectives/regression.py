@@ -56,8 +56,7 @@ def _judged(context: Context) -> Float[Tensor, " prompt"]:
     departures=(
         "half the sum of both squares, as in the official code; TRL's sppo_hard has no 1/2",
         "the official sppo_single, whose second probability is 1 - q, is the row sppo_single",
-        "SPPO is also step-wise (step-by-step) preference optimisation of denoisers (arXiv 2406.04314), "
-        "another method",
+        "SPPO is self-play preference optimisation here; a step-wise method uses the same letters",
     ),
     official_code="uclaml/SPPO 5e61c4e",
     status="parity",

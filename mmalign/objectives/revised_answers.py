@@ -81,6 +81,7 @@ def _check_opa(where: str, beta: float, image: float, anchors: float, anchor: fl
         "token t of the other, padding included; that is opa_dpo_released)",
         "both anchors keep their answer likely, as in the paper's figure (released: the one on the revised "
         "answer pushes it down)",
+        "a label probability speaks of the response pair only: comparisons with other conditions are certain",
     ),
     allows=CONDITIONS,
 )
@@ -164,6 +165,7 @@ def opa_dpo(
         "mask and with zeros at padding it is the released mean over all positions",
         "kept for comparison: the anchor on the revised answer pushes it down, opposite to the paper's "
         "figure; opa_dpo has the figure's",
+        "a label probability speaks of the response pair only: comparisons with other conditions are certain",
     ),
     allows=CONDITIONS,
 )

@@ -73,7 +73,7 @@ def power(a: float) -> Shape:
         lambda u: -_bounded_expm1(-a * u) / a,
         "1 - exp(-u)" if a == 1.0 else f"(1 - exp({-a:g} u)) / {a:g}",
         only_differences=True,
-        tokens_only_bare="needs a probability of a finite vocabulary: an error or a density is none",
+        tokens_only_bare="a power of a probability of a finite vocabulary: an error or a density is none",
     )
 
 

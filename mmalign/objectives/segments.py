@@ -58,6 +58,9 @@ def dense_dpo(*, beta: float, weight: float, normaliser: Literal["sum", "weight"
 
     Fractions in `changed` weigh in between.
 
+    Scores without an inner axis are taken as summed with their weights already: only beta is applied then,
+    and `changed` is not read.
+
     Args:
         beta: > 0, per unit of s (0.5 released).
         weight: >= 0, of changed positions (5 in the paper); 1 is DPO.
@@ -118,6 +121,8 @@ def rrpo(*, beta: float, alpha: float) -> Objective:
 
     `extras["phrase"]` is 1 at positions of differing phrases; `Scores.kl` holds the divergence of every
     position, with gradient; `Scores.mask` covers the whole response.
+
+    Scores without an inner axis are taken as sums over the phrases already.
 
     Args:
         beta: > 0, per unit of the summed log-ratio (0.1 to 0.9 released).

@@ -180,6 +180,8 @@ def sparsepo(*, beta: float, reward_norm: float = 0.0, kl_norm: float = 0.0) -> 
     `extras["reward_mask"]` and `extras["kl_mask"]` are >= 0 and carry gradient to whatever makes them;
     `Scores.kl` holds KL(reference || policy) of every position.
 
+    Scores without an inner axis are taken as sums with the reward mask in them already.
+
     Args:
         beta: > 0, per unit of the weighted log-ratio (0.1 released).
         reward_norm: >= 0, pull of reward_mask towards 0 (0 to 0.001 released).
@@ -224,6 +226,8 @@ def mapo_masked(*, beta: float) -> Objective:
     z = beta * (s of chosen - s of rejected)
 
     `extras["token_mask"]` gets no gradient; `Scores.kl` holds KL(reference || policy) of every position.
+
+    Scores without an inner axis are taken as sums with the mask in them already.
 
     Args:
         beta: > 0, per unit of the weighted log-ratio (0.1 released).

@@ -92,6 +92,9 @@ def sampo(*, beta: float, draws: Literal["shared", "independent"] = "shared") ->
     `extras["kept_positions"]` says which positions are kept: draw them with `shared_subset`, outside the
     loss.
 
+    Scores without an inner axis are taken as summed with their weights already: the sums over the kept
+    positions, and which positions those are is not read.
+
     Args:
         beta: > 0, per unit of the summed log-ratio (0.1 released).
         draws: "shared": policy and reference look at the same positions. "independent": the reference looks
@@ -125,7 +128,10 @@ _LD_DPO = "Length Desensitization in Direct Preference Optimization"
     parity=("text_ld_dpo",),
     official_code="trl 1.16.0",
     status="parity",
-    published={"alpha": (1.0, "code", "off in TRL and LLaMA-Factory unless set")},
+    published={
+        "beta": (0.1, "code", "TRL's default"),
+        "alpha": (1.0, "code", "off in TRL and LLaMA-Factory unless set"),
+    },
     departures=(
         "the tail of policy and reference is weighed, as in TRL since 2026; LLaMA-Factory, ms-swift and "
         "earlier TRL weigh the policy's only (ld_dpo_policy_only)",
@@ -159,7 +165,7 @@ def ld_dpo(*, beta: float, alpha: float) -> Objective:
     parity=("text_ld_dpo_policy_only",),
     official_code="hiyouga/LLaMA-Factory ff6d4d1",
     status="parity",
-    published={"alpha": (1.0, "code", "off unless set")},
+    published={"beta": (0.1, "code", "LLaMA-Factory's pref_beta"), "alpha": (1.0, "code", "off unless set")},
     departures=("kept for comparison: ld_dpo weighs both models, so that its logit starts at 0",),
 )
 def ld_dpo_policy_only(*, beta: float, alpha: float) -> Objective:
@@ -289,6 +295,8 @@ def tgdpo(*, beta: float, alpha: float) -> Objective:
     weight of a position = 1 + alpha * reward_t in the chosen response, 1 - alpha * reward_t in the rejected
 
     `extras["reward_model_score"]` holds the log-probabilities under the model that serves as reward.
+
+    Scores without an inner axis are taken as summed with their weights already: token rewards are not read.
 
     Args:
         beta: > 0, per unit of the weighted log-ratio, and of the token reward.

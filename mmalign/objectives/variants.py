@@ -40,6 +40,7 @@ __all__ = [
     official_code="CapitalOne-Research/RainbowPO 6dccae3",
     status="parity",
     symbolic="W & RL vs L & RW",
+    departures=("atan(z) + pi / 2 is computed as atan2(1, -z), which keeps its digits for very negative z",),
 )
 def dpo_cauchy(*, beta: float) -> Objective:
     """DPO with a Cauchy link: loss = -log(atan(z) / pi + 1/2).
@@ -238,11 +239,17 @@ def length_dpo(*, beta: float, alpha: float) -> Objective:
     status="parity",
     allows={"logit": "a part of the reference and a margin"},
     published={"mixing": (0.25, "code"), "margin": (0.1, "code"), "beta": (10.0, "code")},
+    departures=(
+        "the margin is in units of the mean score and times (1 - mixing), as released; simpo's gamma is "
+        "in units of z",
+    ),
 )
 def rainbow_mixed_reference(*, beta: float, mixing: float, margin: float) -> Objective:
     """Between DPO and SimPO: a part of the reference, and a margin for the rest, on token means.
 
     z = beta * (gap of p - mixing * gap of r - (1 - mixing) * margin)
+
+    Scores without an inner axis must already be means.
 
     Args:
         beta: > 0, per unit of mean score.
@@ -304,7 +311,7 @@ _AOT = "Distributional Preference Alignment of LLMs via Optimal Transport"
 
 @objective(
     "aot",
-    fixes="strength",
+    fixes="baseline",
     title=_AOT,
     paper="2406.05882",
     year=2024,
@@ -314,6 +321,11 @@ _AOT = "Distributional Preference Alignment of LLMs via Optimal Transport"
     status="parity",
     allows={"sharding": "sorting stays within the micro-batch of a rank, as in TRL"},
     published={"beta": (0.1, "code")},
+    departures=(
+        "sorting is local to the micro-batch of one device, as in TRL: another micro-batch is another "
+        "loss, and a batch of one pair is DPO",
+        "after sorting a comparison belongs to no one pair: weights per pair lose their meaning",
+    ),
 )
 def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
     """The policy's gaps, sorted, against the reference's gaps, sorted.
@@ -349,6 +361,11 @@ def aot(*, beta: float, label_smoothing: float = 0.0) -> Objective:
         "sharding": "sorting stays within the micro-batch of a rank, as in TRL",
     },
     published={"beta": (0.1, "code")},
+    departures=(
+        "sorting is local to the micro-batch of one device, as in TRL: another micro-batch is another "
+        "loss, and a batch of one pair is DPO",
+        "after sorting a comparison belongs to no one pair: weights per pair lose their meaning",
+    ),
 )
 def aot_unpaired(*, beta: float, label_smoothing: float = 0.0) -> Objective:
     """Log-ratios of chosen answers, sorted, against those of rejected answers, sorted.

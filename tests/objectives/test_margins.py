@@ -571,3 +571,31 @@ def test_one_gap_moves_the_statistic_once_whatever_the_label():
     labels = Labels(probability=torch.tensor([0.75], dtype=torch.float64))
     objectives.Objective("t", (term,))(pairs([[2.0, 0.0]]), labels, state)
     assert state.values["gap.mean"].item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("offset", ["difference", "ratio"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_missing_reward_shows_in_the_loss_of_odpo(offset, side):
+    reward = torch.tensor([[3.0, 1.0], [2.0, 1.0]])
+    reward[0, side] = math.nan
+    scores = Scores(torch.zeros(2, 2), torch.zeros(2, 2), reward=reward)
+    loss = objectives.odpo(beta=0.1, alpha=1.0, offset=offset)(scores, Labels.pairs(2)).loss
+    assert loss.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("rewards", [[1e30, 1e30], [1e30, 0.0], [-1e30, -1e30], [0.0, 1e30]])
+def test_gaps_of_powers_of_absurd_rewards_stay_finite(rewards):
+    scores = Scores(torch.zeros(1, 2), torch.zeros(1, 2), reward=torch.tensor([rewards]))
+    assert objectives.gapo_gap_aware(beta=1.0)(scores, Labels.pairs(1)).loss.isfinite().all()
+
+
+def test_aql_with_a_still_quantile_does_not_couple_rows():
+    settings = {"beta": 0.05, "temperature": 0.2}
+    assert not objectives.discovered_aql(**settings, rate=0.0).couples_rows
+    assert objectives.discovered_aql(**settings, rate=0.01).couples_rows
+
+
+def test_printed_weights_and_shapes_read_as_what_is_computed():
+    assert "min(1, on-policy weight)" in objectives.wpo(beta=0.01).formula
+    assert "s = 1 - exp(-u)" in objectives.fdpo_forward_kl(beta=0.1).formula
+    assert "kl[1] - sg(kl[0])" in objectives.chip(beta=0.1, token_coefficient=0.1).formula

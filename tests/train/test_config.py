@@ -272,7 +272,7 @@ def test_the_reference_that_fits_is_chosen(config_file, overrides: list[str], ki
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
-        ("orpo", "odds need a probability: an error has none"),
+        ("orpo", "odds need a probability of a finite vocabulary"),
         ("odpo", "needs reward of every candidate, which these runs do not supply"),
     ],
 )
