@@ -231,7 +231,7 @@ def flow_dpo(*, beta: float, schedule: Decay) -> Objective:
 
 @objective(
     "flow_rwr",
-    fixes="baseline",
+    fixes="strength",
     title="Improving Video Generation with Human Feedback",
     paper="2501.13918",
     year=2025,
@@ -243,6 +243,7 @@ def flow_dpo(*, beta: float, schedule: Decay) -> Objective:
         "weights are bounded at e^20 and not divided by their sum",
     ),
     allows={"gradient signs": "it compares nothing: every candidate's error falls, that of good ones faster"},
+    published={"temperature": (1.0, "paper", "the weight is e^reward")},
 )
 def flow_rwr(*, temperature: float) -> Objective:
     """Supervised fine-tuning on every candidate, weighted by its exponentiated reward.
@@ -270,7 +271,8 @@ def flow_rwr(*, temperature: float) -> Objective:
         kept = torch.where(real, weight * error, 0.0)
         return kept.sum(1) / real.sum(1).clamp(min=1)
 
-    text = f"mean over candidates of exp(reward / {temperature:g}) * (-2 * policy)"
+    scaled = "reward" if temperature == 1.0 else f"reward / {temperature:g}"
+    text = f"mean over candidates of exp({scaled}) * (-2 * policy)"
     return Objective("flow_rwr", (), (Extra("weighted_error", weighted, text, needs=frozenset({"reward"})),))
 
 

@@ -114,6 +114,7 @@ def modpo(*, beta: float, weight: float, other_weights: Sequence[float] | None =
     status="parity",
     published={"beta": (0.1, "code"), "weight": (0.5, "code")},
     allows={"logit": "the rewards of the other objectives are a margin"},
+    departures=("the hinge ends at z = 1 after the margin of the other objectives is taken off",),
 )
 def modpo_hinge(*, beta: float, weight: float, other_weights: Sequence[float] | None = None) -> Objective:
     """MODPO with a hinge: loss = max(0, 1 - z), z as in `modpo`.

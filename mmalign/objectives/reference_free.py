@@ -165,6 +165,8 @@ def mapo(*, beta: float, kappa: float = 0.5, scale: float = 1000.0) -> Objective
         "sigmoid, cast to bfloat16)",
         "normaliser of the supervised term is explicit: prompt and answer in TRL and the official "
         "code, the answer's mean per pair in LLaMA-Factory",
+        "with whole_mean the supervised term is given for the chosen answer: it does not turn with an "
+        "uncertain label",
     ),
 )
 def orpo(*, beta: float, normaliser: Normaliser = "sequence_mean") -> Objective:
@@ -290,6 +292,8 @@ def diffusion_orpo_official(*, beta: float) -> Objective:
         "the normaliser is explicit: all tokens of the micro-batch in TRL, CPO, TPO and ms-swift; per "
         "pair in LLaMA-Factory and SamPO; sums in HALOs, RainbowPO and PRO; the prompt included in "
         "ORPO",
+        "with whole_mean the supervised term is given for the chosen answer: it does not turn with an "
+        "uncertain label",
     ),
 )
 def sft(*, normaliser: Normaliser = "sequence_mean") -> Objective:
