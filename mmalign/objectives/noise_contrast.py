@@ -34,7 +34,7 @@ _NCA_LIFT = (
     parity=("text_infonca_listwise",),
     official_code=_NCA_CODE,
     status="parity",
-    published={"beta": (0.01, "code")},
+    published={"temperature": (0.0001, "code", "almost the best answer alone"), "beta": (0.01, "code")},
     departures=(_NCA_LIFT, "temperature is the code's temperature_alpha, 1 / alpha of the paper"),
 )
 def infonca(*, beta: float, temperature: float) -> Objective:
@@ -66,7 +66,7 @@ def infonca(*, beta: float, temperature: float) -> Objective:
     parity=("text_nca_listwise",),
     official_code=_NCA_CODE,
     status="parity",
-    published={"beta": (0.01, "code")},
+    published={"temperature": (0.0001, "code", "almost the best answer alone"), "beta": (0.01, "code")},
     departures=(_NCA_LIFT, "temperature is the code's temperature_alpha, 1 / alpha of the paper"),
 )
 def nca(*, beta: float, temperature: float) -> Objective:

@@ -107,7 +107,7 @@ def odpo(*, beta: float, alpha: float, offset: Literal["difference", "ratio"] = 
     parity=("text_dpo_shift",),
     official_code="Meaquadddd/DPO-Shift 52eebac",
     status="parity",
-    published={"shift": (0.75, "code", "0.55 to 0.95, also as a linear schedule")},
+    published={"beta": (0.01, "code"), "shift": (0.75, "code", "0.55 to 0.95, also as a linear schedule")},
     departures=(
         "the official linear schedules of shift are a builder called anew with shift_at(step, ...): an "
         "objective does not know the step",
