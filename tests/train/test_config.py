@@ -133,7 +133,7 @@ def test_an_override_of_a_section_that_is_no_mapping_is_refused(config_file) -> 
 
 
 def test_an_unknown_method_names_near_ones(config_file) -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown method 'diffusion_dop'.*Did you mean .*diffusion_dpo"):
+    with pytest.raises(UnknownNameError, match=r"unknown method 'diffusion_dop'.*mean .*diffusion_dpo"):
         load_run(config_file(), ["method=diffusion_dop"])
 
 
