@@ -99,6 +99,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
         _POSITION,
         "cosine of a step's embedding to that of the same step of the best answer, plus 1; inner = steps",
     ),
+    "supervised": (_CANDIDATE, "1 at the answer that the supervised term learns, 0 elsewhere"),
     "task_weight": (_PROMPT, "weight of the row's task"),
     "temperature_factor": (_PROMPT, "1 - exp(-rate * reward gap), or another factor of the temperature"),
     "token_mask": (_POSITION, "weight of each token, without gradient"),
@@ -146,6 +147,13 @@ _RELEVANCE = frozenset(
 )
 
 
+def _sometimes(row: Method) -> list[str]:
+    """Extra inputs that the builder's docstring names and its sample arguments do not need."""
+    text = inspect.getdoc(objectives.registered(row.name).builder) or ""
+    named = set(re.findall(r"extras\[[\"'](\w+)[\"']\]", text))
+    return sorted((named & set(EXTRAS)) - row.needs)
+
+
 def needs_relevance(row: Method) -> bool:
     """Whether the objective refuses lists without `Labels.relevance`."""
     return row.name in _RELEVANCE
@@ -181,7 +189,8 @@ def inputs(method: Method) -> list[tuple[str, str, str]]:
     row = objectives.row(method.objective)
     built = objectives.registered(row.name).builder(**objectives.registered(row.name).sample)
     hows = sorted({term.score.reduction.how for term in built.terms})
-    reduced = f"; without inner axis hand in the {' or '.join(hows)}" if hows else ""
+    asked = ", or what `reduction` says" if "reduction" in objectives.signature(row.name).parameters else ""
+    reduced = f"; without inner axis hand in the {' or '.join(hows)}{asked}" if hows else ""
     lines = [
         (
             "Scores.policy",
@@ -194,10 +203,16 @@ def inputs(method: Method) -> list[tuple[str, str, str]]:
     lines += [
         (f'Scores.extras["{name}"]', *EXTRAS.get(name, ("", ""))) for name in sorted(row.needs - set(_FIELDS))
     ]
+    lines += [
+        (f'Scores.extras["{name}"]', EXTRAS[name][0], f"for some arguments: {EXTRAS[name][1]}")
+        for name in _sometimes(row)
+    ]
     lines.append(_labels(row))
     width = max((term.width for term in built.terms), default=0)
     if width > 2:
         lines.append(("candidates", str(width), legend(row)))
+    if method.function:
+        lines.append((f"{method.function.rpartition('.')[2]}(...)", "", _arguments(method.function)))
     return lines
 
 

@@ -1,5 +1,7 @@
 """Tables: what `mmalign methods` and `mmalign families` print."""
 
+import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +210,14 @@ def test_every_row_lists_what_it_is_handed_with_the_shape_it_has(name: str) -> N
 def test_inputs_of_arguments_beside_the_sample_are_explained_too() -> None:
     given = {extra for name in objectives.names() for extra in objectives.row(name).needs}
     assert given - {"reference", "length", "kl", "reward"} <= set(EXTRAS)
+    orpo = {what: meaning for what, _, meaning in inputs(objectives.row("orpo"))}
+    assert orpo['Scores.extras["whole_length"]'].startswith("for some arguments: tokens of prompt")
+    documented = {
+        name
+        for row in objectives.names()
+        for name in re.findall(r'extras\["(\w+)"\]', inspect.getdoc(objectives.registered(row).builder) or "")
+    }
+    assert documented <= set(EXTRAS)
 
 
 def test_the_page_puts_functions_under_what_they_fix_and_names_grades() -> None:
