@@ -359,7 +359,8 @@ def test_wrong_hyperparameters_are_explained(build, message, untyped):
 
 def test_unknown_objective_lists_near_and_known_ones():
     with pytest.raises(
-        UnknownNameError, match=r"unknown objective 'dop'\. Did you mean .*dpo.* or .*\? `mmalign methods` lists all\.$"
+        UnknownNameError,
+        match=r"unknown objective 'dop'\. Did you mean .*dpo.* or .*\? `mmalign methods` lists all\.$",
     ):
         objectives.build("dop")
 
