@@ -79,7 +79,7 @@ FIXES: Mapping[Fixes, str] = MappingProxyType(
     }
 )
 
-OnErrors = Literal["direct", "pointwise", "reference_free", "axis", "exponential", "outside"]
+OnErrors = Literal["direct", "pointwise", "reference_free", "axis", "exponential", "supervised", "outside"]
 """How a loss takes to denoising errors instead of log-likelihoods."""
 
 ON_ERRORS: Mapping[OnErrors, str] = MappingProxyType(
@@ -93,6 +93,7 @@ ON_ERRORS: Mapping[OnErrors, str] = MappingProxyType(
         "axis": "there are no tokens: the inner axis is timesteps, frames or segments, and lengths are equal",
         "exponential": "exponentials amplify the noise of a one-timestep error: fold beta into the score "
         "first",
+        "supervised": "the error itself is what falls: nothing to share within a pair, nothing to rescale",
         "outside": "nothing in the loss: the rule works outside it",
     }
 )

@@ -190,33 +190,46 @@ def ranking(context: Context) -> Int[Tensor, "prompt candidate"]:
 
 def against_rest(
     scaled: Tensor,
-    real: Bool[Tensor, "prompt candidate"],
+    valid: Bool[Tensor, "prompt candidate"] | None = None,
     rest: Literal["logmeanexp", "mean"] = "logmeanexp",
     own: float | None = None,
 ) -> Float[Tensor, "prompt candidate"]:
     """Each entry minus the (log-mean-exp or) mean of the other real ones; 0 where there are no others."""
     count = scaled.shape[1]
     if count == 2 and own is None:
-        return torch.where(real.all(1, keepdim=True), scaled - scaled.flip(1), 0.0)
-    itself = torch.eye(count, dtype=torch.bool, device=scaled.device)
-    others = real.unsqueeze(1) & ~itself
-    present = others.any(2)
-    number = others.sum(2).clamp(min=1).to(scaled.dtype)
-    spread = scaled.unsqueeze(1).expand(-1, count, -1)
+        difference = scaled - scaled.flip(1)
+        return difference if valid is None else torch.where(valid.all(1, keepdim=True), difference, 0.0)
+    real = torch.ones_like(scaled, dtype=torch.bool) if valid is None else valid
+    others = real.sum(1, keepdim=True) - 1
+    number = others.clamp(min=1).to(scaled.dtype)
     if rest == "mean":
-        mean = torch.where(others, spread, 0.0).sum(2) / number
+        kept = torch.where(real, scaled, 0.0)
+        mean = (kept.sum(1, keepdim=True) - kept) / number
     else:
-        spread = torch.where(others, spread, torch.finfo(scaled.dtype).min)
+        itself = torch.eye(count, dtype=torch.bool, device=scaled.device)
+        seen = ~itself if valid is None else valid.unsqueeze(1) & ~itself
+        spread = torch.where(seen, scaled.unsqueeze(1), torch.finfo(scaled.dtype).min)
         if own is not None:
             spread = torch.where(itself, scaled.unsqueeze(2) - own, spread)
-        mean = torch.where(present.unsqueeze(2), spread, 0.0).logsumexp(2) - number.log()
-    return torch.where(present & real, scaled - mean, 0.0)
+        if valid is not None:  # a row of nothing but the lowest number has no gradient
+            spread = torch.where((others > 0).unsqueeze(2), spread, 0.0)
+        mean = spread.logsumexp(2) - number.log()
+    return scaled - mean if valid is None else torch.where((others > 0) & valid, scaled - mean, 0.0)
 
 
 def list_logit(scaled: Tensor, context: Context) -> Float[Tensor, " prompt"]:
     """Z of the best candidate against the others; for two candidates beta * (s of chosen - s of rejected)."""
-    contrast = against_rest(scaled.detach(), context.real())
-    return contrast.gather(1, best_candidate(context).unsqueeze(1)).squeeze(1)
+    values, valid = scaled.detach(), context.valid
+    if context.labels.relevance is None and values.shape[1] == 2:
+        difference = values[:, 0] - values[:, 1]
+        return difference if valid is None else torch.where(valid.all(1), difference, 0.0)
+    best = best_candidate(context).unsqueeze(1)
+    others = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+    others = others.scatter(1, best, False)
+    number = others.sum(1).to(values.dtype)
+    rest = torch.where(others, values, torch.finfo(values.dtype).min).logsumexp(1)
+    logit = values.gather(1, best).squeeze(1) - (rest - number.clamp(min=1).log())
+    return logit if valid is None else torch.where(number > 0, logit, 0.0)
 
 
 def minus(left: str, right: str) -> str:

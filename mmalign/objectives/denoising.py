@@ -238,6 +238,7 @@ def flow_dpo(*, beta: float, schedule: Decay) -> Objective:
     sample={"temperature": 1.0},
     data="lists",
     status="formula",
+    on_errors="supervised",
     departures=(
         "rewards are normalised by whoever passes them; temperature 1 is the paper's weight",
         "weights are bounded at e^20 and not divided by their sum",

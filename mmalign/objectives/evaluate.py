@@ -5,7 +5,7 @@ and weights, detached; 6 structure and link; 7 weight and coefficient; 8 extra t
 values. Everything is float32, or float64 if the policy's scores are. Nothing is reduced over prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -279,9 +279,10 @@ def _metrics(first: _Evaluated, rows: Tensor) -> tuple[dict[str, Tensor], dict[s
         accuracy = _half_ties(logit)
     else:
         split = {}
+        best_and_rest = _roles(context)
         for field, value in (("log_ratio", log_ratio), ("score", score), ("reward", reward)):
-            split[f"{field}_chosen"], split[f"{field}_rejected"] = _best_and_rest(value, context)
-        best, rest = _best_and_rest(first.score, context)
+            split[f"{field}_chosen"], split[f"{field}_rejected"] = best_and_rest(value)
+        best, rest = best_and_rest(first.score)
         margin = best - rest
         accuracy = _accuracy(log_ratio, labels, context)
     numbers = {
@@ -292,7 +293,9 @@ def _metrics(first: _Evaluated, rows: Tensor) -> tuple[dict[str, Tensor], dict[s
         "saturated": (logit.abs() > _SATURATED).to(logit.dtype),
         **split,
     }
-    kept = {name: torch.where(rows, value, 0.0) for name, value in numbers.items()}
+    kept = dict(
+        zip(numbers, torch.where(rows, torch.stack(list(numbers.values())), 0.0).unbind(), strict=True)
+    )
     return kept, {name: where & rows for name, where in applies.items()}
 
 
@@ -301,14 +304,14 @@ def _half_ties(value: Tensor) -> Tensor:
     return 0.5 * (1.0 + value.sign())
 
 
-def _best_and_rest(values: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """The value of the best candidate and the mean over the other real ones."""
-    if values.shape[1] == 2 and context.labels.relevance is None:
-        return values[:, CHOSEN], values[:, REJECTED]
+def _roles(context: Context) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Takes values per candidate to that of the best one and the mean over the other real ones."""
+    if context.policy.shape[1] == 2 and context.labels.relevance is None:
+        return lambda values: (values[:, CHOSEN], values[:, REJECTED])
     best = best_candidate(context).unsqueeze(1)
-    real = context.real().to(values.dtype).scatter(1, best, 0.0)
-    rest = (values * real).sum(1) / real.sum(1).clamp(min=1.0)
-    return values.gather(1, best).squeeze(1), rest
+    others = context.real().to(context.policy.dtype).scatter(1, best, 0.0)
+    share = others / others.sum(1, keepdim=True).clamp(min=1.0)
+    return lambda values: (values.gather(1, best).squeeze(1), (values * share).sum(1))
 
 
 def _accuracy(score: Tensor, labels: Labels, context: Context) -> Tensor:
@@ -320,9 +323,9 @@ def _accuracy(score: Tensor, labels: Labels, context: Context) -> Tensor:
             agree = q * agree + (1.0 - q) * (1.0 - agree)
         others = context.real()[:, 1:].to(score.dtype)
         return (agree * others).sum(1) / others.sum(1).clamp(min=1.0)
-    real = context.real()
-    both = real.unsqueeze(2) & real.unsqueeze(1)
-    better = (labels.relevance.unsqueeze(2) > labels.relevance.unsqueeze(1)) & both
+    better = labels.relevance.unsqueeze(2) > labels.relevance.unsqueeze(1)
+    if context.valid is not None:
+        better = better & context.valid.unsqueeze(2) & context.valid.unsqueeze(1)
     agree = torch.where(better, _half_ties(score.unsqueeze(2) - score.unsqueeze(1)), 0.0).sum((1, 2))
     count = better.sum((1, 2)).to(score.dtype)
     return torch.where(count > 0, agree / count.clamp(min=1.0), 0.5)

@@ -1,8 +1,8 @@
 """Part I: what the data say, turned into coefficients, distributions or targets; one type per structure.
 
-A pair's own probability (`Labels.probability`) needs no choice here: the interpreter averages the loss over
-both orders of the pair with that probability, whatever the method. What stands here is what a method adds to
-it.
+A pair's own probability (`Labels.probability`) needs no choice here: where a structure has `swaps`, the
+interpreter averages the loss over both orders of the pair with that probability. The others (target
+distributions, sorted margins) take the probability in themselves. What stands here is what a method adds.
 """
 
 from collections.abc import Callable

@@ -39,12 +39,14 @@ __all__ = [
 
 def _better(context: Context) -> Bool[Tensor, "prompt first second"]:
     """Whether the first candidate is preferred to the second: by relevance, or by position (best first)."""
-    relevance, real = context.labels.relevance, context.real()
+    relevance, valid = context.labels.relevance, context.valid
     if relevance is None:
-        count = real.shape[1]
-        ordered = torch.ones(count, count, dtype=torch.bool, device=real.device).triu(1)
-        return ordered & real.unsqueeze(2) & real.unsqueeze(1)
-    return (relevance.unsqueeze(2) > relevance.unsqueeze(1)) & real.unsqueeze(2) & real.unsqueeze(1)
+        count = context.policy.shape[1]
+        better = torch.ones(count, count, dtype=torch.bool, device=context.policy.device).triu(1)
+        better = better.expand(context.policy.shape[0], -1, -1)
+    else:
+        better = relevance.unsqueeze(2) > relevance.unsqueeze(1)
+    return better if valid is None else better & valid.unsqueeze(2) & valid.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -239,15 +241,19 @@ class BestVsRest:
         """One comparison per item."""
         require_several(inputs.score, "best_vs_rest")
         context, scaled = inputs.context, inputs.scaled
-        real = context.real()
-        z = against_rest(scaled, real, self.rest, self.own) - per_candidate(inputs.margin)
+        z = against_rest(scaled, context.valid, self.rest, self.own) - per_candidate(inputs.margin)
         agree, disagree = (per_candidate(c) for c in pair_coefficients(inputs.labels, context))
-        loss, slope = both_ways(z, inputs.link, agree, disagree)
+        real = context.real()
+        weight: float | Tensor
         if self.weight is None:
-            weight: float | Tensor = F.one_hot(best_candidate(context), scaled.shape[1]).to(scaled.dtype)
+            best = best_candidate(context).unsqueeze(1)
+            z, real = z.gather(1, best), real.gather(1, best)
+            weight = 1.0
         else:
             weight = per_candidate(resolve(self.weight, context))
-        share = 1.0 if self.aggregate == "sum" else 1.0 / real.sum(1).clamp(min=1).to(scaled.dtype)
+        loss, slope = both_ways(z, inputs.link, agree, disagree)
+        counts = context.real().sum(1).clamp(min=1).to(scaled.dtype)
+        share = 1.0 if self.aggregate == "sum" else 1.0 / counts
         loss = share * torch.where(real, weight * loss, 0.0).sum(1)
         slope = share * torch.where(real, weight * slope, 0.0).abs().sum(1)
         return Compared(loss, list_logit(scaled, context), slope)

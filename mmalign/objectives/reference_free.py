@@ -287,6 +287,7 @@ def diffusion_orpo_official(*, beta: float) -> Objective:
     parity=("text_sft_chosen",),
     official_code="trl 1.16.0",
     status="parity",
+    on_errors="supervised",
     symbolic="W vs ~W",
     departures=(
         "the normaliser is explicit: all tokens of the micro-batch in TRL, CPO, TPO and ms-swift; per "

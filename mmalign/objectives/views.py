@@ -43,7 +43,11 @@ class View:
             return self
         count = self.scores.num_candidates
 
+        spaced = _evenly_spaced(candidates)
+
         def pick(value: Tensor) -> Tensor:
+            if spaced is not None:  # a view: no copy, and one node for autograd
+                return value[:, spaced]
             return torch.stack([value[:, number] for number in candidates], dim=1)
 
         labels = _labels(self.labels, pick)
@@ -107,6 +111,14 @@ class View:
             relevance=_maybe(self.labels.relevance, fold),
         )
         return View(folded, labels, valid), counts
+
+
+def _evenly_spaced(candidates: tuple[int, ...]) -> slice | None:
+    """The candidates as a slice, if they ascend by one step."""
+    first, last = candidates[0], candidates[-1]
+    step = candidates[1] - first if len(candidates) > 1 else 1
+    even = step > 0 and candidates == tuple(range(first, last + 1, step))
+    return slice(first, last + 1, step) if even else None
 
 
 def _maybe(value: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
