@@ -16,7 +16,7 @@ from mmalign.objectives.extras import Extra
 from mmalign.objectives.labels import PointLabels
 from mmalign.objectives.objective import Objective, objective
 from mmalign.objectives.reductions import Reduction
-from mmalign.objectives.structures import AllPairs, Plackett, Point, ranking
+from mmalign.objectives.structures import AllPairs, Plackett, Point, ranked_ahead
 from mmalign.objectives.terms import Score, Term
 
 __all__ = ["knowpat_align", "more_ranking", "pro", "reward_ranking"]
@@ -87,9 +87,8 @@ def pro(*, sft_weight: float, supervised: Literal["best", "given"] = "best") -> 
 
 def _after(context: Context) -> Bool[Tensor, "prompt first second"]:
     """Whether the second real candidate is ranked after the first."""
-    place, real = ranking(context).argsort(dim=1), context.real()
-    later = place.unsqueeze(2) < place.unsqueeze(1)
-    return later & real.unsqueeze(2) & real.unsqueeze(1)
+    later, valid = ranked_ahead(context), context.valid
+    return later if valid is None else later & valid.unsqueeze(2) & valid.unsqueeze(1)
 
 
 def _relative_score(context: Context) -> Float[Tensor, "prompt candidate"]:

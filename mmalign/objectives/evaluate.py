@@ -27,7 +27,7 @@ from mmalign.objectives.base import (
 )
 from mmalign.objectives.extras import Extra
 from mmalign.objectives.reductions import Reduction
-from mmalign.objectives.structures import Compared, Inputs, best_candidate
+from mmalign.objectives.structures import Compared, Inputs, best_candidate, by_columns
 from mmalign.objectives.terms import Score, Term
 from mmalign.objectives.views import View
 
@@ -323,7 +323,8 @@ def _accuracy(score: Tensor, labels: Labels, context: Context) -> Tensor:
             agree = q * agree + (1.0 - q) * (1.0 - agree)
         others = context.real()[:, 1:].to(score.dtype)
         return (agree * others).sum(1) / others.sum(1).clamp(min=1.0)
-    better = labels.relevance.unsqueeze(2) > labels.relevance.unsqueeze(1)
+    grade, score = by_columns(labels.relevance), by_columns(score)
+    better = grade.unsqueeze(2) > grade.unsqueeze(1)
     if context.valid is not None:
         better = better & context.valid.unsqueeze(2) & context.valid.unsqueeze(1)
     agree = torch.where(better, _half_ties(score.unsqueeze(2) - score.unsqueeze(1)), 0.0).sum((1, 2))

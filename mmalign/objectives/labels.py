@@ -139,6 +139,8 @@ class PointLabels:
 
         def pick(number: int) -> Tensor:
             liked = _like(per_candidate(resolve(self.chosen[number], context)), like)
+            if self.rejected[number] is self.chosen[number] and isinstance(self.chosen[number], Computed):
+                return liked  # one coefficient for both roles: computed once
             other = _like(per_candidate(resolve(self.rejected[number], context)), like)
             return torch.where(desirable, liked, other)
 

@@ -19,6 +19,7 @@ from mmalign.objectives.comparisons import (
     against_rest,
     best_candidate,
     both_ways,
+    by_columns,
     half_size,
     list_logit,
     minus,
@@ -45,7 +46,8 @@ def _better(context: Context) -> Bool[Tensor, "prompt first second"]:
         better = torch.ones(count, count, dtype=torch.bool, device=context.policy.device).triu(1)
         better = better.expand(context.policy.shape[0], -1, -1)
     else:
-        better = relevance.unsqueeze(2) > relevance.unsqueeze(1)
+        grade = by_columns(relevance)
+        better = grade.unsqueeze(2) > grade.unsqueeze(1)
     return better if valid is None else better & valid.unsqueeze(2) & valid.unsqueeze(1)
 
 
@@ -75,7 +77,8 @@ class AllPairs:
         require_several(inputs.score, "all_pairs")
         context, scaled = inputs.context, inputs.scaled
         better = _better(context)
-        z = scaled.unsqueeze(2) - scaled.unsqueeze(1)
+        stored = by_columns(scaled)
+        z = stored.unsqueeze(2) - stored.unsqueeze(1)
         margin = inputs.margin
         if isinstance(margin, Tensor) and margin.ndim == 1:
             margin = margin.reshape(-1, 1, 1)
@@ -177,29 +180,37 @@ class Plackett:
         """Sum over stages of logsumexp over the remaining candidates minus the chosen one."""
         require_several(inputs.score, "plackett")
         context, scaled = inputs.context, inputs.scaled
-        real, count = context.real(), scaled.shape[1]
-        order = ranking(context)
+        order, count, valid = ranking(context), scaled.shape[1], context.valid
         ranked = scaled.gather(1, order)
-        present = real.gather(1, order)
-        heat = torch.ones(1, dtype=scaled.dtype, device=scaled.device)
+        # The last has nothing left to be chosen from: one stage less than candidates.
+        remaining = torch.ones(count - 1, count, dtype=torch.bool, device=scaled.device).triu()
+        if valid is None:
+            counts, kept = None, remaining
+        else:
+            kept = remaining & valid.gather(1, order).unsqueeze(1)
+            counts = kept.diagonal(dim1=1, dim2=2) & (kept.sum(2) > 1)
+        heat: float | Tensor = 1.0
+        logits = ranked.unsqueeze(1).expand(-1, count - 1, -1)
         if self.temperature is not None:
             table = torch.as_tensor(resolve(self.temperature, context)).to(scaled)
-            rows = table.gather(1, order.unsqueeze(2).expand(-1, -1, count))
-            heat = rows.gather(2, order.unsqueeze(1).expand(-1, count, -1))
-        logits = ranked.unsqueeze(1).expand(-1, count, -1) * heat
-        remaining = torch.ones(
-            count, count, dtype=torch.bool, device=scaled.device
-        ).triu() & present.unsqueeze(1)
-        counts = present & (remaining.sum(2) > 1)
-        kept = remaining & counts.unsqueeze(2)
+            rows = table.gather(1, order[:, :-1].unsqueeze(2).expand(-1, -1, count))
+            heat = rows.gather(2, order.unsqueeze(1).expand(-1, count - 1, -1))
+            logits = logits * heat
         spread = torch.where(kept, logits, torch.finfo(scaled.dtype).min)
-        spread = torch.where(counts.unsqueeze(2), spread, 0.0)
         own = logits.diagonal(dim1=1, dim2=2)
-        stages = counts.sum(1).clamp(min=1).to(scaled.dtype)
-        share = 1.0 if self.aggregate == "sum" else 1.0 / stages
-        loss = share * torch.where(counts, spread.logsumexp(2) - own, 0.0).sum(1)
-        chosen = torch.eye(count, dtype=scaled.dtype, device=scaled.device)
-        gradient = torch.where(kept, (spread.detach().softmax(2) - chosen) * heat, 0.0).sum(1)
+        if counts is not None:
+            spread = torch.where(counts.unsqueeze(2), spread, 0.0)
+            kept = kept & counts.unsqueeze(2)
+        whole = spread.logsumexp(2)
+        stages = whole - own if counts is None else torch.where(counts, whole - own, 0.0)
+        share: float | Tensor = 1.0
+        if self.aggregate == "mean":
+            number = count - 1 if counts is None else counts.sum(1).clamp(min=1).to(scaled.dtype)
+            share = 1.0 / number
+        loss = share * stages.sum(1)
+        chosen = torch.eye(count - 1, count, dtype=scaled.dtype, device=scaled.device)
+        likely = (spread.detach() - whole.detach().unsqueeze(2)).exp()
+        gradient = torch.where(kept, (likely - chosen) * heat, 0.0).sum(1)
         return Compared(loss, list_logit(scaled, context), share * half_size(gradient))
 
     def formula(self, words: Words) -> tuple[str, str]:

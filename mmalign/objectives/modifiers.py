@@ -18,7 +18,7 @@ from mmalign.objectives.inner_weights import position_decay, tail_weights
 from mmalign.objectives.readings import given, length_of, needs_length, of_pairs, reward_of
 from mmalign.objectives.reductions import reduce_inner
 from mmalign.objectives.running import running_gap, standardised_gap
-from mmalign.objectives.structures import ranking
+from mmalign.objectives.structures import ahead, by_columns, ranked_ahead
 from mmalign.objectives.zero_points import (
     batch_zero_point,
     class_balanced_zero_point,
@@ -274,10 +274,9 @@ def lambda_weights(by: Literal["scores", "labels"] = "scores") -> Computed:
             message = explain("Labels.relevance", got=None, expected="graded relevance of every candidate")
             raise ConfigError(message)
         score = torch.where(real, context.log_ratio.detach(), torch.finfo(context.log_ratio.dtype).min)
-        order = score.argsort(dim=1, descending=True, stable=True) if by == "scores" else ranking(context)
-        rank = order.argsort(dim=1) + 1
-        gain = torch.exp2(relevance.to(score.dtype)) - 1.0
-        inverse = 1.0 / torch.log1p(rank.to(score.dtype))
+        rank = 1 + (ahead(score) if by == "scores" else ranked_ahead(context)).sum(1)
+        gain = by_columns(torch.exp2(relevance.to(score.dtype)) - 1.0)
+        inverse = by_columns(1.0 / torch.log1p(rank.to(score.dtype)))
         return (gain.unsqueeze(2) - gain.unsqueeze(1)).abs() * (
             inverse.unsqueeze(2) - inverse.unsqueeze(1)
         ).abs()
@@ -308,10 +307,9 @@ def reward_gap_temperature() -> Computed:
     """
 
     def compute(context: Context) -> Tensor:
-        reward = reward_of(context, "the stage temperatures")
+        reward = by_columns(reward_of(context, "the stage temperatures"))
         gap = reward.unsqueeze(2) - reward.unsqueeze(1)
-        place = ranking(context).argsort(dim=1)
-        later = (place.unsqueeze(2) < place.unsqueeze(1)) & context.real().unsqueeze(1)
+        later = ranked_ahead(context) & context.real().unsqueeze(1)
         own = torch.where(later, gap, torch.finfo(gap.dtype).min).amax(2)
         own = torch.where(later.any(2), own, 0.0)
         return torch.where(

@@ -17,12 +17,14 @@ from mmalign.objectives.comparisons import (
     Inputs,
     Structure,
     Words,
+    ahead,
     best_candidate,
     both_ways,
+    by_columns,
     half_size,
     list_logit,
     minus,
-    ranking,
+    ranked_ahead,
     require_pair,
     times,
 )
@@ -44,8 +46,10 @@ __all__ = [
     "Structure",
     "Target",
     "Words",
+    "ahead",
     "best_candidate",
-    "ranking",
+    "by_columns",
+    "ranked_ahead",
 ]
 
 
