@@ -25,7 +25,7 @@ class Kind:
 
     Args:
         packages: packages whose module names are the built-in names.
-        attribute: the object each module defines.
+        attribute: the object each module defines; "" for the module itself.
     """
 
     packages: tuple[str, ...]
@@ -34,7 +34,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "families": Kind(packages=("mmalign.diffusion.families",), attribute="FAMILY"),
-    "rewards": Kind(packages=("mmalign.rewards",), attribute="REWARD"),
+    "rewards": Kind(packages=("mmalign.rewards.catalogue",), attribute=""),
     "benchmarks": Kind(packages=("mmalign.evals.benchmarks",), attribute="BENCHMARK"),
 }
 
@@ -57,7 +57,8 @@ def _builtins(kind: str) -> dict[str, str]:
             continue
         for module in pkgutil.iter_modules([str(folder)]):
             if not module.name.startswith("_") and module.name != "base":
-                found[module.name] = f"{package}.{module.name}:{described.attribute}"
+                place = f"{package}.{module.name}"
+                found[module.name] = f"{place}:{described.attribute}" if described.attribute else place
     return found
 
 
@@ -104,6 +105,6 @@ def find(kind: str, name: str) -> Any:
     module_name, _, attribute = location(kind, name).partition(":")
     module = importlib.import_module(module_name)
     value: Any = module
-    for part in attribute.split("."):
+    for part in attribute.split(".") if attribute else ():
         value = getattr(value, part)
     return value

@@ -1,0 +1,99 @@
+"""A function of the user's own as a reward: `module:function` takes samples and returns numbers."""
+
+import hashlib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mmalign.errors import ConfigError, explain
+from mmalign.rewards.base import Scored
+from mmalign.rewards.card import Card
+from mmalign.rewards.sample import Sample
+
+__all__ = ["FunctionReward", "load_function"]
+
+ScoreFunction = Callable[[Sequence[Sample]], Sequence[float]]
+
+
+class FunctionReward:
+    """A function of samples as a reward.
+
+    Args:
+        function: takes samples, returns one number each; NaN or None for a sample it cannot score.
+        name: what it is called in tables.
+        scale: unit and range in words.
+    """
+
+    def __init__(self, function: ScoreFunction, *, name: str, scale: str = "") -> None:
+        self.function = function
+        self._card = Card(name=name, title=f"the function {name}", modality="image", scale=scale)
+
+    @property
+    def card(self) -> Card:
+        """What it is."""
+        return self._card
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Its name and the hash of its source text."""
+        try:
+            source = inspect.getsource(self.function)
+        except (OSError, TypeError):  # built in a shell, or a callable object
+            source = repr(self.function)
+        return {"name": self.card.name, "source": hashlib.sha256(source.encode()).hexdigest()}
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of its name and source."""
+        return hashlib.sha256(str(sorted(self.provenance().items())).encode()).hexdigest()
+
+    def score(self, samples: Sequence[Sample], *, batch_size: int = 16) -> Scored:
+        """Values of the samples.
+
+        Raises:
+            ConfigError: the function returned another number of values.
+        """
+        found: list[float] = []
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
+            returned = list(self.function(batch))
+            if len(returned) != len(batch):
+                got = f"[{len(returned)} values]"
+                raise ConfigError(explain(self.card.name, got=got, expected=f"{len(batch)}, one per sample"))
+            found += [math.nan if value is None else float(value) for value in returned]
+        values = torch.tensor(found, dtype=torch.float64).reshape(-1, 1)
+        message = f"{self.card.name}: the value is not finite"
+        errors = tuple(None if math.isfinite(value) else message for value in found)
+        none = (None,) * len(found)
+        return Scored(values, self.card.outputs, errors, (False,) * len(found), none)
+
+
+def load_function(name: str, *, scale: str = "") -> FunctionReward:
+    """The reward `module:function`.
+
+    Raises:
+        ConfigError: no such module or function, or it is not callable.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        message = explain(
+            f"reward {name}",
+            got=module_name,
+            expected="a module Python can import",
+            do="Run from its folder, or put it on PYTHONPATH.",
+        )
+        raise ConfigError(message) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        public = ", ".join(
+            n for n, value in vars(module).items() if callable(value) and not n.startswith("_")
+        )
+        message = explain(
+            f"reward {name}", got=function_name, expected=f"a function of {module_name} ({public})"
+        )
+        raise ConfigError(message)
+    return FunctionReward(function, name=name, scale=scale)

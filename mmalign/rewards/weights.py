@@ -1,0 +1,139 @@
+"""Where a reward's weights are: a folder of the user's, or the hub's cache; and their hashes."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+
+from mmalign.errors import CheckpointError, ConfigError
+from mmalign.rewards.card import Card, Weights
+
+__all__ = ["FOLDER_VARIABLE", "Missing", "file_sha256", "find_weights", "hashes", "missing", "resolve"]
+
+FOLDER_VARIABLE = "MMALIGN_REWARD_WEIGHTS"
+"""Environment variable: a folder that holds `<repository's last part>/` for every model."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Weights that are not on this machine.
+
+    Args:
+        weights: which.
+        command: what fetches them.
+    """
+
+    weights: Weights
+    command: str
+
+
+def find_weights(weights: Weights, *, folder: str | Path | None = None) -> Path | None:
+    """The local folder that holds all files of `weights`, or None; nothing is downloaded.
+
+    Looked for in `folder` (the folder itself, or its sub-folder of the repository's name), in the folder that
+    MMALIGN_REWARD_WEIGHTS names, and in the hub's cache at the pinned revision.
+    """
+    name = weights.repository.rpartition("/")[2]
+    roots = [folder, os.environ.get(FOLDER_VARIABLE)]
+    for root in [Path(root) for root in roots if root]:
+        for candidate in (root / weights.repository, root / name, root):
+            if candidate.is_dir() and _complete(candidate, weights.files):
+                return candidate
+    return _cached(weights)
+
+
+def _complete(folder: Path, patterns: Iterable[str]) -> bool:
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return all(any(fnmatch(name, pattern) for name in names) for pattern in patterns)
+
+
+def _cached(weights: Weights) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(
+            weights.repository,
+            revision=weights.revision,
+            allow_patterns=list(weights.files),
+            local_files_only=True,
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return Path(path) if _complete(Path(path), weights.files) else None
+
+
+def resolve(weights: Weights, *, folder: str | Path | None = None, reward: str = "") -> Path:
+    """The folder with the files, downloaded to the hub's cache if they are nowhere.
+
+    Raises:
+        CheckpointError: they are nowhere and cannot be fetched; says where they were looked for and the
+            command that fetches them.
+        ConfigError: `folder` was given and lacks a file.
+    """
+    found = find_weights(weights, folder=folder)
+    if found is not None:
+        return found
+    if folder is not None:
+        message = (
+            f"reward {reward or weights.repository}: {folder} lacks {', '.join(weights.files)} of "
+            f"{weights.repository}. {_command(weights)} fetches them."
+        )
+        raise ConfigError(message)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                weights.repository, revision=weights.revision, allow_patterns=list(weights.files)
+            )
+        )
+    except (OSError, ValueError) as error:  # offline, no such repository, gated, disk full
+        message = (
+            f"reward {reward or weights.repository}: the weights {weights.repository} are not on this "
+            f"machine and cannot be fetched ({type(error).__name__}). Run `{_command(weights)}` where there "
+            f"is a network, or set {FOLDER_VARIABLE} to a folder that holds them."
+        )
+        raise CheckpointError(message) from error
+
+
+def _command(weights: Weights) -> str:
+    pinned = f" --revision {weights.revision}" if weights.revision else ""
+    included = " ".join(f"--include '{pattern}'" for pattern in weights.files)
+    return f"hf download {weights.repository}{pinned} {included}"
+
+
+def missing(card: Card, *, folder: str | Path | None = None) -> list[Missing]:
+    """Weights of a reward that are not here, each with the command that fetches them."""
+    return [
+        Missing(weights, _command(weights))
+        for weights in card.weights
+        if find_weights(weights, folder=folder) is None
+    ]
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file; remembered while its size and time of change stay."""
+    path = Path(path).resolve()
+    stat = path.stat()
+    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: str, _size: int, _changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(folder: Path, patterns: Iterable[str]) -> Mapping[str, str]:
+    """File name to hash, of the files in `folder` that match, sorted by name."""
+    wanted = list(patterns)
+    names = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and any(fnmatch(str(path.relative_to(folder)), pattern) for pattern in wanted)
+    )
+    return {name: file_sha256(folder / name) for name in names}
