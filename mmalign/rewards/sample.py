@@ -18,7 +18,7 @@ from mmalign.errors import RowError, explain
 
 __all__ = ["Media", "Sample", "media_hash", "to_image", "to_pixels"]
 
-Media = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
+Media = str | Path | bytes | Image.Image | np.ndarray | Tensor
 """A file, encoded bytes, a PIL image, or an array: uint8 or floating point in [0, 1]."""
 
 _LIMITS = ImageLimits(min_side=1, max_aspect_ratio=64.0)

@@ -1,0 +1,1 @@
+"""The evaluation harness: suites, generation, scores, statistics, reports. `mmalign eval` runs it."""
