@@ -198,7 +198,7 @@ def _same(name: str, actual: Any, expected: Any, rtol: float) -> str | None:
 
 def compare(
     case: Case,
-    results: Mapping[str, Tensor],
+    results: Mapping[str, Any],
     tolerance: Tolerance,
     *,
     left_out: Mapping[str, str] | None = None,
