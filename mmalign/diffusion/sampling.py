@@ -37,14 +37,14 @@ _REFINER_STRENGTH = 0.3
 
 
 def initial_noise(
-    shape: tuple[int, ...], *, seed: int, prompt: int, copy: int = 0
+    shape: tuple[int, ...], *, seed: int, prompt: int | str, copy: int = 0
 ) -> Float[Tensor, "*event"]:
     """Standard normal float32 noise of one image, on the CPU.
 
     Args:
         shape: event shape of the latents.
         seed: of the comparison.
-        prompt: number of the prompt in its list.
+        prompt: number of the prompt in its list, or a name it keeps in every list.
         copy: number of the image among those of its prompt.
     """
     return torch.randn(shape, generator=generator_for(seed, "sample", prompt, copy))
@@ -140,6 +140,7 @@ def generate(
     copies: int = 1,
     images: "Sequence[Image] | None" = None,
     strength: float = _REFINER_STRENGTH,
+    keys: Sequence[int | str] | None = None,
 ) -> "list[Image]":
     """PIL images, `copies` per prompt, prompt-major; adapters are used as they stand.
 
@@ -155,6 +156,7 @@ def generate(
         images: for refiners: one picture per prompt to refine. Without them a refiner starts from pure noise,
             which it was not trained for: fit for comparisons only.
         strength: for refiners with pictures: share of the noise schedule that is used, in (0, 1].
+        keys: what each prompt's noise hangs on; its number in the list by default.
 
     Raises:
         ConfigError: another number of pictures than prompts, or pictures for a model that takes none.
@@ -168,6 +170,7 @@ def generate(
             else "none: this model paints from text alone",
         )
         raise ConfigError(message)
+    names = range(len(prompts)) if keys is None else keys
     pipeline = build_pipeline(model, scheduler=scheduler)
     jobs = [(number, copy) for number in range(len(prompts)) for copy in range(copies)]
     starts = _starting_latents(model, images)
@@ -176,14 +179,16 @@ def generate(
     with model.encoders_ready(), _evaluating(model.bare_network):
         for start in range(0, len(jobs), batch_size):
             part = jobs[start : start + batch_size]
-            inputs = _start(model, part, seed=seed, starts=starts, strength=strength)
+            drawn = [(names[number], copy) for number, copy in part]
+            first = None if starts is None else starts[[number for number, _ in part]]
+            inputs = _start(model, drawn, seed=seed, starts=first, strength=strength)
             with torch.autocast(model.device.type, dtype=model.dtype, enabled=half):
                 latents = pipeline(
                     prompt=[prompts[number] for number, _ in part],
                     num_inference_steps=num_steps,
                     guidance_scale=guidance_scale,
                     # Samplers that add noise on the way draw it per image too.
-                    generator=[generator_for(seed, "sample_path", *job) for job in part],
+                    generator=[generator_for(seed, "sample_path", *job) for job in drawn],
                     output_type="latent",
                     **inputs,
                 ).images
@@ -202,7 +207,7 @@ def _starting_latents(model: "ImageModel", images: "Sequence[Image] | None") -> 
 
 def _start(
     model: "ImageModel",
-    jobs: Sequence[tuple[int, int]],
+    jobs: Sequence[tuple[int | str, int]],
     *,
     seed: int,
     starts: Tensor | None,
@@ -216,8 +221,7 @@ def _start(
     if starts is None:
         empty = torch.zeros(len(jobs), *model.latent_shape, device=model.device, dtype=model.dtype)
         return {"image": empty, "strength": 1.0}
-    chosen = torch.stack([starts[number] for number, _ in jobs]).to(model.dtype)
-    return {"image": chosen, "strength": strength}
+    return {"image": starts.to(model.dtype), "strength": strength}
 
 
 def _to_images(pixels: Tensor) -> "list[Image]":

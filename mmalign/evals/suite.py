@@ -1,0 +1,132 @@
+"""A suite: prompts, how pictures are made, which rewards score them, what the report leads with."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmalign.errors import ConfigError, explain
+
+__all__ = ["GenerationConfig", "ModelSpec", "RewardSpec", "StatisticsConfig", "Suite", "read_suite"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GenerationConfig(_Section):
+    """How every model paints; None takes what suits the model, and the value is recorded."""
+
+    seed: int = Field(0, ge=0, description="noise of an image comes from (seed, item id, copy)")
+    num_steps: int | None = Field(None, ge=1, description="sampler steps")
+    guidance_scale: float | None = Field(None, ge=0, description="classifier-free guidance")
+    scheduler: str | None = Field(None, description="ddim, euler, ... as in `mmalign sample`")
+    images_per_prompt: int = Field(1, ge=1, description="images of each prompt")
+    batch_size: int = Field(4, ge=1, description="images per network call")
+    format: Literal["png", "jpeg"] = Field("png", description="png is lossless; jpeg is quality 95, 4:4:4")
+
+
+class RewardSpec(_Section):
+    """One reward of a suite."""
+
+    name: str = Field(description="name, module:function or http address")
+    weights: str | None = Field(None, description="folder with its files")
+    dtype: str = "float32"
+    batch_size: int = Field(16, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    title: str | None = Field(None, description="what tables call it; its name by default")
+    role: Literal["held_out", "training"] = Field(
+        "held_out", description="training: a tuned model was trained on it, so its gain proves nothing"
+    )
+
+
+class ModelSpec(_Section):
+    """One model of a comparison."""
+
+    name: str
+    source: str = Field(description="hub id, diffusers folder, run folder, or images:FOLDER")
+    weights: Literal["trained", "base"] = Field("trained", description="of a run folder: which side of it")
+
+
+class StatisticsConfig(_Section):
+    """Intervals and tests."""
+
+    confidence: float = Field(0.95, gt=0, lt=1)
+    resamples: int = Field(2000, ge=100)
+    seed: int = Field(0, ge=0)
+
+
+class Suite(_Section):
+    """What `mmalign eval` runs."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    prompts: list[str] = Field(min_length=1, description="files or names of public sets")
+    limit: int | None = Field(None, ge=1, description="first so many prompts of each set")
+    generation: GenerationConfig = GenerationConfig()
+    rewards: list[RewardSpec] = Field(min_length=1)
+    primary: str | None = Field(None, description="reward the report leads with; the first by default")
+    statistics: StatisticsConfig = StatisticsConfig()
+    models: dict[str, ModelSpec] = Field(
+        default_factory=dict, description="short names for --model of this suite"
+    )
+
+
+def read_suite(path: str | Path, overrides: list[str] | None = None) -> Suite:
+    """The suite of a YAML file, with `section.key=value` overrides.
+
+    Rewards may stand as bare names, models as bare sources.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a value that does not fit; names the file and the key.
+    """
+    path = Path(path)
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = explain("suite", got=str(path), expected="a YAML file", do="evals/suites/ holds examples.")
+        raise ConfigError(message) from error
+    except yaml.YAMLError as error:
+        msg = f"{path}: not YAML ({error})."
+        raise ConfigError(msg) from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(explain(str(path), got=type(loaded).__name__, expected="keys and values"))
+    for override in overrides or []:
+        _apply(loaded, override)
+    loaded["rewards"] = [
+        {"name": reward} if isinstance(reward, str) else reward for reward in loaded.get("rewards") or []
+    ]
+    if isinstance(loaded.get("prompts"), str):
+        loaded["prompts"] = [loaded["prompts"]]
+    loaded["models"] = {
+        name: {"name": name, "source": model} if isinstance(model, str) else {"name": name, **model}
+        for name, model in (loaded.get("models") or {}).items()
+    }
+    try:
+        suite = Suite.model_validate(loaded)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
+            for problem in error.errors()
+        )
+        msg = f"{path}: {problems}."
+        raise ConfigError(msg) from error
+    titles = [reward.title or reward.name for reward in suite.rewards]
+    if len(set(titles)) < len(titles):
+        msg = f"{path} rewards: two have the same title; give one of them a `title`."
+        raise ConfigError(msg)
+    if suite.primary is not None and suite.primary not in titles:
+        message = explain(f"{path} primary", got=suite.primary, expected=f"one of {', '.join(titles)}")
+        raise ConfigError(message)
+    return suite
+
+
+def _apply(loaded: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into the loaded document."""
+    key, _, text = override.partition("=")
+    section = loaded
+    *parents, last = key.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[last] = yaml.safe_load(text)
