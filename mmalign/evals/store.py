@@ -88,7 +88,7 @@ class PartTable:
                 seen.add(key)
                 yield row
 
-    def keys(self) -> set[tuple[Any, ...]]:
+    def stored_keys(self) -> set[tuple[Any, ...]]:
         """All keys that are stored."""
         return {tuple(row[name] for name in self.key) for row in self._rows(list(self.key))}
 

@@ -1,0 +1,333 @@
+"""The first stage: every model paints every prompt from the same noise, once.
+
+A picture is stored under a hash of everything that made it. What is there is not painted again, whichever
+process, suite or run asks; batches are fixed by the list of prompts, so that a run that was killed ends with
+the same pictures as one that was not.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmalign.errors import ConfigError, explain
+from mmalign.evals.base import Item
+from mmalign.evals.store import PartTable
+from mmalign.evals.suite import GenerationConfig, ModelSpec
+from mmalign.files import atomic_write
+from mmalign.rewards.sample import media_hash
+from mmalign.rewards.weights import file_sha256
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "Job",
+    "generate_missing",
+    "jobs_of",
+    "model_fingerprint",
+    "pictures_table",
+    "recipe_of",
+    "shard_of",
+]
+
+Paint = Callable[[Sequence["Job"]], "Sequence[Image]"]
+
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
+_IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to paint.
+
+    Args:
+        item: its prompt.
+        copy: number among the pictures of the prompt.
+    """
+
+    item: Item
+    copy: int
+
+    @property
+    def sample_id(self) -> str:
+        """Id of the picture: the item's and the copy's number."""
+        return f"{self.item.id}/{self.copy}"
+
+
+def jobs_of(items: Sequence[Item], copies: int) -> list[Job]:
+    """All pictures of a suite, prompt after prompt."""
+    return [Job(item, copy) for item in items for copy in range(copies)]
+
+
+def shard_of(name: str, count: int) -> int:
+    """Which of `count` processes does a piece of work: by its name alone."""
+    return int(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) % count
+
+
+def pictures_table(folder: Path) -> PartTable:
+    """The table of pictures under `folder`."""
+    columns = {
+        "picture": "string",
+        "model": "string",
+        "sample_id": "string",
+        "item_id": "string",
+        "prompt": "string",
+        "path": "string",
+        "sha256": "string",
+        "recipe": "string",
+        "seconds": "double",
+        "created": "string",
+    }
+    return PartTable(folder / "pictures", columns, key=("picture",))
+
+
+def recipe_of(settings: GenerationConfig, *, num_steps: int, guidance_scale: float) -> dict[str, Any]:
+    """Everything besides model and prompt that decides the pixels."""
+    return {
+        "seed": settings.seed,
+        "num_steps": num_steps,
+        "guidance_scale": guidance_scale,
+        "scheduler": settings.scheduler or "the model's own",
+        "format": settings.format,
+    }
+
+
+def picture_key(fingerprint: str, job: Job, recipe: Mapping[str, Any]) -> str:
+    """Hexadecimal hash under which a picture is stored."""
+    parts = [fingerprint, job.sample_id, job.item.prompt, dict(recipe)]
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def model_fingerprint(spec: ModelSpec) -> str:
+    """Hexadecimal hash of a model's files: of weights and configs in a folder, of the commit for a hub id."""
+    path = Path(spec.source)
+    if path.exists():
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        kept = [file for file in files if file.suffix in (*_WEIGHT_FILES, ".json", ".yaml")]
+        content = [[str(file.relative_to(path.parent)), file_sha256(file)] for file in kept]
+    else:
+        content = [[spec.source, _hub_commit(spec.source)]]
+    text = json.dumps([spec.weights, content])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hub_commit(source: str) -> str:
+    """The commit of a hub id in the local cache; "unknown" where the cache does not tell."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "model_index.json")
+    return Path(found).parent.name if isinstance(found, str) else "unknown"
+
+
+@dataclass(frozen=True)
+class _Painter:
+    """A loaded model that paints jobs."""
+
+    paint: Paint
+    recipe: Mapping[str, Any]
+
+
+@contextmanager
+def _painter(spec: ModelSpec, settings: GenerationConfig, device: str | None) -> Iterator[_Painter]:
+    """Load a model, or the base side of a run."""
+    from mmalign.diffusion.sampling import generate
+    from mmalign.diffusion.trained import load_base, load_trained
+
+    is_run = (Path(spec.source) / "mmalign_config.yaml").is_file() or "checkpoints" in Path(spec.source).parts
+    loaded = load_trained(spec.source, device=device) if is_run else load_base(spec.source, device=device)
+    num_steps = settings.num_steps or loaded.num_steps
+    scale = loaded.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+
+    def paint(jobs: Sequence[Job]) -> "Sequence[Image]":
+        return generate(
+            loaded.model,
+            [job.item.prompt for job in jobs],
+            seed=settings.seed,
+            num_steps=num_steps,
+            guidance_scale=scale,
+            scheduler=settings.scheduler,
+            batch_size=len(jobs),
+            keys=[job.sample_id for job in jobs],
+        )
+
+    recipe = recipe_of(settings, num_steps=num_steps, guidance_scale=scale)
+    recipe["resolution"] = loaded.model.image.resolution
+    recipe["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
+    if is_run and spec.weights == "base":
+        with loaded.base_weights():
+            yield _Painter(paint, recipe)
+    else:
+        yield _Painter(paint, recipe)
+
+
+def generate_missing(
+    spec: ModelSpec,
+    jobs: Sequence[Job],
+    settings: GenerationConfig,
+    folder: Path,
+    *,
+    device: str | None = None,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, str]:
+    """Paint what is not stored yet. Returns sample id to picture key, of this process's part.
+
+    Args:
+        spec: the model.
+        jobs: all pictures of the suite.
+        settings: how to paint.
+        folder: store of pictures.
+        device: where the model runs.
+        shard: (number, count) of this process.
+        progress: called with the number of pictures that are done.
+    """
+    if spec.source.startswith("images:"):
+        return _adopt(spec, jobs, folder, progress)
+    table = pictures_table(folder)
+    stored = {key for (key,) in table.stored_keys()}
+    fingerprint = model_fingerprint(spec)
+    size = settings.batch_size
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    mine = [batch for batch in batches if shard_of(batch[0].sample_id, shard[1]) == shard[0]]
+    remembered = _remembered(folder, settings, fingerprint)
+    if remembered is not None:
+        keys = {job.sample_id: picture_key(fingerprint, job, remembered) for batch in mine for job in batch}
+        if set(keys.values()) <= stored:
+            progress(len(keys))
+            return keys
+    keys = {}
+    with _painter(spec, settings, device) as painter, table.writer(rows=64, seconds=30.0) as writer:
+        _remember(folder, settings, fingerprint, painter.recipe)
+        for batch in mine:
+            named = {job.sample_id: picture_key(fingerprint, job, painter.recipe) for job in batch}
+            keys |= named
+            if not set(named.values()) <= stored:
+                started = time.perf_counter()
+                pictures = painter.paint(batch)
+                seconds = (time.perf_counter() - started) / len(batch)
+                writer.add(
+                    _store(folder, spec, job, named[job.sample_id], picture, painter.recipe, seconds)
+                    for job, picture in zip(batch, pictures, strict=True)
+                )
+            progress(len(batch))
+    return keys
+
+
+def _remember_path(folder: Path, settings: GenerationConfig, fingerprint: str) -> Path:
+    text = json.dumps([fingerprint, settings.model_dump()], sort_keys=True)
+    return folder / "recipes" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _remember(folder: Path, settings: GenerationConfig, fingerprint: str, recipe: Mapping[str, Any]) -> None:
+    """Note what a model's own settings came out as: the next run need not load it to know its pictures."""
+    path = _remember_path(folder, settings, fingerprint)
+    atomic_write(path, json.dumps(dict(recipe)))
+
+
+def _remembered(folder: Path, settings: GenerationConfig, fingerprint: str) -> dict[str, Any] | None:
+    path = _remember_path(folder, settings, fingerprint)
+    if not path.is_file():
+        return None
+    recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return recipe
+
+
+def _store(
+    folder: Path,
+    spec: ModelSpec,
+    job: Job,
+    key: str,
+    picture: "Image",
+    recipe: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write a picture, return its row."""
+    buffer = BytesIO()
+    if recipe["format"] == "jpeg":
+        picture.save(buffer, format="JPEG", quality=95, subsampling=0)
+    else:
+        picture.save(buffer, format="PNG", compress_level=1)
+    data = buffer.getvalue()
+    name = f"media/{key[:2]}/{key}.{'jpg' if recipe['format'] == 'jpeg' else 'png'}"
+    atomic_write(folder / name, data)
+    return _row(spec, job, key, name, hashlib.sha256(data).hexdigest(), dict(recipe), seconds)
+
+
+def _row(
+    spec: ModelSpec, job: Job, key: str, path: str, sha256: str, recipe: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    return {
+        "picture": key,
+        "model": spec.source,
+        "sample_id": job.sample_id,
+        "item_id": job.item.id,
+        "prompt": job.item.prompt,
+        "path": path,
+        "sha256": sha256,
+        "recipe": json.dumps(dict(recipe), sort_keys=True),
+        "seconds": seconds,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _adopt(
+    spec: ModelSpec, jobs: Sequence[Job], folder: Path, progress: Callable[[int], None]
+) -> dict[str, str]:
+    """Take pictures somebody else painted: `images:FOLDER` with one file per picture.
+
+    A file is found by the sample id with `/` as `_`, by the item's number in its set (`00012.png`, also under
+    a folder of the group's name), or by either with `_copy`.
+    """
+    root = Path(spec.source.removeprefix("images:"))
+    if not root.is_dir():
+        raise ConfigError(explain(f"--model {spec.name}", got=str(root), expected="a folder of pictures"))
+    files = {str(path.relative_to(root).with_suffix("")): path for path in _images_under(root)}
+    table = pictures_table(folder)
+    stored = {key for (key,) in table.stored_keys()}
+    keys: dict[str, str] = {}
+    absent: list[str] = []
+    with table.writer() as writer:
+        for job in jobs:
+            found = next((files[name] for name in _file_names(job) if name in files), None)
+            if found is None:
+                absent.append(job.sample_id)
+                continue
+            sha256 = media_hash(found)
+            recipe = {"source": "pictures of another program"}
+            key = picture_key(sha256, job, recipe)
+            keys[job.sample_id] = key
+            if key not in stored:
+                writer.add([_row(spec, job, key, str(found.resolve()), sha256, recipe, 0.0)])
+            progress(1)
+    if not keys:
+        example = ", ".join(_file_names(jobs[0]))
+        message = explain(
+            f"--model {spec.name}",
+            got=f"{len(files)} pictures in {root}, none of them of the suite",
+            expected=f"names like {example}",
+        )
+        raise ConfigError(message)
+    return keys
+
+
+def _images_under(root: Path) -> Iterator[Path]:
+    return (path for path in sorted(root.rglob("*")) if path.suffix.lower() in _IMAGE_FILES)
+
+
+def _file_names(job: Job) -> list[str]:
+    """Names a picture may go by, without ending."""
+    number = job.item.id.rpartition("/")[2]
+    short = number.lstrip("0") or "0"
+    bases = [job.item.id, job.item.id.replace("/", "_"), number, short]
+    if job.item.group:
+        bases += [f"{job.item.group}/{number}", f"{job.item.group}/{short}"]
+    copies = [f"{base}_{job.copy}" for base in bases] + [f"{base}/{job.copy}" for base in bases]
+    return copies + (bases if job.copy == 0 else [])
