@@ -9,6 +9,7 @@ drawn.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -23,15 +24,14 @@ from mmalign.evals.statistics.inputs import (
     group_means,
     group_numbers,
     require_confidence,
-    require_resamples,
     require_same_length,
 )
 from mmalign.evals.statistics.proportions import normal_quantile
-from mmalign.evals.statistics.results import Interval
+from mmalign.evals.statistics.results import Interval, Result
 from mmalign.seeding import derive_seed
 
 __all__ = [
-    "NUM_RESAMPLES",
+    "Resampling",
     "bootstrap",
     "bootstrap_mean",
     "bootstrap_median",
@@ -40,11 +40,50 @@ __all__ = [
     "resampled_means",
 ]
 
-NUM_RESAMPLES = 2000
 _BLOCK = 2**21  # numbers drawn at a time: 16 MB, whatever the number of prompts
 
 Picks = Int64[np.ndarray, "resample prompt"]
 MeanFunction = Callable[[Float64[np.ndarray, "resample column"]], Float64[np.ndarray, " resample"]]
+
+
+@dataclass(frozen=True)
+class Resampling(Result):
+    """How a bootstrap is drawn and read; kept in results, so that they can be computed again.
+
+    Args:
+        num_resamples: >= 1.
+        seed: decides the draw, together with the number of prompts.
+        confidence: of the interval, in (0, 1).
+        method: `percentile`, or `bca`, which corrects bias and skewness (Efron 1987).
+        picks: prompt numbers, one row per resample, in place of the seed.
+
+    Raises:
+        ConfigError: a number outside its range.
+        UnknownNameError: another method.
+    """
+
+    num_resamples: int = 2000
+    seed: int = 0
+    confidence: float = 0.95
+    method: str = "percentile"
+    picks: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.num_resamples < 1:
+            message = explain("Resampling num_resamples", got=self.num_resamples, expected="at least 1")
+            raise ConfigError(message)
+        require_confidence("Resampling", self.confidence)
+        if self.method not in ("percentile", "bca"):
+            raise unknown_name("bootstrap method", self.method, ("percentile", "bca"))
+
+    def describe(self) -> str:
+        """`2000 resamples of prompts, percentile, seed 0`."""
+        drawn = f"seed {self.seed}" if self.picks is None else "given"
+        num = self.num_resamples if self.picks is None else len(self.picks)
+        return f"{num} resamples of prompts, {self.method}, {drawn}"
+
+
+DEFAULT = Resampling()
 
 
 def prompt_means(values: Values, prompts: Sequence[Hashable] | np.ndarray) -> Float64[np.ndarray, " prompt"]:
@@ -72,12 +111,11 @@ def _draws(num_prompts: int, num_resamples: int, seed: int) -> Iterator[Picks]:
         yield generator.integers(0, num_prompts, size=(min(rows, num_resamples - start), num_prompts))
 
 
-def _blocks(num_prompts: int, num_resamples: int, seed: int, picks: np.ndarray | None) -> Iterator[Picks]:
-    if picks is None:
-        require_resamples("bootstrap", num_resamples)
-        yield from _draws(num_prompts, num_resamples, seed)
+def _blocks(num_prompts: int, how: Resampling) -> Iterator[Picks]:
+    if how.picks is None:
+        yield from _draws(num_prompts, how.num_resamples, how.seed)
         return
-    given = np.asarray(picks)
+    given = np.asarray(how.picks)
     fits = given.ndim == 2 and given.size > 0 and np.issubdtype(given.dtype, np.integer)
     if not fits or given.min() < 0 or given.max() >= num_prompts:
         expected = f"whole numbers in [0, {num_prompts}), one row per resample"
@@ -85,22 +123,18 @@ def _blocks(num_prompts: int, num_resamples: int, seed: int, picks: np.ndarray |
     yield given.astype(np.int64)
 
 
-def resampled_means(
-    columns: Matrix, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0, picks: np.ndarray | None = None
-) -> Float64[np.ndarray, "resample column"]:
+def resampled_means(columns: Matrix, how: Resampling = DEFAULT) -> Float64[np.ndarray, "resample column"]:
     """Means of every column over prompts drawn with replacement; all columns see the same draw.
 
     Args:
         columns: one row per prompt.
-        num_resamples: >= 1.
-        seed: decides the draw, together with the number of prompts.
-        picks: prompt numbers, one row per resample, in place of the seed.
+        how: number and seed of the resamples, or the picks.
     """
     table = as_matrix("resampled_means", columns)
-    if picks is None:
+    if how.picks is None:
         table = table[np.lexsort(table.T[::-1])]
     found = []
-    for block in _blocks(len(table), num_resamples, seed, picks):
+    for block in _blocks(len(table), how):
         offset = np.arange(len(block), dtype=np.int64)[:, None] * len(table)
         drawn = np.bincount((block + offset).ravel(), minlength=len(block) * len(table))
         found.append(drawn.reshape(len(block), len(table)).astype(np.float64) @ table / block.shape[1])
@@ -123,16 +157,7 @@ def percentile_interval(resampled: Values, *, confidence: float = 0.95) -> tuple
     return float(low), float(high)
 
 
-def bootstrap(
-    columns: Matrix,
-    function: MeanFunction,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-    confidence: float = 0.95,
-    method: str = "percentile",
-    picks: np.ndarray | None = None,
-) -> Interval:
+def bootstrap(columns: Matrix, function: MeanFunction, how: Resampling = DEFAULT) -> Interval:
     """A function of the prompts' column means with its bootstrap interval.
 
     Shares, ratios, differences and averages over rewards are all functions of means: the win rate with ties
@@ -141,33 +166,24 @@ def bootstrap(
     Args:
         columns: one row per prompt.
         function: from means [resample, column] to one number per row; NaN where it is not defined.
-        num_resamples: >= 1.
-        seed: of the draw.
-        confidence: in (0, 1).
-        method: `percentile`, or `bca`, which corrects bias and skewness (Efron 1987).
-        picks: prompt numbers, one row per resample, in place of the seed.
+        how: number, seed, confidence and method.
 
     Returns:
-        The estimate; without ends where one prompt tells nothing about the spread or no resample has a value.
+        The estimate; without ends where one prompt tells nothing about the spread, or the estimate is NaN.
 
     Raises:
         ConfigError: no prompts, NaN in the columns.
-        UnknownNameError: another method.
     """
-    if method not in ("percentile", "bca"):
-        raise unknown_name("bootstrap method", method, ("percentile", "bca"))
-    require_confidence("bootstrap", confidence)
     table = as_matrix("bootstrap", columns)
     value = float(function(table.mean(axis=0, keepdims=True))[0])
     if len(table) < 2 or np.isnan(value):
-        return Interval(value, None, None, confidence, method)
-    means = resampled_means(table, num_resamples=num_resamples, seed=seed, picks=picks)
-    resampled = function(means)
-    if method == "bca":
-        low, high = _corrected(table, function, resampled, value, confidence)
+        return Interval(value, None, None, how.confidence, how.method)
+    resampled = function(resampled_means(table, how))
+    if how.method == "bca":
+        low, high = _corrected(table, function, resampled, value, how.confidence)
     else:
-        low, high = percentile_interval(resampled, confidence=confidence)
-    return Interval(value, low, high, confidence, method)
+        low, high = percentile_interval(resampled, confidence=how.confidence)
+    return Interval(value, low, high, how.confidence, how.method)
 
 
 def _corrected(
@@ -179,8 +195,9 @@ def _corrected(
 ) -> tuple[float, float]:
     """Ends of the bias-corrected and accelerated interval.
 
-    z0 = quantile of (share of resamples below the estimate), a = sum d^3 / 6 (sum d^2)^1.5 over the deviations d
-    of the leave-one-out estimates; the level of an end is Phi(z0 + (z0 + z) / (1 - a (z0 + z))).
+    z0 = quantile of (share of resamples below the estimate), a = sum d^3 / 6 (sum d^2)^1.5 over the
+    deviations d of the leave-one-out estimates; the level of an end is Phi(z0 + (z0 + z) / (1 - a (z0 + z))).
+
     """
     usable = resampled[~np.isnan(resampled)]
     num = len(usable)
@@ -206,60 +223,28 @@ def _mean(means: Float64[np.ndarray, "resample column"]) -> Float64[np.ndarray, 
     return means[:, 0]
 
 
-def bootstrap_mean(
-    values: Values,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-    confidence: float = 0.95,
-    method: str = "percentile",
-    picks: np.ndarray | None = None,
-) -> Interval:
+def bootstrap_mean(values: Values, how: Resampling = DEFAULT) -> Interval:
     """The mean over prompts with its bootstrap interval; see `bootstrap`.
 
     Args:
         values: one number per prompt (`prompt_means` where a prompt has several items).
-        num_resamples: >= 1.
-        seed: of the draw.
-        confidence: in (0, 1).
-        method: `percentile` or `bca`.
-        picks: prompt numbers in place of the seed.
+        how: number, seed, confidence and method.
     """
-    column = as_vector("bootstrap_mean", values)[:, None]
-    return bootstrap(
-        column,
-        _mean,
-        num_resamples=num_resamples,
-        seed=seed,
-        confidence=confidence,
-        method=method,
-        picks=picks,
-    )
+    return bootstrap(as_vector("bootstrap_mean", values)[:, None], _mean, how)
 
 
-def bootstrap_median(
-    values: Values,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-    confidence: float = 0.95,
-    picks: np.ndarray | None = None,
-) -> Interval:
+def bootstrap_median(values: Values, how: Resampling = DEFAULT) -> Interval:
     """The median over prompts with its percentile bootstrap interval.
 
     Args:
         values: one number per prompt.
-        num_resamples: >= 1.
-        seed: of the draw.
-        confidence: in (0, 1).
-        picks: prompt numbers in place of the seed.
+        how: number, seed and confidence; the interval is always the percentile one.
     """
     array = as_vector("bootstrap_median", values)
     value = float(np.median(array))
     if len(array) < 2:
-        return Interval(value, None, None, confidence, "percentile")
-    ordered = array if picks is not None else np.sort(array)
-    blocks = _blocks(len(array), num_resamples, seed, picks)
-    resampled = np.concatenate([np.median(ordered[block], axis=1) for block in blocks])
-    low, high = percentile_interval(resampled, confidence=confidence)
-    return Interval(value, low, high, confidence, "percentile")
+        return Interval(value, None, None, how.confidence, "percentile")
+    ordered = array if how.picks is not None else np.sort(array)
+    resampled = np.concatenate([np.median(ordered[block], axis=1) for block in _blocks(len(array), how)])
+    low, high = percentile_interval(resampled, confidence=how.confidence)
+    return Interval(value, low, high, how.confidence, "percentile")

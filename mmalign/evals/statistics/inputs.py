@@ -20,7 +20,6 @@ __all__ = [
     "group_means",
     "group_numbers",
     "require_confidence",
-    "require_resamples",
     "require_same_length",
 ]
 
@@ -97,13 +96,6 @@ def require_confidence(where: str, confidence: float) -> None:
     """Raise `ConfigError` unless a confidence is in (0, 1)."""
     if not 0.0 < confidence < 1.0:
         message = explain(where, got=confidence, expected="a confidence in (0, 1)", do="0.95 is usual.")
-        raise ConfigError(message)
-
-
-def require_resamples(where: str, num_resamples: int) -> None:
-    """Raise `ConfigError` unless there is at least one resample."""
-    if num_resamples < 1:
-        message = explain(where, got=num_resamples, expected="num_resamples >= 1", do="2000 is usual.")
         raise ConfigError(message)
 
 
