@@ -32,8 +32,10 @@ __all__ = [
     "generate_missing",
     "jobs_of",
     "model_fingerprint",
+    "picture_key",
     "pictures_table",
     "recipe_of",
+    "remembered_recipe",
     "shard_of",
 ]
 
@@ -197,7 +199,7 @@ def generate_missing(
     size = settings.batch_size
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     mine = [batch for batch in batches if shard_of(batch[0].sample_id, shard[1]) == shard[0]]
-    remembered = _remembered(folder, settings, fingerprint)
+    remembered = remembered_recipe(folder, settings, fingerprint)
     if remembered is not None:
         keys = {job.sample_id: picture_key(fingerprint, job, remembered) for batch in mine for job in batch}
         if set(keys.values()) <= stored:
@@ -232,7 +234,8 @@ def _remember(folder: Path, settings: GenerationConfig, fingerprint: str, recipe
     atomic_write(path, json.dumps(dict(recipe)))
 
 
-def _remembered(folder: Path, settings: GenerationConfig, fingerprint: str) -> dict[str, Any] | None:
+def remembered_recipe(folder: Path, settings: GenerationConfig, fingerprint: str) -> dict[str, Any] | None:
+    """How a model painted under these settings before; None if it never did."""
     path = _remember_path(folder, settings, fingerprint)
     if not path.is_file():
         return None

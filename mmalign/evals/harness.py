@@ -1,0 +1,320 @@
+"""`mmalign eval SUITE`: generate, score, aggregate, report; each stage restartable alone.
+
+Nothing lives in the memory of a process: pictures and scores lie in a store under hashes of what made them.
+Processes share work by the names of samples and never talk to each other, so any number of them may run, die
+and be started again.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mmalign.errors import ConfigError, explain
+from mmalign.evals.base import Item
+from mmalign.evals.generation import Job, generate_missing, jobs_of, model_fingerprint
+from mmalign.evals.prompts import read_prompts
+from mmalign.evals.results import (
+    Column,
+    ModelPictures,
+    Results,
+    collect,
+    load_pictures,
+    sample_rows,
+    summarise,
+)
+from mmalign.evals.scoring import score_missing
+from mmalign.evals.suite import ModelSpec, Suite, read_suite
+from mmalign.files import atomic_write, write_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from mmalign.rewards.base import Reward
+
+__all__ = ["STAGES", "main", "resolve_models", "run_suite"]
+
+STAGES = ("generate", "score", "report")
+
+
+def resolve_models(suite: Suite, models: Sequence[str]) -> list[ModelSpec]:
+    """Models as they stand on the command line: `NAME=SOURCE`, a name of the suite, or a source.
+
+    Raises:
+        ConfigError: none, or two with one name.
+    """
+    if not models:
+        known = ", ".join(suite.models) or "none in this suite"
+        message = explain("--model", got="none", expected=f"a model, NAME=MODEL, or a short name ({known})")
+        raise ConfigError(message)
+    found: list[ModelSpec] = []
+    for written in models:
+        name, separator, source = written.partition("=")
+        if separator:
+            found.append(ModelSpec(name=name, source=source))
+        elif written in suite.models:
+            found.append(suite.models[written])
+        else:
+            short = Path(written.removeprefix("images:").rstrip("/")).name or written
+            found.append(ModelSpec(name=short, source=written))
+    names = [spec.name for spec in found]
+    if len(set(names)) < len(names):
+        message = explain("--model", got=", ".join(names), expected="different names", do="Write NAME=MODEL.")
+        raise ConfigError(message)
+    return found
+
+
+def read_items(suite: Suite, folder: Path | None = None) -> list[Item]:
+    """Prompts of all sets of a suite.
+
+    Raises:
+        ConfigError: two sets have items of one id.
+    """
+    items = [
+        item
+        for source in suite.prompts
+        for item in read_prompts(source, folder=_folder_of(source, folder), limit=suite.limit)
+    ]
+    if len({item.id for item in items}) < len(items):
+        message = explain("suite prompts", got="two sets of one name", expected="files with different names")
+        raise ConfigError(message)
+    return items
+
+
+def _folder_of(source: str, folder: Path | None) -> Path | None:
+    """Where a relative file of prompts is looked for: from here first, then beside the suite."""
+    return (
+        folder if folder is not None and (folder / source).is_file() and not Path(source).is_file() else None
+    )
+
+
+def run_suite(
+    suite: Suite,
+    models: Sequence[ModelSpec],
+    *,
+    output: Path,
+    cache: Path,
+    folder: Path | None = None,
+    stages: Sequence[str] = STAGES,
+    shard: tuple[int, int] = (0, 1),
+    device: str | None = None,
+    console: Console | None = None,
+) -> dict[str, Any] | None:
+    """Run the stages of a suite. Returns the record of results.json, None without the report stage.
+
+    Args:
+        suite: what to run.
+        models: the first is the base the others are compared with.
+        output: folder of results.json, samples.jsonl, results.md and report.html.
+        cache: store of pictures and scores, shared by any number of runs and suites.
+        folder: of the suite's file, for relative prompt files.
+        stages: which of `STAGES`.
+        shard: (number, count): this process's part of the first two stages.
+        device: cuda, cpu, ...; the best there is by default.
+        console: where progress is shown.
+
+    Raises:
+        ConfigError: a model, prompt set or reward cannot be found.
+        CheckpointError: the report lacks pictures or scores of other shards.
+    """
+    from mmalign.diffusion.trained import best_device
+
+    console = console or Console(stderr=True)
+    items = read_items(suite, folder)
+    jobs = jobs_of(items, suite.generation.images_per_prompt)
+    found: list[ModelPictures] = []
+    with _progress(console) as progress:
+        for spec in models:
+            work = jobs if "generate" in stages else []
+            found.append(_paint(spec, work, jobs, suite, cache, device, shard, stages, progress))
+        columns = []
+        for reward_spec in suite.rewards:
+            reward = _load_reward(reward_spec, str(best_device(device)))
+            title = reward_spec.title or reward_spec.name
+            if "score" in stages:
+                pictures = [picture for model in found for picture in model.pictures.values()]
+                task = progress.add_task(f"score {title}", total=_of_shard(pictures, shard))
+                score_missing(
+                    reward,
+                    pictures,
+                    cache,
+                    batch_size=reward_spec.batch_size,
+                    shard=shard,
+                    device=str(best_device(device)),
+                    progress=partial(progress.advance, task),
+                )
+            columns += _columns(reward_spec, reward, title)
+            del reward
+    if "report" not in stages:
+        return None
+    results = collect(suite, items, jobs, found, columns, cache)
+    return write_results(results, output)
+
+
+def _of_shard(pictures: Sequence[Any], shard: tuple[int, int]) -> int:
+    from mmalign.evals.generation import shard_of
+
+    return sum(shard_of(picture.sample_id, shard[1]) == shard[0] for picture in pictures)
+
+
+def _columns(spec: Any, reward: "Reward", title: str) -> list[Column]:
+    """One column per output; the first has the reward's own title."""
+    return [
+        Column(
+            title if number == 0 else f"{title}.{output}",
+            spec,
+            reward.card,
+            output,
+            reward.fingerprint(),
+            reward.provenance(),
+        )
+        for number, output in enumerate(reward.card.outputs)
+    ]
+
+
+def _load_reward(spec: Any, device: str) -> "Reward":
+    from mmalign.rewards import load
+
+    plain = ":" in spec.name
+    options = dict(spec.options)
+    if not plain:
+        options |= {"weights": spec.weights, "device": device, "dtype": spec.dtype}
+    return load(spec.name, **options)
+
+
+def _paint(
+    spec: ModelSpec,
+    work: Sequence[Job],
+    jobs: Sequence[Job],
+    suite: Suite,
+    cache: Path,
+    device: str | None,
+    shard: tuple[int, int],
+    stages: Sequence[str],
+    progress: "Progress",
+) -> ModelPictures:
+    """Paint this process's part; the pictures of all parts where they are needed."""
+    adopted = spec.source.startswith("images:")
+    fingerprint = "" if adopted else model_fingerprint(spec)
+    if work:
+        task = progress.add_task(f"paint {spec.name}", total=len(jobs) if adopted else None)
+        keys = generate_missing(
+            spec,
+            jobs,
+            suite.generation,
+            cache,
+            device=device,
+            shard=shard,
+            progress=lambda done: progress.advance(task, done),
+        )
+        progress.update(task, total=len(keys))
+    if set(stages) == {"generate"}:
+        return ModelPictures(spec, fingerprint, {}, {})
+    if shard[1] > 1 or not work:
+        keys = stored_keys(spec, jobs, suite, cache)
+    return load_pictures(cache, spec, fingerprint, jobs, keys)
+
+
+def stored_keys(spec: ModelSpec, jobs: Sequence[Job], suite: Suite, cache: Path) -> dict[str, str]:
+    """Picture keys of all samples, without loading the model.
+
+    Raises:
+        CheckpointError: it has not painted anything under these settings yet.
+    """
+    from mmalign.errors import CheckpointError
+    from mmalign.evals.generation import picture_key, remembered_recipe
+
+    if spec.source.startswith("images:"):
+        return generate_missing(spec, jobs, suite.generation, cache)
+    fingerprint = model_fingerprint(spec)
+    recipe = remembered_recipe(cache, suite.generation, fingerprint)
+    if recipe is None:
+        message = f"{spec.name}: nothing was painted with these settings yet. Run the generate stage first."
+        raise CheckpointError(message)
+    return {job.sample_id: picture_key(fingerprint, job, recipe) for job in jobs}
+
+
+@contextmanager
+def _progress(console: Console) -> "Iterator[Progress]":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def write_results(results: Results, output: Path) -> dict[str, Any]:
+    """results.json, samples.jsonl, results.md and report.html, each atomically. Returns the record."""
+    import json
+
+    from mmalign.evals.tables import markdown
+
+    record = summarise(results)
+    rows = sample_rows(results)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "results.json", record)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    atomic_write(output / "samples.jsonl", lines)
+    atomic_write(output / "results.md", markdown(record))
+    from mmalign.evals.report import write_report
+
+    write_report(record, rows, output / "report.html")
+    return record
+
+
+def main(
+    *,
+    suite: Path,
+    models: Sequence[str] = (),
+    output: Path | None = None,
+    cache: Path = Path("runs/evals/store"),
+    stage: str = "all",
+    shard: str = "0/1",
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> int:
+    """`mmalign eval SUITE --model BASE --model TUNED`. Returns 0, or 3 when samples failed.
+
+    Raises:
+        ConfigError: the suite, a model or an option does not fit.
+    """
+    from mmalign.evals.tables import console_table
+
+    described = read_suite(suite, list(overrides))
+    specs = resolve_models(described, models)
+    target = output or Path("runs/evals") / described.name
+    stages: tuple[str, ...] = STAGES if stage == "all" else (stage,)
+    part = _parse_shard(shard)
+    if part[1] > 1 and "report" in stages:
+        stages = tuple(name for name in stages if name != "report")
+    console = Console()
+    record = run_suite(
+        described,
+        specs,
+        output=target,
+        cache=cache,
+        folder=Path(suite).parent,
+        stages=stages,
+        shard=part,
+        device=device,
+    )
+    if record is None:
+        console.print(f"shard {part[0]} of {part[1]}: done. When all are, run again with --stage report.")
+        return 0
+    for table in console_table(record):
+        console.print(table)
+    for warning in record["warnings"]:
+        console.print(f"note: {warning}")
+    console.print(f"{target / 'report.html'}, results.json, results.md, samples.jsonl")
+    return 3 if any(reward["failed"] for reward in record["rewards"]) else 0
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    number, _, count = shard.partition("/")
+    if not (number.isdigit() and count.isdigit()) or int(number) >= int(count):
+        message = explain("--shard", got=shard, expected="NUMBER/COUNT, counted from 0, for example 0/4")
+        raise ConfigError(message)
+    return int(number), int(count)
