@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from mmalign.evals.benchmarks import pope
+from mmalign.evals.benchmarks import chair, object_halbench, pope
+from mmalign.evals.benchmarks._objects import Form
 from mmalign.testing.parity import Case
 
 Results = dict[str, Any]
@@ -26,7 +27,76 @@ def pope_case(case: Case) -> Results:
     return {"parsed": [item.parsed for item in found.items], **cells, **numbers}
 
 
+def looked_up(case: Case, form: Form, table: str) -> chair.ObjectVocabulary:
+    """The case's vocabulary, with its tokenizer (white space) and its table of singulars."""
+    singulars = case[table]
+    return chair.ObjectVocabulary.from_lines(
+        case["synonyms_lines"],
+        form,
+        tokenise=str.split,
+        singularise=lambda word: singulars.get(word, word),
+    )
+
+
+def chair_case(case: Case) -> Results:
+    vocabulary = looked_up(case, "original", "singular")
+    truth = chair.ground_truth(case["instances"], case["gt_captions"], vocabulary)
+    rows = [{"image_id": int(image), "caption": text} for image, text in case["captions"].items()]
+    found = chair.score_answers(rows, truth, vocabulary)
+    sentences = [
+        {
+            "image_id": int(item.image),
+            "generated_nodes": [mention.node for mention in item.mentions],
+            "gt_objects": sorted(item.truth),
+            "hallucinated": [[mention.word, mention.node] for mention in item.hallucinated],
+            "words_after_double_word_merge": vocabulary.words(row["caption"]),
+            "chair_i": item.hallucinated_share,
+        }
+        for item, row in zip(found.items, rows, strict=True)
+    ]
+    return {"CHAIRs": number(found.chair_s), "CHAIRi": number(found.chair_i), "sentences": sentences}
+
+
+def caption_numbers(found: chair.CaptionResult) -> dict[str, Any]:
+    sentences = [
+        {
+            "image_id": int(item.image),
+            "generated": [mention.node for mention in item.mentions],
+            "gt": sorted(item.truth),
+            "hallucinated": [mention.word for mention in item.hallucinated],
+        }
+        for item in found.items
+    ]
+    metrics = {
+        "CHAIRs": found.chair_s,
+        "CHAIRs_refine": found.response_rate,
+        "CHAIRi": found.chair_i,
+        "obj_rec": found.recall,
+        "sentence_num": len(found.scored),
+        "coco_sentence_num": found.with_objects,
+        "coco_word_count": found.correct_classes,
+        "gt_word_count": found.truth_classes,
+        "avg_word_len": found.mean_length,
+    }
+    return {"metrics": metrics, "sentences": sentences}
+
+
+def object_halbench_case(case: Case) -> Results:
+    vocabulary = looked_up(case, "refined", "lemma")
+    truth = chair.ground_truth(case["instances"], case["gt_captions"], vocabulary)
+    rows = [
+        {"image_id": int(image), "caption": text, "objects": case["objects"][image]}
+        for image, text in case["captions"].items()
+    ]
+    return {
+        "caption_mode": caption_numbers(object_halbench.score_captions(rows, truth, vocabulary)),
+        "object_list_mode": caption_numbers(object_halbench.score_objects(rows, truth, vocabulary)),
+    }
+
+
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
+    "chair": chair_case,
+    "object_halbench": object_halbench_case,
     "pope": pope_case,
 }
 
