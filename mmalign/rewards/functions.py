@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmalign.errors import ConfigError, explain
+from mmalign.errors import ConfigError, RowError, explain
 from mmalign.rewards.base import Scored
 from mmalign.rewards.card import Card
 from mmalign.rewards.sample import Sample
@@ -23,7 +23,8 @@ class FunctionReward:
     """A function of samples as a reward.
 
     Args:
-        function: takes samples, returns one number each; NaN or None for a sample it cannot score.
+        function: takes samples, returns one number each; NaN, None or a `RowError` for a sample it cannot
+            score.
         name: what it is called in tables.
         scale: unit and range in words.
     """
@@ -56,18 +57,32 @@ class FunctionReward:
             ConfigError: the function returned another number of values.
         """
         found: list[float] = []
+        errors: list[str | None] = []
         for start in range(0, len(samples), batch_size):
-            batch = samples[start : start + batch_size]
-            returned = list(self.function(batch))
-            if len(returned) != len(batch):
-                got = f"[{len(returned)} values]"
-                raise ConfigError(explain(self.card.name, got=got, expected=f"{len(batch)}, one per sample"))
-            found += [math.nan if value is None else float(value) for value in returned]
-        values = torch.tensor(found, dtype=torch.float64).reshape(-1, 1)
-        message = f"{self.card.name}: the value is not finite"
-        errors = tuple(None if math.isfinite(value) else message for value in found)
+            values, problems = self._batch(samples[start : start + batch_size])
+            found += values
+            errors += problems
         none = (None,) * len(found)
-        return Scored(values, self.card.outputs, errors, (False,) * len(found), none)
+        stacked = torch.tensor(found, dtype=torch.float64).reshape(-1, 1)
+        return Scored(stacked, self.card.outputs, tuple(errors), (False,) * len(found), none)
+
+    def _batch(self, samples: Sequence[Sample]) -> tuple[list[float], list[str | None]]:
+        """Values and errors; where one sample is refused the others are scored without it."""
+        try:
+            returned = list(self.function(samples))
+        except RowError as error:
+            if len(samples) == 1:
+                return [math.nan], [str(error)]
+            alone = [self._batch([sample]) for sample in samples]
+            return [value for values, _ in alone for value in values], [
+                problem for _, problems in alone for problem in problems
+            ]
+        if len(returned) != len(samples):
+            got = f"[{len(returned)} values]"
+            raise ConfigError(explain(self.card.name, got=got, expected=f"{len(samples)}, one per sample"))
+        values = [math.nan if value is None else float(value) for value in returned]
+        message = f"{self.card.name}: the value is not finite"
+        return values, [None if math.isfinite(value) else message for value in values]
 
 
 def load_function(name: str, *, scale: str = "") -> FunctionReward:
