@@ -61,6 +61,10 @@ _LOOSE = {
     "tangoflux_crpo": 5e-5,
     "videodpo": 5e-5,
     "densedpo_formula": 5e-5,
+    # Frequencies in float32, times steps up to 999: their last bit is the machine's.
+    "eval_step_aware_preference_model": 6e-5,
+    # Accuracies recorded in float32.
+    "eval_pal_heads": 1e-7,
     # Its source computes in float32 throughout.
     "flow_dpo": 1e-5,
     "gapo": 1e-5,
