@@ -223,24 +223,46 @@ def _mean(means: Float64[np.ndarray, "resample column"]) -> Float64[np.ndarray, 
     return means[:, 0]
 
 
-def bootstrap_mean(values: Values, how: Resampling = DEFAULT) -> Interval:
+def _per_prompt(
+    where: str, values: Values, prompts: Sequence[Hashable] | np.ndarray | None
+) -> Float64[np.ndarray, " prompt"]:
+    """One number per prompt; with `prompts` failed items (NaN) are left out, without they are refused."""
+    if prompts is None:
+        return as_vector(where, values)
+    means = prompt_means(values, prompts)
+    return as_vector(where, means[~np.isnan(means)])
+
+
+def bootstrap_mean(
+    values: Values, how: Resampling = DEFAULT, *, prompts: Sequence[Hashable] | np.ndarray | None = None
+) -> Interval:
     """The mean over prompts with its bootstrap interval; see `bootstrap`.
 
     Args:
-        values: one number per prompt (`prompt_means` where a prompt has several items).
+        values: one number per item.
         how: number, seed, confidence and method.
+        prompts: the prompt of each item, which then may also be failed (NaN); None: one item per prompt.
+
+    Raises:
+        ConfigError: no values, or NaN without `prompts`.
     """
-    return bootstrap(as_vector("bootstrap_mean", values)[:, None], _mean, how)
+    return bootstrap(_per_prompt("bootstrap_mean", values, prompts)[:, None], _mean, how)
 
 
-def bootstrap_median(values: Values, how: Resampling = DEFAULT) -> Interval:
-    """The median over prompts with its percentile bootstrap interval.
+def bootstrap_median(
+    values: Values, how: Resampling = DEFAULT, *, prompts: Sequence[Hashable] | np.ndarray | None = None
+) -> Interval:
+    """The median over prompts (of their means) with its percentile bootstrap interval.
 
     Args:
-        values: one number per prompt.
+        values: one number per item.
         how: number, seed and confidence; the interval is always the percentile one.
+        prompts: as in `bootstrap_mean`.
+
+    Raises:
+        ConfigError: no values, or NaN without `prompts`.
     """
-    array = as_vector("bootstrap_median", values)
+    array = _per_prompt("bootstrap_median", values, prompts)
     value = float(np.median(array))
     if len(array) < 2:
         return Interval(value, None, None, how.confidence, "percentile")

@@ -84,12 +84,12 @@ def as_matrix(where: str, values: Matrix, *, missing_ok: bool = False) -> Float6
     return array
 
 
-def require_same_length(where: str, first: Sequence[object] | np.ndarray, **others: object) -> None:
+def require_same_length(where: str, items: Sequence[object] | np.ndarray, /, **others: object) -> None:
     """Raise `ShapeError` unless everything has one entry per item."""
     for name, other in others.items():
-        if len(other) != len(first):  # type: ignore[arg-type]  # sized by what callers pass
+        if len(other) != len(items):  # type: ignore[arg-type]  # sized by what callers pass
             got = f"{len(other)} {name}"  # type: ignore[arg-type]
-            raise ShapeError(explain(where, got=got, expected=f"{len(first)}, one per item"))
+            raise ShapeError(explain(where, got=got, expected=f"{len(items)}, one per item"))
 
 
 def require_confidence(where: str, confidence: float) -> None:

@@ -133,8 +133,8 @@ class Power(Result):
         needed = self.prompts_for_observed
         more = f"; a true difference of {shown(self.observed, 4)} as observed needs {needed}"
         return (
-            f"{self.num_prompts} prompts show a mean difference of {shown(self.detectable_difference, 4)} or a "
-            f"win rate of {shown(self.detectable_win_rate)} with {self.power:.0%} power"
+            f"{self.num_prompts} prompts show a mean difference of {shown(self.detectable_difference, 4)} "
+            f"or a win rate of {shown(self.detectable_win_rate)} with {self.power:.0%} power"
             + (more if needed is not None else "")
         )
 
