@@ -59,15 +59,17 @@ def fill(
     where: str,
     ignored: Iterable[str] = (),
     rename: Callable[[str], str | None] | None = None,
+    assign: bool = False,
 ) -> None:
     """Copy `state` into `network`: every key of both must find its partner.
 
     Args:
-        network: what is filled; keeps its dtype and device.
+        network: what is filled; keeps its dtype and device, unless `assign`.
         state: tensors by the checkpoint's names.
         where: file or repository, for the message.
         ignored: patterns of checkpoint keys that belong to nothing here.
         rename: from a checkpoint's name to the network's; None leaves a key to `ignored`.
+        assign: take the tensors themselves, for a network built without memory of its own.
 
     Raises:
         CheckpointError: a key is missing, unexpected or of another shape; names them.
@@ -101,7 +103,7 @@ def fill(
             f"Use the file the card names; nothing was filled."
         )
         raise CheckpointError(message)
-    network.load_state_dict(renamed)
+    network.load_state_dict(renamed, assign=assign)
 
 
 def _shown(names: list[str]) -> str:
