@@ -1,0 +1,51 @@
+"""VideoReward, visual quality, motion quality and text alignment of a clip."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmalign.rewards.base import Reward
+from mmalign.rewards.card import Card, Weights
+
+CARD = Card(
+    name="videoreward",
+    title="VideoReward: visual quality, motion quality and text alignment of a clip",
+    modality="video",
+    outputs=("overall", "VQ", "MQ", "TA"),
+    scale="z-scores over the publisher's clips; overall is the sum of the three",
+    weights=(
+        Weights(
+            "KwaiVGI/VideoReward",
+            ("model_config.json", "checkpoint-*/model.pth"),
+            role="model",
+            bytes=5_031_072_529,
+        ),
+        Weights("Qwen/Qwen2-VL-2B-Instruct", ("*.json",), role="base"),
+    ),
+    paper="2501.13918",
+    official_code="KwaiVGI/VideoAlign",
+    licence="MIT",
+    pixels="frames at 2 a second, each 100 352 to 200 704 pixels, sides multiples of 28",
+    needs=("fps",),
+    options={
+        "positions": "sequential (as trained, the default) or mrope (as today's library would)",
+        "template": "file or folder that holds the published instruction",
+        "template_sha256": "hash of another instruction: another reward",
+        "normalised": "false: the head's own unit",
+    },
+    departures=(
+        "A prompt that holds a special token is broken by a space there; the official code reads the token.",
+        "Adapters are merged into the weights in float32; the official code adds their output in bfloat16.",
+        "The clip comes as frames: decoders differ in the frames at a clip's end.",
+    ),
+)
+
+
+def build(
+    *, weights: str | Path | None, device: str | torch.device, dtype: torch.dtype, **options: Any
+) -> Reward:
+    """The reward, loaded."""
+    from mmalign.rewards import video_reward
+
+    return video_reward.build(CARD, weights=weights, device=device, dtype=dtype, **options)
