@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from mmalign.evals.benchmarks import chair, object_halbench, pope
+from mmalign.evals.benchmarks import chair, mmhal, object_halbench, pope, videohallucer
 from mmalign.evals.benchmarks._objects import Form
 from mmalign.testing.parity import Case
 
 Results = dict[str, Any]
 
 
-def number(value: float) -> torch.Tensor:
+def number(value: float | list[float]) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
@@ -22,7 +22,7 @@ def pope_case(case: Case) -> Results:
         for answer, label in zip(case["answers"], case["labels"], strict=True)
     ]
     found = pope.score_answers(rows)
-    cells = {name: number(getattr(found.counts, name.lower())) for name in ("TP", "FP", "TN", "FN")}
+    cells = {name: number(float(getattr(found.counts, name.lower()))) for name in ("TP", "FP", "TN", "FN")}
     numbers = {name: number(value) for name, value in found.metrics().items() if name in case.outputs}
     return {"parsed": [item.parsed for item in found.items], **cells, **numbers}
 
@@ -94,10 +94,28 @@ def object_halbench_case(case: Case) -> Results:
     }
 
 
+def mmhal_case(case: Case) -> Results:
+    rows = [{"judgement": text} for text in case["judge_texts"]]
+    found = mmhal.score_answers(rows, expected=case.hyperparameters["questions"])
+    return {
+        "average_score_2dp": number(round(found.score, 2)),
+        "hallucination_rate_2dp": number(round(found.hallucination_rate, 2)),
+        "per_type_average_2dp": number([round(value, 2) for value in found.by_type.values()]),
+        "informativeness_percent": number(found.informativeness),
+    }
+
+
+def videohallucer_case(case: Case) -> Results:
+    found = videohallucer.score_answers(case["items"])
+    return {name: number(value) for name, value in found.metrics().items() if name in case.outputs}
+
+
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "chair": chair_case,
+    "mmhal_score": mmhal_case,
     "object_halbench": object_halbench_case,
     "pope": pope_case,
+    "videohallucer": videohallucer_case,
 }
 
 LEFT_OUT: dict[str, dict[str, str]] = {}

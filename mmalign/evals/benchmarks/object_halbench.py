@@ -17,8 +17,6 @@ objects whose whole name the vocabulary lacks; `strict` reads the first list in 
 last words of a name ("kitchen table" counts as table). An answer of three words or fewer names nothing.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from mmalign.evals.benchmarks._caption_items import (
 )
 from mmalign.evals.benchmarks._captions import CaptionItem, CaptionResult, score_mentions
 from mmalign.evals.benchmarks._harness import records_of
+from mmalign.evals.benchmarks._judging import EXTRACTION_TEMPLATE, extraction_prompt, parse_objects
 from mmalign.evals.benchmarks._objects import Mention, ObjectVocabulary
 from mmalign.evals.benchmarks._records import (
     Mode,
@@ -47,7 +46,7 @@ from mmalign.evals.benchmarks._records import (
 
 __all__ = [
     "BENCHMARK",
-    "TEMPLATE",
+    "EXTRACTION_TEMPLATE",
     "CaptionItem",
     "CaptionResult",
     "extraction_prompt",
@@ -62,70 +61,6 @@ __all__ = [
 _ANSWERS = ("caption", "answer", "text")
 _SHORT = 3
 """Answers of so many words or fewer name nothing; no judge is asked (released)."""
-
-TEMPLATE = """\
-Below are a question about a picture and somebody's answer. Take the answer for true. List every object that
-the answer says can be seen in the picture.
-
-Question: {question}
-
-Answer: {answer}
-
-Rules: name only objects the answer mentions; give the bare name of each, without colour, material, size or
-other attributes. Write nothing but a JSON list of texts, such as ["dog", "bench"], or [] where there is none.
-"""
-
-
-def extraction_prompt(question: str, answer: str, template: str = TEMPLATE) -> str:
-    """What a judge is asked; `{question}` and `{answer}` of the template are replaced, other braces kept.
-
-    Raises:
-        ConfigError: the template lacks one of them.
-    """
-    parts = re.split(r"(\{question\}|\{answer\})", template)
-    if "{question}" not in parts or "{answer}" not in parts:
-        message = explain("template", got=template[:80], expected="text with {question} and {answer}")
-        raise ConfigError(message)
-    return "".join({"{question}": question, "{answer}": answer}.get(part, part) for part in parts)
-
-
-def parse_objects(text: str, mode: Mode = "exact") -> list[str] | None:
-    """Objects a judge listed; None where its text holds no list of texts.
-
-    Exact: the first fenced `json` block; without a readable one, the last line where the text holds `["`.
-    Strict: the first JSON list of texts anywhere; "()", as a language model may write it, is an empty list.
-    """
-    if mode == "strict":
-        return _first_list(text)
-    fenced = re.search(r"```json\n(.*?)\n```", text, re.DOTALL)
-    for piece in ([fenced.group(1)] if fenced else []) + (
-        [text.strip().split("\n")[-1]] if '["' in text else []
-    ):
-        found = _json_list(piece)
-        if found is not None:
-            return found
-    return None
-
-
-def _json_list(piece: str) -> list[str] | None:
-    try:
-        value = json.loads(piece)
-    except ValueError:
-        return None
-    return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else None
-
-
-def _first_list(text: str) -> list[str] | None:
-    said = text.rpartition("</think>")[2]
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\[", said):
-        try:
-            value, _ = decoder.raw_decode(said, match.start())
-        except ValueError:
-            continue
-        if isinstance(value, list) and all(isinstance(name, str) for name in value):
-            return value
-    return [] if re.fullmatch(r"[\s`]*\(\s*\)[\s`.]*", said) else None
 
 
 def object_words(name: str, vocabulary: ObjectVocabulary, mode: Mode = "exact") -> list[str]:
@@ -212,7 +147,7 @@ def score_answers(
     mode: Mode = "exact",
     judge: Callable[[str], str] | None = None,
     judge_name: str = "stored",
-    template: str = TEMPLATE,
+    template: str = EXTRACTION_TEMPLATE,
     attempts: int = 3,
     normalise: Callable[[str], list[str]] | None = None,
 ) -> CaptionResult:
@@ -227,8 +162,9 @@ def score_answers(
         judge: prompt to text, asked where nothing is stored.
         judge_name: which model, with its version: it moves the numbers, and stands in the protocol.
         template: see `extraction_prompt`.
-        attempts: how often the judge is asked until its text holds a list; then the answer has no number, is
-            counted in `failed`, and its item says why. The released script asks a hundred times and then stops.
+        attempts: how often the judge is asked until its text holds a list; after that the answer has no
+            number, is counted in `failed`, and its item says why. The released script asks a hundred times
+            and then stops.
         normalise: object name to words of the vocabulary's kind; None uses `object_words`.
 
     Raises:
