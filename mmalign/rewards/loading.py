@@ -40,7 +40,8 @@ def load(
 
     Args:
         name: a name of `names()`; `module:function` for a function of yours, which takes samples and returns
-            numbers; `http://...` or `https://...` for a server of `mmalign serve-reward`.
+            numbers; `http://...` or `https://...` for a server of `mmalign serve-reward`; a `.yaml` file that
+            describes an ensemble.
         weights: folder with the model's files in their official layout; None = the hub's cache, or the hub.
         device: where the network stands.
         dtype: of the network: float32, bfloat16 or float16.
@@ -55,6 +56,10 @@ def load(
         from mmalign.rewards.remote import RemoteReward
 
         return RemoteReward(name, **options)
+    if name.endswith((".yaml", ".yml")):
+        from mmalign.rewards.ensemble_file import load_ensemble
+
+        return load_ensemble(name, weights=weights, device=device, dtype=dtype, **options)
     if ":" in name:
         from mmalign.rewards.functions import load_function
 
