@@ -90,10 +90,11 @@ class PositionRates:
         """Share of pairs with an answer that could not be read."""
         return 1.0 - self.num_valid / self.num_pairs if self.num_pairs else math.nan
 
-    def as_dict(self) -> dict[str, float | int]:
-        """Counts and rates."""
-        rates = {name: getattr(self, name) for name in ("consistency_rate", "first_position_rate")}
-        return {**vars(self), **rates, "invalid_rate": self.invalid_rate}
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Counts and rates for JSON; a rate of nothing is None."""
+        names = ("consistency_rate", "first_position_rate", "invalid_rate")
+        rates = {name: float(getattr(self, name)) for name in names}
+        return {**vars(self), **{name: None if math.isnan(rate) else rate for name, rate in rates.items()}}
 
 
 def position_rates(pairs: Iterable[Orders]) -> PositionRates:

@@ -111,3 +111,7 @@ def test_log_odds_become_verdicts_with_a_margin_for_ties():
 def test_log_odds_need_two_columns():
     with pytest.raises(ShapeError, match=r"order_log_odds: got \[.*\], expected \[pair, 2\] and the same"):
         order_log_odds(torch.zeros(3, 5), torch.zeros(3, 5))
+
+
+def test_rates_of_nothing_are_stored_as_none():
+    assert position_rates([(None, "one")]).as_dict()["consistency_rate"] is None
