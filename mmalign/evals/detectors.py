@@ -257,15 +257,16 @@ def load_detector(
     wanted = Weights(name, _FILES, revision=revision, role="detector")
     folder = resolve(wanted, folder=local if local.is_dir() else None, reward="detector")
     config = transformers.AutoConfig.from_pretrained(folder)
-    segments = type(config) in transformers.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
-    if not segments and type(config) not in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING:
+    # Boxes first: DETR's configuration is also one of a segmentation model, whose head detectors lack.
+    boxes = type(config) in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING
+    if not boxes and type(config) not in transformers.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
         message = explain(
             f"{folder}/config.json model_type",
             got=config.model_type,
             expected="a universal segmentation or object detection model of transformers",
         )
         raise ConfigError(message)
-    kind = "AutoModelForUniversalSegmentation" if segments else "AutoModelForObjectDetection"
+    kind = "AutoModelForObjectDetection" if boxes else "AutoModelForUniversalSegmentation"
     model, report = getattr(transformers, kind).from_pretrained(
         folder, dtype=dtype, use_safetensors=True, output_loading_info=True
     )
