@@ -11,15 +11,16 @@ Modality = Literal["image", "video", "audio", "text"]
 
 @dataclass(frozen=True)
 class Weights:
-    """Files of one model on the hub; a local folder of the same layout may stand in for them.
+    """Published files of one model; a local folder of the same layout may stand in for them.
 
     Args:
-        repository: hub id.
+        repository: id on the host.
         files: patterns of the files that are needed.
-        revision: commit that is fetched. None = the hub's main branch, which the card then says is unpinned.
+        revision: commit that is fetched. None = the main branch, which the card then says is unpinned.
         role: which part of the reward it is ("model", "tokenizer", "head", "base").
         bytes: size of the download, 0 = unknown.
         sha256: file name to hash, where the publisher or we know it.
+        host: "hub" is the Hugging Face hub; a few small heads were published in a "github" repository alone.
     """
 
     repository: str
@@ -28,6 +29,7 @@ class Weights:
     role: str = "model"
     bytes: int = 0
     sha256: Mapping[str, str] = field(default_factory=dict)
+    host: Literal["hub", "github"] = "hub"
 
 
 @dataclass(frozen=True)

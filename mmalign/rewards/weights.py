@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
+
+import torch
 
 from mmalign.errors import CheckpointError, ConfigError
 from mmalign.rewards.card import Card, Weights
@@ -33,16 +36,25 @@ class Missing:
 def find_weights(weights: Weights, *, folder: str | Path | None = None) -> Path | None:
     """The local folder that holds all files of `weights`, or None; nothing is downloaded.
 
-    Looked for in `folder` (the folder itself, or its sub-folder of the repository's name), in the folder that
-    MMALIGN_REWARD_WEIGHTS names, and in the hub's cache at the pinned revision.
+    Looked for in `folder` (the folder itself, or its sub-folder of the repository's name), in such a sub-folder
+    of the folder that MMALIGN_REWARD_WEIGHTS names, and in the cache at the pinned revision.
     """
-    name = weights.repository.rpartition("/")[2]
-    roots = [folder, os.environ.get(FOLDER_VARIABLE)]
-    for root in [Path(root) for root in roots if root]:
-        for candidate in (root / weights.repository, root / name, root):
-            if candidate.is_dir() and _complete(candidate, weights.files):
-                return candidate
-    return _cached(weights)
+    if folder is not None:
+        found = _inside(Path(folder), weights, itself=True)
+        if found is not None:
+            return found
+    named = os.environ.get(FOLDER_VARIABLE)
+    found = _inside(Path(named), weights, itself=False) if named else None
+    return found or _cached(weights)
+
+
+def _inside(root: Path, weights: Weights, *, itself: bool) -> Path | None:
+    """The sub-folder of `root` with the files, or `root` itself where that one model is what it is for."""
+    candidates = [root / weights.repository, root / weights.repository.rpartition("/")[2]]
+    for candidate in [*candidates, root] if itself else candidates:
+        if candidate.is_dir() and _complete(candidate, weights.files):
+            return candidate
+    return None
 
 
 def _complete(folder: Path, patterns: Iterable[str]) -> bool:
@@ -51,6 +63,9 @@ def _complete(folder: Path, patterns: Iterable[str]) -> bool:
 
 
 def _cached(weights: Weights) -> Path | None:
+    if weights.host == "github":
+        kept = _github_folder(weights)
+        return kept if kept.is_dir() and _complete(kept, weights.files) else None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -67,14 +82,16 @@ def _cached(weights: Weights) -> Path | None:
 
 
 def resolve(weights: Weights, *, folder: str | Path | None = None, reward: str = "") -> Path:
-    """The folder with the files, downloaded to the hub's cache if they are nowhere.
+    """The folder with the files, downloaded to the cache if they are nowhere.
+
+    A `folder` that is given is the only place that is looked in: other weights never stand in for it.
 
     Raises:
         CheckpointError: they are nowhere and cannot be fetched; says where they were looked for and the
             command that fetches them.
         ConfigError: `folder` was given and lacks a file.
     """
-    found = find_weights(weights, folder=folder)
+    found = find_weights(weights) if folder is None else _inside(Path(folder), weights, itself=True)
     if found is not None:
         return found
     if folder is not None:
@@ -83,14 +100,8 @@ def resolve(weights: Weights, *, folder: str | Path | None = None, reward: str =
             f"{weights.repository}. {_command(weights)} fetches them."
         )
         raise ConfigError(message)
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(
-            snapshot_download(
-                weights.repository, revision=weights.revision, allow_patterns=list(weights.files)
-            )
-        )
+        return _fetched(weights)
     except (OSError, ValueError) as error:  # offline, no such repository, gated, disk full
         message = (
             f"reward {reward or weights.repository}: the weights {weights.repository} are not on this "
@@ -100,7 +111,57 @@ def resolve(weights: Weights, *, folder: str | Path | None = None, reward: str =
         raise CheckpointError(message) from error
 
 
+def _fetched(weights: Weights) -> Path:
+    if weights.host == "github":
+        return _fetched_from_github(weights)
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(weights.repository, revision=weights.revision, allow_patterns=list(weights.files))
+    )
+
+
+def _github_folder(weights: Weights) -> Path:
+    return Path(torch.hub.get_dir()) / "mmalign" / weights.repository / (weights.revision or "main")
+
+
+def _github_address(weights: Weights, name: str) -> str:
+    return f"https://github.com/{weights.repository}/raw/{weights.revision or 'main'}/{quote(name)}"
+
+
+def _fetched_from_github(weights: Weights) -> Path:
+    """Files by their names, each checked against its hash where the card knows it.
+
+    Raises:
+        OSError: no network, or HF_HUB_OFFLINE is set.
+        CheckpointError: a file is not the published one.
+    """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        message = "HF_HUB_OFFLINE is set"
+        raise OSError(message)
+    folder = _github_folder(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in weights.files:
+        address = _github_address(weights, name)
+        try:
+            torch.hub.download_url_to_file(
+                address, str(folder / name), hash_prefix=weights.sha256.get(name), progress=False
+            )
+        except RuntimeError as error:
+            message = f"{address} is not the file the card names ({error}). Download it by hand and compare."
+            raise CheckpointError(message) from error
+    return folder
+
+
 def _command(weights: Weights) -> str:
+    if weights.host == "github":
+        folder = weights.repository.rpartition("/")[2]
+        return " && ".join(
+            f"curl -L --create-dirs -o '{folder}/{name}' '{_github_address(weights, name)}'"
+            for name in weights.files
+        )
     pinned = f" --revision {weights.revision}" if weights.revision else ""
     included = " ".join(f"--include '{pattern}'" for pattern in weights.files)
     return f"hf download {weights.repository}{pinned} {included}"

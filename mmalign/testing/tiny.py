@@ -13,7 +13,7 @@ import torch
 
 from mmalign.files import atomic_directory
 
-__all__ = ["RESOLUTION", "write_tiny_sd15", "write_tiny_sdxl"]
+__all__ = ["RESOLUTION", "write_clip_tokenizer", "write_tiny_sd15", "write_tiny_sdxl"]
 
 RESOLUTION = 32
 """Native picture size of the tiny models; their VAE shrinks by 2."""
@@ -36,13 +36,13 @@ def _byte_alphabet() -> list[str]:
     return [alphabet[byte] for byte in range(256)]
 
 
-def _write_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77) -> int:
+def write_clip_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77) -> int:
     """A CLIP tokenizer without merges: every byte is a token. Returns the size of its vocabulary.
 
     The end token has the highest id, as in the published vocabulary: CLIP's pooled state is read at that
     position.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     letters = _byte_alphabet()
     tokens = [*letters, *(letter + "</w>" for letter in letters), _START, _END]
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
@@ -119,7 +119,7 @@ def write_tiny_sd15(
     second = prediction == "v_prediction"
     with torch.random.fork_rng(devices=[]), atomic_directory(folder) as partial:
         torch.manual_seed(seed)
-        vocabulary = _write_tokenizer(partial / "tokenizer", pad_token="!" if second else _END)
+        vocabulary = write_clip_tokenizer(partial / "tokenizer", pad_token="!" if second else _END)
         unet = UNet2DConditionModel(
             sample_size=RESOLUTION // 2,
             block_out_channels=(32, 64),
@@ -171,9 +171,9 @@ def write_tiny_sdxl(
     time_dim = 8
     with torch.random.fork_rng(devices=[]), atomic_directory(folder) as partial:
         torch.manual_seed(seed)
-        vocabulary = _write_tokenizer(partial / "tokenizer_2", pad_token="!")
+        vocabulary = write_clip_tokenizer(partial / "tokenizer_2", pad_token="!")
         if not refiner:
-            _write_tokenizer(partial / "tokenizer", pad_token=_END)
+            write_clip_tokenizer(partial / "tokenizer", pad_token=_END)
         unet = UNet2DConditionModel(
             sample_size=RESOLUTION // 2,
             block_out_channels=(32, 64),
