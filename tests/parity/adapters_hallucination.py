@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mmalign.evals.benchmarks import chair, mmhal, object_halbench, pope, videohallucer
+from mmalign.evals.benchmarks import amber, chair, mmhal, object_halbench, pope, videohallucer
 from mmalign.evals.benchmarks._objects import Form
 from mmalign.testing.parity import Case
 
@@ -110,7 +110,25 @@ def videohallucer_case(case: Case) -> Results:
     return {name: number(value) for name, value in found.metrics().items() if name in case.outputs}
 
 
+def amber_case(case: Case) -> Results:
+    reference = amber.AmberReference.of(case["annotations"], case["association"], case["global_safe_words"])
+    similarity = amber.SimilarityTable(
+        tuple((a, b, float(value)) for a, b, value in case["similarity_pairs"])
+    )
+    threshold = case.hyperparameters["similarity_threshold_strict"]
+    found = amber.score_answers(case["responses"], reference, similarity=similarity, threshold=threshold)
+    told = found.generative.metrics() if found.generative is not None else {}
+    groups = {
+        "discriminative" if name == "all" else name: part for name, part in found.discriminative.items()
+    }
+    return {
+        "generative": {name: told[name] for name in ("CHAIR", "Cover", "Hal", "Cog")},
+        **{name: part.metrics() for name, part in groups.items()},
+    }
+
+
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
+    "amber": amber_case,
     "chair": chair_case,
     "mmhal_score": mmhal_case,
     "object_halbench": object_halbench_case,

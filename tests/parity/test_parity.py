@@ -14,7 +14,6 @@ LEFT_OUT = {name: reasons for module in MODULES for name, reasons in module.LEFT
 
 # Case -> the issue whose work makes it expressible. A case leaves this table when it gets its adapter.
 NOT_YET: dict[str, int] = {
-    "amber": 4,
     "audioldm_eval_metrics": 7,
     "eval_benchmark_aggregation": 4,
     "eval_bradley_terry_elo": 4,
