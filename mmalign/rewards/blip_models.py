@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError, explain
 from mmalign.rewards.checkpoints import fill, read_state
+from mmalign.rewards.prompt_image import PromptImageReward
 
 __all__ = [
     "IMAGE_REWARD_MEAN",
     "IMAGE_REWARD_STD",
+    "ImageReward",
     "ImageRewardNetwork",
     "LinearStack",
     "load_image_reward",
@@ -128,7 +130,8 @@ class ImageRewardNetwork(nn.Module):
             encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
             is_decoder=False,
         )
-        return standardise(self.mlp(found.last_hidden_state[:, 0])[:, 0])
+        features = found.last_hidden_state[:, 0].to(next(self.mlp.parameters()).dtype)
+        return standardise(self.mlp(features)[:, 0])
 
 
 # ---------------------------------------------------------------------------------------------- loading
@@ -176,7 +179,10 @@ def load_image_reward(weights: Path, settings: Path, *, dtype: torch.dtype) -> I
     state = read_state(weights)
     network = _empty(state, json.loads(settings.read_text(encoding="utf-8")), where=str(weights))
     fill(network, state, where=str(weights), ignored=_UNUSED, rename=_renamed)
-    return network.to(dtype).eval().requires_grad_(False)
+    network.vision.to(dtype)
+    network.text.to(dtype)
+    network.mlp.to(torch.promote_types(dtype, torch.float32))
+    return network.eval().requires_grad_(False)
 
 
 def _empty(state: Mapping[str, Tensor], text: Mapping[str, Any], *, where: str) -> ImageRewardNetwork:
@@ -211,6 +217,26 @@ def _empty(state: Mapping[str, Tensor], text: Mapping[str, Any], *, where: str) 
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         is_decoder=True,
+        bos_token_id=text["vocab_size"] - 2,  # BLIP's [DEC]; it plays no part in the score
     )
     head = LinearStack(int(text["hidden_size"]))
     return ImageRewardNetwork(BlipVisionModel(vision), BlipTextModel(config, add_pooling_layer=False), head)
+
+
+# ---------------------------------------------------------------------------------------------- the reward
+
+
+class ImageReward(PromptImageReward):
+    """ImageReward as a reward; the head works in float32 whatever the towers' dtype, as published."""
+
+    network: ImageRewardNetwork
+
+    def run(
+        self,
+        pixel_values: Float[Tensor, "sample 3 height width"],
+        ids: Int[Tensor, "sample token"],
+        mask: Int[Tensor, "sample token"],
+    ) -> Float[Tensor, " sample"]:
+        """Standardised rewards of normalised pixels and tokens."""
+        found: Tensor = self.network(pixel_values, ids, mask)
+        return found

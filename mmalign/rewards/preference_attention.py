@@ -1,30 +1,16 @@
-"""MPS: CLIP-H whose image tokens attend to the prompt's tokens that matter under a condition.
+"""The attention of MPS: image tokens look at the prompt's tokens that matter under a condition.
 
 Source: arXiv 2405.14705; Kwai-Kolors/MPS, trainer/models and eval_overall_mps_on_hpdv2.py.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "OVERALL_CONDITION",
-    "ConditionedPreference",
-    "CrossModel",
-    "condition_mask",
-    "relative_similarity",
-    "scaled_cosine",
-    "similarity",
-]
-
-OVERALL_CONDITION = (
-    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, "
-    "instance, texture, quantity, attributes, position, number, location, word, things."
-)
-"""The one condition whose weights are released, as the evaluation script spells it."""
+__all__ = ["CrossModel", "condition_mask", "relative_similarity", "similarity"]
 
 _ROTARY_BASE = 10000.0
 
@@ -232,61 +218,3 @@ class CrossModel(nn.Module):
             cross, parallel = layer.children()
             image = parallel(cross(image, text, keep))
         return image
-
-
-# ---------------------------------------------------------------------------------------------- the model
-
-
-def scaled_cosine(
-    text: Float[Tensor, "sample width"], image: Float[Tensor, "sample width"], log_scale: Float[Tensor, ""]
-) -> Float[Tensor, " sample"]:
-    """exp(log_scale) * cos(text, image), row by row."""
-    return log_scale.exp() * F.cosine_similarity(text, image, dim=-1)
-
-
-class ConditionedPreference(nn.Module):
-    """MPS: score = exp(logit_scale) * cos(prompt's EOS feature, first image token after `CrossModel`).
-
-    Both projections of CLIP run over all tokens; the image's tokens do not pass CLIP's last layer norm, which
-    belongs to the pooled token. Each sample is scored as if alone.
-
-    Args:
-        clip: a transformers `CLIPModel`.
-        cross_model: the tower on top.
-    """
-
-    def __init__(self, clip: Any, cross_model: CrossModel) -> None:
-        super().__init__()
-        self.model = clip
-        self.cross_model = cross_model
-
-    def text_features(
-        self, ids: Int[Tensor, "sample token"]
-    ) -> tuple[Float[Tensor, "sample token width"], Float[Tensor, "sample width"]]:
-        """Projected features of every token, and of the pooled EOS token; no padding is masked."""
-        found = self.model.text_model(input_ids=ids)
-        project = self.model.text_projection
-        return project(found.last_hidden_state), project(found.pooler_output)
-
-    def forward(
-        self,
-        pixel_values: Float[Tensor, "sample 3 height width"],
-        input_ids: Int[Tensor, "sample token"],
-        condition_ids: Int[Tensor, "1 condition"],
-        *,
-        threshold: float = 0.3,
-    ) -> Float[Tensor, " sample"]:
-        """Scores, typically 5 to 20.
-
-        Args:
-            pixel_values: normalised pixels.
-            input_ids: prompts, padded to the full length: the padding takes part.
-            condition_ids: the condition, padded likewise.
-            threshold: see `condition_mask`.
-        """
-        text, pooled = self.text_features(input_ids)
-        condition, _ = self.text_features(condition_ids)
-        hidden = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
-        keep = condition_mask(text, condition[0], threshold=threshold)
-        image = self.cross_model(self.model.visual_projection(hidden), text, keep)[:, 0]
-        return scaled_cosine(pooled, image, self.model.logit_scale)

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmalign.rewards.conditioned_preference import scaled_cosine
+
 __all__ = [
     "StepAwareClip",
     "modulate",
-    "shortest_side_crop",
     "start_neutral",
     "step_aware_loss",
     "timestep_embedding",
@@ -59,22 +60,6 @@ def modulate(
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-def shortest_side_crop(
-    pixels: Float[Tensor, "sample 3 height width"], size: int
-) -> Float[Tensor, "sample 3 {size} {size}"]:
-    """The middle of the picture after its shorter side was brought to `size`, values in [0, 1].
-
-    Bicubic without antialias, sides int(side * scale + 0.5), clamped afterwards: what the model was trained
-    and used with. The crop's margin is halved as torchvision does it (half to even).
-    """
-    height, width = pixels.shape[-2:]
-    scale = size / min(height, width)
-    new = (int(height * scale + 0.5), int(width * scale + 0.5))
-    pixels = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False)
-    top, left = round((new[0] - size) / 2), round((new[1] - size) / 2)
-    return pixels[..., top : top + size, left : left + size].clamp(0.0, 1.0)
-
-
 class _TimestepEmbedder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -100,8 +85,8 @@ class StepAwareClip(nn.Module):
 
     Every vision layer: shift, scale and gate for attention and for the MLP from SiLU, Linear(h, 6h) of the
     time embedding; x * (1 + scale) + shift after each layer norm, the gate on each branch. The pooled token
-    is modulated once more after the last layer norm. The text tower is CLIP's. Parameter names are those of the
-    released checkpoints.
+    is modulated once more after the last layer norm. The text tower is CLIP's. Parameter names are those of
+    the released checkpoints.
 
     Args:
         config: a transformers `CLIPConfig`. Weights are random until they are loaded or `start_neutral` ran.
@@ -123,11 +108,6 @@ class StepAwareClip(nn.Module):
     def image_size(self) -> int:
         """Side of the picture it takes."""
         return int(self.model.config.vision_config.image_size)
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""]:
-        """Factor of the cosine, exponentiated."""
-        return self.model.logit_scale.exp()  # type: ignore[no-any-return]
 
     def time_condition(
         self, timesteps: Float[Tensor, " sample"] | Int[Tensor, " sample"]
@@ -176,8 +156,7 @@ class StepAwareClip(nn.Module):
             timesteps: of the states the predictions were made from, 0 = finished.
         """
         image = self.image_features(pixel_values, timesteps)
-        cosine: Tensor = F.cosine_similarity(image, self.text_features(input_ids), dim=-1)
-        return self.logit_scale * cosine
+        return scaled_cosine(self.text_features(input_ids), image, self.model.logit_scale)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.rewards import blip_models, preference_attention, step_aware
+from mmalign.rewards import blip_models, conditioned_preference, preference_attention, step_aware
 from mmalign.testing.parity import Case
 
 Results = dict[str, Tensor]
@@ -107,7 +107,7 @@ def mps_cross_model(case: Case) -> Results:
     assert sorted(name for name, _ in tower.named_parameters()) == given["parameter_names"]
     fill_parameters(tower.named_parameters(), given["amp"], lambda name: name.endswith("norm.weight"))
     found = tower(image, text, case["keep_text_token"])
-    score = preference_attention.scaled_cosine(
+    score = conditioned_preference.scaled_cosine(
         text[:, -1], found[:, 0], torch.tensor(given["log_logit_scale"], dtype=image.dtype)
     )
     return {"output": found, "score": score}
