@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mmalign.errors import ConfigError, ShapeError, explain, unknown_name
-from mmalign.evals.shares import clustered_mean, clustered_share
+from mmalign.evals.shares import clustered_share, paired_difference
 from mmalign.evals.statistics.results import Interval, Result
 from mmalign.rewards.swaps import PositionRates, position_rates
 from mmalign.rewards.verdicts import Choice
@@ -331,7 +331,9 @@ def _result(
     return ProbeResult(
         probe=name,
         flip_rate=clustered_share([r.flipped for r in valid], [r.id for r in valid]),
-        above_repeat=clustered_mean([r.flipped - n.flipped for r, n in both], [r.id for r, _ in both]),
+        above_repeat=paired_difference(
+            [r.flipped for r, _ in both], [n.flipped for _, n in both], [r.id for r, _ in both]
+        ),
         num_questions=len(mine),
         num_flipped=sum(r.flipped for r in valid),
         num_tied=sum(r.after == "tie" for r in valid),
