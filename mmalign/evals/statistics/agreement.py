@@ -72,7 +72,7 @@ def tie_rule(name: str) -> TieRule:
 
 
 def pair_probability(
-    first: Values, second: Values, *, scale: float = 1.0
+    first: Values, second: Values, *, scale: float | int = 1.0
 ) -> Float64[np.ndarray, "pair side"]:
     """[P(first), P(second)] = softmax(scale * [first, second]) of every pair.
 
@@ -117,7 +117,7 @@ def labelled_pairs(where: str, human: Values, difference: Values) -> tuple[np.nd
 
 
 def pair_credit(
-    human: Values, difference: Values, rule: TieRule, *, threshold: float = 0.0
+    human: Values, difference: Values, rule: TieRule, *, threshold: float | int = 0.0
 ) -> Float64[np.ndarray, " pair"]:
     """Each pair's worth: 1 right, 0 wrong, the rule's credit for a one-sided tie, NaN for a pair left out.
 
@@ -180,7 +180,7 @@ def agreement(
     difference: Values,
     rule: TieRule = RULES["half"],
     *,
-    threshold: float = 0.0,
+    threshold: float | int = 0.0,
     prompts: Sequence[Hashable] | np.ndarray | None = None,
     how: Resampling = DEFAULT,
 ) -> Agreement:
@@ -226,7 +226,7 @@ def agreement_by(
     difference: Values,
     rule: TieRule = RULES["half"],
     *,
-    threshold: float = 0.0,
+    threshold: float | int = 0.0,
     prompts: Sequence[Hashable] | None = None,
     how: Resampling = DEFAULT,
 ) -> dict[Hashable, Agreement | None]:

@@ -15,7 +15,7 @@ __all__ = ["EloRatings", "elo_ratings", "elo_scale", "sequential_elo"]
 
 
 def elo_scale(
-    strength: Values, *, scale: float = 400.0, base: float = 1000.0
+    strength: Values, *, scale: float | int = 400.0, base: float | int = 1000.0
 ) -> Float64[np.ndarray, " model"]:
     """Strengths (natural logarithms) on the Elo scale: scale / ln 10 * strength + base.
 
@@ -53,9 +53,9 @@ def _play(
     second: Int64[np.ndarray, "order game"],
     score: Float64[np.ndarray, "order game"],
     num_models: int,
-    k: float,
-    initial: float,
-    scale: float,
+    k: float | int,
+    initial: float | int,
+    scale: float | int,
 ) -> Float64[np.ndarray, "order model"]:
     """Ratings after all games of each order; one step per game, all orders at once."""
     ratings = np.full((len(first), num_models), initial)
@@ -70,7 +70,12 @@ def _play(
 
 
 def sequential_elo(
-    games: Matrix, num_models: int, *, k: float = 32.0, initial: float = 1000.0, scale: float = 400.0
+    games: Matrix,
+    num_models: int,
+    *,
+    k: float | int = 32.0,
+    initial: float | int = 1000.0,
+    scale: float | int = 400.0,
 ) -> Float64[np.ndarray, " model"]:
     """Elo ratings after the games in the order given. Another order gives other ratings: see `elo_ratings`.
 
@@ -125,9 +130,9 @@ def elo_ratings(
     *,
     num_orders: int = 200,
     seed: int = 0,
-    k: float = 32.0,
-    initial: float = 1000.0,
-    scale: float = 400.0,
+    k: float | int = 32.0,
+    initial: float | int = 1000.0,
+    scale: float | int = 400.0,
 ) -> EloRatings:
     """Elo ratings averaged over random orders of the games.
 

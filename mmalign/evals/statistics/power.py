@@ -25,14 +25,16 @@ def _sum_of_quantiles(power: float, alpha: float) -> float:
     return normal_quantile(1.0 - alpha / 2.0) + normal_quantile(power)
 
 
-def _require(where: str, std: float, num_prompts: int) -> None:
+def _require(where: str, std: float | int, num_prompts: int) -> None:
     if not (math.isfinite(std) and std >= 0):
         raise ConfigError(explain(where, got=std, expected="a standard deviation >= 0"))
     if num_prompts < 1:
         raise ConfigError(explain(where, got=num_prompts, expected="at least one prompt"))
 
 
-def detectable_difference(std: float, num_prompts: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable_difference(
+    std: float | int, num_prompts: int, *, power: float = 0.8, alpha: float = 0.05
+) -> float:
     """The smallest true mean difference that a two-sided test finds with probability `power`.
 
     difference = (z_(1 - alpha/2) + z_power) * std / sqrt(n)
@@ -51,7 +53,7 @@ def detectable_difference(std: float, num_prompts: int, *, power: float = 0.8, a
 
 
 def detectable_win_rate(
-    num_prompts: int, *, tie_share: float = 0.0, power: float = 0.8, alpha: float = 0.05
+    num_prompts: int, *, tie_share: float | int = 0.0, power: float = 0.8, alpha: float = 0.05
 ) -> float:
     """The smallest win rate above 1/2 (ties half) that is told from 1/2 with probability `power`.
 
@@ -73,7 +75,9 @@ def detectable_win_rate(
     return min(1.0, 0.5 + detectable_difference(spread, num_prompts, power=power, alpha=alpha))
 
 
-def required_prompts(difference: float, std: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
+def required_prompts(
+    difference: float | int, std: float | int, *, power: float = 0.8, alpha: float = 0.05
+) -> int:
     """Prompts needed to find a true mean difference: the inverse of `detectable_difference`.
 
     Raises:
@@ -88,7 +92,7 @@ def required_prompts(difference: float, std: float, *, power: float = 0.8, alpha
     return max(1, math.ceil(exact * (1.0 - 1e-12)))
 
 
-def power_of(difference: float, std: float, num_prompts: int, *, alpha: float = 0.05) -> float:
+def power_of(difference: float | int, std: float | int, num_prompts: int, *, alpha: float = 0.05) -> float:
     """Probability that a two-sided test finds a true mean difference.
 
     Phi(|difference| sqrt(n) / std - z) + Phi(-|difference| sqrt(n) / std - z), z = z_(1 - alpha/2)

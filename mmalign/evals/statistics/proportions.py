@@ -21,7 +21,7 @@ def normal_quantile(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
-def _require_share(where: str, successes: float, num: int) -> None:
+def _require_share(where: str, successes: float | int, num: int) -> None:
     if num < 1 or not 0 <= successes <= num:
         message = explain(where, got=f"{successes} of {num}", expected="0 <= successes <= num, num >= 1")
         raise ConfigError(message)
@@ -64,7 +64,7 @@ def _log_coefficients(num: int) -> Float64[np.ndarray, " outcome"]:
     return np.asarray(logs[num] - logs - logs[::-1])
 
 
-def _tail(coefficients: Float64[np.ndarray, " outcome"], least: int, share: float) -> float:
+def _tail(coefficients: Float64[np.ndarray, " outcome"], least: int, share: float | int) -> float:
     """P(X >= least) from the logarithms of the binomial coefficients, share in (0, 1)."""
     num = len(coefficients) - 1
     outcomes = np.arange(least, num + 1)
@@ -72,7 +72,7 @@ def _tail(coefficients: Float64[np.ndarray, " outcome"], least: int, share: floa
     return float(min(1.0, np.exp(logs).sum()))
 
 
-def binomial_tail(least: int, num: int, share: float = 0.5) -> float:
+def binomial_tail(least: int, num: int, share: float | int = 0.5) -> float:
     """P(X >= least) of a binomial with `num` trials and success probability `share`.
 
     Summed in logarithms: exact to about 12 digits for up to a million trials.

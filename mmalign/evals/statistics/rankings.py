@@ -107,8 +107,8 @@ def ranking_agreement(
 def kendall_tau_b(first: Values, second: Values) -> float:
     """Kendall's rank correlation with ties: (concordant - discordant) / sqrt((n0 - n1) (n0 - n2)).
 
-    n0 = n (n - 1) / 2, n1 and n2 the pairs tied in the first and in the second. NaN where one side is constant.
-    Quadratic in the number of items, in blocks: 10,000 items take a second.
+    n0 = n (n - 1) / 2, n1 and n2 the pairs tied in the first and in the second. NaN where one side is
+    constant. Quadratic in the number of items, in blocks: 10,000 items take a second.
 
     Args:
         first: one number per item.

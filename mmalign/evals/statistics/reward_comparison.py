@@ -64,7 +64,7 @@ def compare_rewards(
     second: Mapping[str, Values],
     *,
     prompts: Prompts | None = None,
-    tie_margins: Mapping[str, float] | None = None,
+    tie_margins: Mapping[str, float | int] | None = None,
     how: Resampling = DEFAULT,
     alpha: float = 0.05,
 ) -> RewardComparison:
@@ -107,7 +107,7 @@ def compare_rewards(
 
 
 def _require_same_rewards(
-    first: Mapping[str, Values], second: Mapping[str, Values], margins: Mapping[str, float]
+    first: Mapping[str, Values], second: Mapping[str, Values], margins: Mapping[str, float | int]
 ) -> None:
     if not first or set(first) != set(second) or not set(margins) <= set(first):
         message = explain(

@@ -89,7 +89,7 @@ class Strengths(Result):
 
 
 def bradley_terry(
-    wins: Matrix, ties: Matrix | None = None, *, names: Sequence[str] | None = None, ridge: float = 0.0
+    wins: Matrix, ties: Matrix | None = None, *, names: Sequence[str] | None = None, ridge: float | int = 0.0
 ) -> Strengths:
     """Maximum-likelihood Bradley-Terry strengths, a tie being half a win for both.
 
@@ -117,7 +117,7 @@ def bradley_terry(
 
 
 def davidson(
-    wins: Matrix, ties: Matrix, *, names: Sequence[str] | None = None, ridge: float = 0.0
+    wins: Matrix, ties: Matrix, *, names: Sequence[str] | None = None, ridge: float | int = 0.0
 ) -> Strengths:
     """Strengths and a tie parameter: how likely two equal models are to tie.
 
@@ -139,7 +139,7 @@ def davidson(
 
 
 def rao_kupper(
-    wins: Matrix, ties: Matrix, *, names: Sequence[str] | None = None, ridge: float = 0.0
+    wins: Matrix, ties: Matrix, *, names: Sequence[str] | None = None, ridge: float | int = 0.0
 ) -> Strengths:
     """Strengths and a threshold below which a difference is a tie.
 
@@ -166,7 +166,7 @@ def bradley_terry_games(
     score: Values,
     *,
     prompts: Sequence[Hashable] | None = None,
-    ridge: float = 0.0,
+    ridge: float | int = 0.0,
 ) -> Strengths:
     """`bradley_terry` from a list of games, with standard errors that allow for prompts.
 
@@ -237,7 +237,9 @@ _MODELS: dict[str, LogProbabilities] = {
 }
 
 
-def _with_ties(kind: str, wins: Matrix, ties: Matrix, names: Sequence[str] | None, ridge: float) -> Strengths:
+def _with_ties(
+    kind: str, wins: Matrix, ties: Matrix, names: Sequence[str] | None, ridge: float | int
+) -> Strengths:
     won, tied = require_games(kind, wins, ties)
     if not won.any():
         do = "A tie parameter needs games that somebody won."
@@ -250,7 +252,7 @@ def _with_ties(kind: str, wins: Matrix, ties: Matrix, names: Sequence[str] | Non
     return _fit(kind, won, tied, names, ridge)
 
 
-def _fit(kind: str, won: Square, ties: Square, names: Sequence[str] | None, ridge: float) -> Strengths:
+def _fit(kind: str, won: Square, ties: Square, names: Sequence[str] | None, ridge: float | int) -> Strengths:
     """The maximum of one of the log-likelihoods, with everything that follows from it."""
     num = len(won)
     labels = tuple(names) if names is not None else tuple(str(place) for place in range(num))
@@ -293,7 +295,7 @@ def _fit(kind: str, won: Square, ties: Square, names: Sequence[str] | None, ridg
     )
 
 
-def _needed_ridge(kind: str, points: Square, names: tuple[str, ...], ridge: float) -> float:
+def _needed_ridge(kind: str, points: Square, names: tuple[str, ...], ridge: float | int) -> float:
     """0 where the games have a finite answer, otherwise `ridge`; refuses where that is 0."""
     if not 0.0 <= ridge < math.inf:
         raise ConfigError(explain(f"{kind} ridge", got=ridge, expected="a number >= 0", do="1e-6 is usual."))
@@ -309,7 +311,7 @@ def _needed_ridge(kind: str, points: Square, names: tuple[str, ...], ridge: floa
             do="Play more games, or pass ridge=1e-6 and say so.",
         )
         raise ConfigError(message)
-    return ridge
+    return float(ridge)
 
 
 def _newton(function: Callable[[Tensor], Tensor], start: Tensor, num: int) -> Tensor:

@@ -99,7 +99,7 @@ def _require_some(where: str, values: np.ndarray) -> None:
         raise ConfigError(message)
 
 
-def outcomes(first: Values, second: Values, *, tie_margin: float = 0.0) -> Float64[np.ndarray, " item"]:
+def outcomes(first: Values, second: Values, *, tie_margin: float | int = 0.0) -> Float64[np.ndarray, " item"]:
     """1 where the first model is better, 0.5 for a tie, 0 where the second is, NaN where a score is missing.
 
     Args:
@@ -124,7 +124,7 @@ def win_rate(
     second: Values,
     *,
     prompts: Prompts | None = None,
-    tie_margin: float = 0.0,
+    tie_margin: float | int = 0.0,
     how: Resampling = DEFAULT,
 ) -> WinRate:
     """How often the first model's score is above the second's, with intervals over prompts.
