@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.rewards import blip_models, conditioned_preference, preference_attention, step_aware
+from mmalign.rewards import (
+    blip_models,
+    conditioned_preference,
+    ideal_points,
+    preference_attention,
+    step_aware,
+)
 from mmalign.testing.parity import Case
 
 Results = dict[str, Tensor]
+WEIGHTINGS = ("mean", "cumulative", "only_last")
 
 
 # ------------------------------------------------------------------------------------- described inputs
@@ -164,11 +171,57 @@ def spo_spm(case: Case) -> Results:
     return {"loss": loss, "timestep_embedding": embedding, "modulated": modulated}
 
 
+# ------------------------------------------------------------------------------------------------- PAL
+
+
+def pal_heads(case: Case) -> dict[str, Any]:
+    given = case.hyperparameters
+    left, right, y = case["x_left"], case["x_right"], case["y"]
+    start, end = case["divergence_index"], case["end_index"]
+    logits, temperature = case["user_logits_W"], given["softmax_temperature"]
+    log_scale = torch.tensor(given["log_logit_scale"], dtype=left.dtype)
+    weights = ideal_points.user_weights(logits, temperature=temperature)
+    ideal_a = ideal_points.mix(weights, case["prototypes_P"])
+    a_left, a_right = (ideal_points.distance_rewards(x, ideal_a[:, None].expand_as(x)) for x in (left, right))
+
+    def model_b(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ideal = ideal_points.mix_of_prompt(weights, case["prompt_group_points_G"])
+        cap = given["logit_scale_cap"]
+        found = (ideal_points.angle_rewards(x, ideal, log_scale, cap=cap) for x in (left, right))
+        return (ideal, *found)
+
+    ideal_b, b_left, b_right = model_b(weights)
+    _, hard_left, hard_right = model_b(ideal_points.user_weights(logits, hard=True))
+    hinge = ideal_points.hinge_losses(a_left, a_right, y, margin=given["hinge_margin"])
+    choice = ideal_points.choice_losses(b_left, b_right, y)
+    length = left.shape[1]
+    last = torch.full_like(end, length)
+    return {
+        "user_weights": weights,
+        "a_ideal_point": ideal_a,
+        "a_distance_difference": a_right - a_left,
+        "a_reward_left_minus_right": a_left - a_right,
+        "a_hinge_loss": {w: ideal_points.span_loss(hinge, start, end, w) for w in WEIGHTINGS},
+        "a_prototype_bound_penalty": ideal_points.ideal_norm_penalty(ideal_a, given["prototype_norm_bound"]),
+        "b_ideal_point": ideal_b,
+        "b_logits": torch.stack([b_left, b_right], dim=-1),
+        "b_logits_partition_eval": torch.stack([hard_left, hard_right], dim=-1),
+        "b_ce_loss": {w: ideal_points.span_loss(choice, start, end, w) for w in WEIGHTINGS},
+        "b_accuracy_all_tokens": ideal_points.pair_accuracy(
+            b_left, b_right, y, ideal_points.span_weights(start, end, length)
+        ),
+        "b_accuracy_last_token": ideal_points.pair_accuracy(
+            b_left, b_right, y, ideal_points.span_weights(last - 1, last, length)
+        ),
+    }
+
+
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "eval_imagereward_head": imagereward_head,
     "eval_mps_condition_mask": mps_condition_mask,
     "eval_mps_cross_model": mps_cross_model,
     "eval_step_aware_preference_model": step_aware_preference_model,
+    "eval_pal_heads": pal_heads,
     "spo_spm": spo_spm,
 }
 
