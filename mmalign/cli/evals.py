@@ -9,9 +9,9 @@ def add_command(commands: Any, handler: Any) -> None:  # argparse's sub-parser a
     parser = commands.add_parser(
         "eval",
         help="paint, score and compare models: rewards, win rates, report",
-        description="Paint the prompts of a suite with every model from the same noise, score them, "
-        "and compare each model with the first one. What is stored is neither painted nor scored again; a run "
-        "that was killed goes on where it was.",
+        description="Paint the prompts of a suite with every model from the same noise, score the pictures, "
+        "and compare each model with the first. What is stored is not made again; a run that was killed goes "
+        "on where it was.",
     )
     parser.add_argument("suite", type=Path, help="suite file, for example evals/suites/toy.yaml")
     parser.add_argument(

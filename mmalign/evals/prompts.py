@@ -222,7 +222,10 @@ def _from_hub(name: str) -> list[dict[str, Any]]:
         )
         raise ConfigError(message) from error
     if known.unique:
-        rows = list({row["prompt"]: row for row in reversed(rows)}.values())[::-1]
+        first: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            first.setdefault(row["prompt"], row)
+        rows = list(first.values())
     return rows
 
 

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+
+from mmalign.errors import ConfigError
+from mmalign.evals.harness import resolve_models
+from mmalign.evals.suite import read_suite
+
+SUITES = Path(__file__).parents[2] / "evals" / "suites"
+
+
+def write(tmp_path, text: str) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+MINIMAL = "name: mine\nprompts: mine.txt\nrewards: [pickscore_v1, {name: hpsv21, title: hps}]\n"
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_suite_can_be_read(path):
+    suite = read_suite(path)
+    assert suite.name == path.stem
+    assert suite.description
+
+
+def test_bare_names_become_rewards_and_models(tmp_path):
+    suite = read_suite(write(tmp_path, MINIMAL + "models: {base: some/hub-id}\n"))
+    assert [reward.name for reward in suite.rewards] == ["pickscore_v1", "hpsv21"]
+    assert suite.prompts == ["mine.txt"]
+    assert suite.models["base"].source == "some/hub-id"
+
+
+def test_overrides_replace_values_of_the_file(tmp_path):
+    suite = read_suite(write(tmp_path, MINIMAL), ["generation.seed=7", "limit=3"])
+    assert (suite.generation.seed, suite.limit) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: x\nprompts: a.txt\n", "rewards"),
+        (MINIMAL + "generations: {}\n", "generations.*Extra inputs"),
+        (MINIMAL + "generation: {num_steps: 0}\n", r"generation\.num_steps.*greater than or equal to 1"),
+        (MINIMAL + "primary: nothing\n", "expected one of pickscore_v1, hps"),
+        ("name: x\nprompts: a.txt\nrewards: [hpsv2, hpsv2]\n", "two have the same title"),
+        ("- 1\n", "expected keys and values"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        read_suite(write(tmp_path, text))
+
+
+def test_a_missing_suite_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="expected a YAML file"):
+        read_suite(tmp_path / "none.yaml")
+
+
+def test_models_have_the_names_that_were_written(tmp_path):
+    suite = read_suite(write(tmp_path, MINIMAL + "models: {base: some/hub-id}\n"))
+    specs = resolve_models(suite, ["base", "tuned=runs/x", "images:renders/other"])
+    assert [(spec.name, spec.source) for spec in specs] == [
+        ("base", "some/hub-id"),
+        ("tuned", "runs/x"),
+        ("other", "images:renders/other"),
+    ]
+    with pytest.raises(ConfigError, match="different names"):
+        resolve_models(suite, ["base", "base=elsewhere"])
+    with pytest.raises(ConfigError, match=r"a short name \(base\)"):
+        resolve_models(suite, [])
