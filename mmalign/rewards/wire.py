@@ -13,12 +13,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from mmalign.data.media import read_media
@@ -239,7 +239,9 @@ def _malformed(where: str, got: Any, expected: str) -> RowError:
 # ------------------------------------------------------------------------------------------------ scores
 
 
-class _Answer(TypedDict):
+class _Answer(BaseModel):
+    model_config = ConfigDict(strict=True)  # other keys (fingerprint, protocol) are read elsewhere
+
     outputs: list[str]
     values: list[list[float | None]]
     errors: list[str | None]
@@ -247,7 +249,6 @@ class _Answer(TypedDict):
     raw: list[str | None]
 
 
-_ANSWER = TypeAdapter(_Answer)
 _CARD = TypeAdapter(Card)
 
 
@@ -269,17 +270,13 @@ def scored_from_json(value: Any, *, count: int, outputs: tuple[str, ...], where:
         ProtocolError: another number of samples or outputs, or other types.
     """
     try:
-        found = _ANSWER.validate_python(value, strict=True)
+        found = _Answer.model_validate(value)
     except ValidationError as error:
         message = f"{where}: the answer holds no scores ({error.error_count()} faults in it)."
         raise ProtocolError(message) from error
-    rows = found["values"]
-    lengths = {len(rows), len(found["errors"]), len(found["truncated"]), len(found["raw"])}
-    if (
-        lengths != {count}
-        or tuple(found["outputs"]) != outputs
-        or any(len(row) != len(outputs) for row in rows)
-    ):
+    rows = found.values
+    lengths = {len(rows), len(found.errors), len(found.truncated), len(found.raw)}
+    if lengths != {count} or tuple(found.outputs) != outputs or any(len(row) != len(outputs) for row in rows):
         message = explain(
             where,
             got=f"[{len(rows)} rows of {', '.join(found['outputs'])}]",
@@ -290,9 +287,9 @@ def scored_from_json(value: Any, *, count: int, outputs: tuple[str, ...], where:
     values = torch.tensor(numbers, dtype=torch.float64).reshape(count, len(outputs))
     errors = tuple(
         error if error is not None or all(map(math.isfinite, row)) else f"{where}: the value is not finite"
-        for error, row in zip(found["errors"], numbers, strict=True)
+        for error, row in zip(found.errors, numbers, strict=True)
     )
-    return Scored(values, outputs, errors, tuple(found["truncated"]), tuple(found["raw"]))
+    return Scored(values, outputs, errors, tuple(found.truncated), tuple(found.raw))
 
 
 def card_to_json(card: Card) -> dict[str, Any]:
