@@ -141,7 +141,7 @@ def _plain(counts: YesNoCounts, length: float) -> YesNoScore:
 
 def _released(group: str, counts: YesNoCounts, length: float) -> YesNoScore:
     """Rounded as the script prints: F1 of rounded numbers, with a slack that is larger for existence."""
-    # "attribute" adds the counters of its three kinds, each with a start of its own; "all" has counters itself.
+    # "attribute" adds the counters of its three kinds, each with a start of its own; "all" has its own.
     start = _START * (1 if group == "all" else len(GROUPS[group]))
 
     def percent(part: int, whole: int) -> float:

@@ -67,8 +67,8 @@ def nltk_nouns() -> Nouns:
     except (ImportError, LookupError) as error:
         message = (
             "AMBER's released noun extraction needs NLTK with its tokenizer, tagger and WordNet data, which "
-            f"are not installed ({str(error).strip().splitlines()[0]}). Install them, store the nouns with the "
-            "answers, or use vocabulary_nouns; results name which."
+            f"are not installed ({str(error).strip().splitlines()[0]}). Install them, store the nouns with "
+            "the answers, or use vocabulary_nouns; results name which."
         )
         raise MissingExtraError(message) from error
     return nouns

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 __all__ = ["singular", "tokens"]
 
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*|n't|'(?:s|m|d|re|ve|ll)\b|[^\w\s]|_")
+_TOKEN = re.compile(r"n't\b|\d+(?:[.,]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*|'(?:s|m|d|re|ve|ll)\b|[^\w\s]|_")
 _NEGATION = re.compile(r"n['\u2019]t\b")
 
 _IRREGULAR = {

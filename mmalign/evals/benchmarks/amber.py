@@ -207,7 +207,13 @@ def _nouns_of(record: Record, nouns: Nouns | None) -> list[str] | None:
 def _read(folder: Path, *, images: str | Path | None = None, part: str = "all") -> list[Item]:
     pictures = media_folder(folder, images)
     files = ("annotations.json", "relation.json", "safe_words.txt")
-    reference = read_reference(*(official_file(folder, name, f"data/{name}") for name in files))
+    paths = [official_file(folder, name, f"data/{name}") for name in files]
+    reference = read_reference(*paths)
+    # Plain data, so that items can be stored; the word lists only where they are read, one object for all.
+    words = {
+        "association": {word: list(kin) for word, kin in reference.words.association.items()},
+        "safe_words": sorted(reference.words.safe),
+    }
     names = (f"query_{part}.json", f"query/query_{part}.json", f"data/query/query_{part}.json")
     items = []
     for record in read_json_records(official_file(folder, *names)):
@@ -215,16 +221,25 @@ def _read(folder: Path, *, images: str | Path | None = None, part: str = "all") 
         if name not in reference.annotations:
             raise record.refuse("id", "an id of annotations.json")
         annotation = reference.annotations[name]
+        described = annotation["type"] == GENERATIVE
         items.append(
             Item(
                 id=name,
                 prompt=record.text("query"),
                 media=(pictures / record.text("image"),),
-                group=GENERATIVE if annotation["type"] == GENERATIVE else group_of(annotation),
-                expected={"reference": reference},
+                group=GENERATIVE if described else group_of(annotation),
+                expected={"annotation": dict(annotation), **(words if described else {})},
             )
         )
     return items
+
+
+def _reference_of(answers: Sequence[Answer]) -> AmberReference:
+    """The annotations that items carry."""
+    expected = {answer.item.id: answer.item.expected for answer in answers}
+    words = next((part for part in expected.values() if "association" in part), {})
+    annotations = [part["annotation"] for part in expected.values()]
+    return AmberReference.of(annotations, words.get("association", {}), words.get("safe_words", ()))
 
 
 def _score(
@@ -236,7 +251,7 @@ def _score(
 ) -> Outcome:
     if not answers:
         raise ConfigError(explain("answers", got="[none]", expected="at least one"))
-    reference: AmberReference = answers[0].item.expected["reference"]
+    reference = _reference_of(answers)
     described = any(answer.item.group == GENERATIVE for answer in answers)
     # What only descriptions need is not asked for where there are none.
     result = score_answers(

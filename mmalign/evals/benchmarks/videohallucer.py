@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import RowError, explain
+from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Answer, Benchmark, Item, Outcome
 from mmalign.evals.benchmarks._harness import metric, official_file
 from mmalign.evals.benchmarks._records import (
@@ -252,8 +252,7 @@ def _read(folder: Path, *, subsets: Sequence[str] = tuple(SUBSETS)) -> list[Item
     items: list[Item] = []
     for subset in subsets:
         if subset not in SUBSETS:
-            message = explain("subsets", got=subset, expected=" or ".join(SUBSETS))
-            raise RowError(message)
+            raise ConfigError(explain("subsets", got=subset, expected=" or ".join(SUBSETS)))
         name = SUBSETS[subset]
         path = official_file(folder, f"{name}/{name}.json", f"{name}.json")
         for record in read_pairs(path, subset):
