@@ -77,7 +77,7 @@ def strengths(case: Case) -> Results:
 
 
 def over_optimisation(case: Case) -> Results:
-    found = statistics.overoptimisation(
+    found = statistics.overoptimisation_report(
         case["proxy_scores_by_checkpoint"], {"held out": case["held_out_scores_by_checkpoint"]}
     )
     drift = statistics.kl_estimates(case["logp_policy"], case["logp_reference"])
@@ -113,7 +113,7 @@ def pairwise_accuracy(case: Case) -> Results:
     )
     gap = first - second
     calibrated = statistics.threshold_search(human, gap, statistics.calibrated_thresholds(gap))
-    plain = statistics.agreement(human, gap, statistics.tie_rule("without_ties"))
+    plain = statistics.pair_agreement(human, gap, statistics.tie_rule("without_ties"))
     ranked = statistics.ranking_agreement(
         [tensor(ranks) for ranks in case["human_ranks"]], [tensor(row) for row in case["predicted_rewards"]]
     )

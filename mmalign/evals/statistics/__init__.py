@@ -8,8 +8,8 @@ from mmalign.evals.statistics.agreement import (
     RULES,
     Agreement,
     TieRule,
-    agreement,
     agreement_by,
+    pair_agreement,
     pair_credit,
     pair_probability,
     quantile_buckets,
@@ -17,9 +17,9 @@ from mmalign.evals.statistics.agreement import (
 )
 from mmalign.evals.statistics.bootstrap import (
     Resampling,
-    bootstrap,
     bootstrap_mean,
     bootstrap_median,
+    bootstrap_of_means,
     percentile_interval,
     prompt_means,
     resampled_means,
@@ -30,7 +30,11 @@ from mmalign.evals.statistics.drift import KlEstimate, best_of_n_kl, kl_estimate
 from mmalign.evals.statistics.elo import EloRatings, elo_ratings, elo_scale, sequential_elo
 from mmalign.evals.statistics.games import Games, count_games
 from mmalign.evals.statistics.nuisance import ControlledWinRate, controlled_win_rate
-from mmalign.evals.statistics.overoptimisation import Overoptimisation, overoptimisation, standardised_gain
+from mmalign.evals.statistics.overoptimisation import (
+    Overoptimisation,
+    overoptimisation_report,
+    standardised_gain,
+)
 from mmalign.evals.statistics.paired_tests import (
     PairedTest,
     effect_size,
@@ -87,13 +91,12 @@ __all__ = [
     "TieRule",
     "WinRate",
     "adjust",
-    "agreement",
     "agreement_by",
     "benjamini_hochberg",
     "best_of_n_kl",
-    "bootstrap",
     "bootstrap_mean",
     "bootstrap_median",
+    "bootstrap_of_means",
     "bradley_terry",
     "bradley_terry_games",
     "calibrated_thresholds",
@@ -113,7 +116,8 @@ __all__ = [
     "kl_estimates",
     "mean_difference",
     "outcomes",
-    "overoptimisation",
+    "overoptimisation_report",
+    "pair_agreement",
     "pair_credit",
     "pair_probability",
     "path_kl",

@@ -19,9 +19,9 @@ __all__ = [
     "RULES",
     "Agreement",
     "TieRule",
-    "agreement",
     "agreement_by",
     "labelled_pairs",
+    "pair_agreement",
     "pair_credit",
     "pair_probability",
     "quantile_buckets",
@@ -175,7 +175,7 @@ class Agreement(Result):
         )
 
 
-def agreement(
+def pair_agreement(
     human: Values,
     difference: Values,
     rule: TieRule = RULES["half"],
@@ -230,16 +230,16 @@ def agreement_by(
     prompts: Sequence[Hashable] | None = None,
     how: Resampling = DEFAULT,
 ) -> dict[Hashable, Agreement | None]:
-    """`agreement` of every group of pairs: generator pairs, margin buckets, prompt lengths, subsets.
+    """`pair_agreement` of every group of pairs: generator pairs, margin buckets, prompt lengths, subsets.
 
     Args:
         groups: the group of each pair.
-        human: as in `agreement`.
-        difference: as in `agreement`.
-        rule: as in `agreement`.
-        threshold: as in `agreement`.
-        prompts: as in `agreement`.
-        how: as in `agreement`.
+        human: as in `pair_agreement`.
+        difference: as in `pair_agreement`.
+        rule: as in `pair_agreement`.
+        threshold: as in `pair_agreement`.
+        prompts: as in `pair_agreement`.
+        how: as in `pair_agreement`.
 
     Returns:
         Groups in order of first appearance; None for one without a pair that counts. The mean of their
@@ -260,7 +260,9 @@ def agreement_by(
         names = None
         if prompts is not None:
             names = [prompt for prompt, kept in zip(prompts, mine, strict=True) if kept]
-        found[group] = agreement(label[mine], gap[mine], rule, threshold=threshold, prompts=names, how=how)
+        found[group] = pair_agreement(
+            label[mine], gap[mine], rule, threshold=threshold, prompts=names, how=how
+        )
     return found
 
 

@@ -4,6 +4,9 @@ The unit is the prompt. Images of one prompt are not independent, so they are av
 and prompts are drawn, never images. Ten thousand prompts with 2000 resamples take about a second and a few
 megabytes: resamples are made in blocks, as the number of times each prompt was drawn.
 
+A percentile interval of few prompts is a little too narrow (at 50 it covers 94 % for 95 %); for win rates
+Wilson's and the exact interval stand beside it.
+
 Results depend on the values and the seed, not on the order of the prompts: rows are sorted before they are
 drawn.
 """
@@ -32,9 +35,9 @@ from mmalign.seeding import derive_seed
 
 __all__ = [
     "Resampling",
-    "bootstrap",
     "bootstrap_mean",
     "bootstrap_median",
+    "bootstrap_of_means",
     "percentile_interval",
     "prompt_means",
     "resampled_means",
@@ -157,7 +160,7 @@ def percentile_interval(resampled: Values, *, confidence: float = 0.95) -> tuple
     return float(low), float(high)
 
 
-def bootstrap(columns: Matrix, function: MeanFunction, how: Resampling = DEFAULT) -> Interval:
+def bootstrap_of_means(columns: Matrix, function: MeanFunction, how: Resampling = DEFAULT) -> Interval:
     """A function of the prompts' column means with its bootstrap interval.
 
     Shares, ratios, differences and averages over rewards are all functions of means: the win rate with ties
@@ -236,7 +239,7 @@ def _per_prompt(
 def bootstrap_mean(
     values: Values, how: Resampling = DEFAULT, *, prompts: Sequence[Hashable] | np.ndarray | None = None
 ) -> Interval:
-    """The mean over prompts with its bootstrap interval; see `bootstrap`.
+    """The mean over prompts with its bootstrap interval; see `bootstrap_of_means`.
 
     Args:
         values: one number per item.
@@ -246,7 +249,7 @@ def bootstrap_mean(
     Raises:
         ConfigError: no values, or NaN without `prompts`.
     """
-    return bootstrap(_per_prompt("bootstrap_mean", values, prompts)[:, None], _mean, how)
+    return bootstrap_of_means(_per_prompt("bootstrap_mean", values, prompts)[:, None], _mean, how)
 
 
 def bootstrap_median(

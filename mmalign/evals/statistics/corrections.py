@@ -71,7 +71,8 @@ def benjamini_hochberg(p_values: Values) -> Float64[np.ndarray, " test"]:
     array = _p_values("benjamini_hochberg", p_values)
 
     def step(p: np.ndarray) -> np.ndarray:
-        scaled = p * len(p) / np.arange(1, len(p) + 1)
+        # The factor of the largest is exactly 1: rounding must not lower a p-value.
+        scaled = p * (len(p) / np.arange(1, len(p) + 1))
         return np.asarray(np.minimum.accumulate(scaled[::-1])[::-1])
 
     return _adjusted(array, step)

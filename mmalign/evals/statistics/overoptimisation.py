@@ -18,7 +18,7 @@ from mmalign.evals.statistics.results import Interval, Result
 
 __all__ = [
     "Overoptimisation",
-    "overoptimisation",
+    "overoptimisation_report",
     "standardised_gain",
 ]
 
@@ -121,7 +121,7 @@ class Overoptimisation(Result):
         return "\n".join([*lines, *(self.warnings or ("No sign of over-optimisation.",))])
 
 
-def overoptimisation(
+def overoptimisation_report(
     proxy_scores: Matrix,
     held_out_scores: Mapping[str, Matrix],
     *,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmalign.errors import ConfigError, ShapeError, explain
-from mmalign.evals.statistics.bootstrap import DEFAULT, Resampling, bootstrap, bootstrap_mean
+from mmalign.evals.statistics.bootstrap import DEFAULT, Resampling, bootstrap_mean, bootstrap_of_means
 from mmalign.evals.statistics.inputs import Values, as_vector
 from mmalign.evals.statistics.results import Interval, Result
 
@@ -95,7 +95,7 @@ def ranking_agreement(
         message = explain("ranking_agreement", got="no decided pair with rewards", expected="at least one")
         raise ConfigError(message)
     return RankingAgreement(
-        pooled=bootstrap(decided[:, :2], lambda means: np.asarray(means[:, 0] / means[:, 1]), how),
+        pooled=bootstrap_of_means(decided[:, :2], lambda means: np.asarray(means[:, 0] / means[:, 1]), how),
         mean_over_prompts=bootstrap_mean(decided[:, 0] / decided[:, 1], how),
         inversions=bootstrap_mean(kept[:, 2], how),
         per_prompt=tuple(float("nan") if entry is None else entry[2] for entry in found),

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mmalign.errors import ConfigError, ShapeError, explain
-from mmalign.evals.statistics.bootstrap import DEFAULT, Resampling, bootstrap, prompt_means
+from mmalign.evals.statistics.bootstrap import DEFAULT, Resampling, bootstrap_of_means, prompt_means
 from mmalign.evals.statistics.corrections import adjust
 from mmalign.evals.statistics.inputs import Values, group_numbers
 from mmalign.evals.statistics.results import Interval, Result, shown
@@ -98,8 +98,8 @@ def compare_rewards(
     return RewardComparison(
         win_rates=rates,
         differences=gaps,
-        macro=bootstrap(columns, _macro, how),
-        micro=bootstrap(columns, _micro, how),
+        macro=bootstrap_of_means(columns, _macro, how),
+        micro=bootstrap_of_means(columns, _micro, how),
         adjusted=adjusted,
         significant=tuple(name for name, p_value in adjusted.items() if p_value <= alpha),
         alpha=alpha,

@@ -15,9 +15,9 @@ from mmalign.errors import ConfigError, explain
 from mmalign.evals.statistics.bootstrap import (
     DEFAULT,
     Resampling,
-    bootstrap,
     bootstrap_mean,
     bootstrap_median,
+    bootstrap_of_means,
     prompt_means,
 )
 from mmalign.evals.statistics.inputs import Values, as_vector, require_same_length
@@ -148,7 +148,7 @@ def win_rate(
     there = ~np.isnan(won)
     columns = np.stack([won[there], lost[there]], axis=1)
 
-    rate = bootstrap(columns, _ties_half, how)
+    rate = bootstrap_of_means(columns, _ties_half, how)
     num = len(columns)
     decided = columns[:, 0] - columns[:, 1]
     prompts_won, prompts_lost = int((decided > 0).sum()), int((decided < 0).sum())
@@ -164,8 +164,8 @@ def win_rate(
         failed_prompts=int((~there).sum()),
         rate=rate,
         wilson=wilson_interval(min(rate.value * num, num), num, confidence=how.confidence),
-        strict=bootstrap(columns, _ties_lost, how),
-        dropped=bootstrap(columns, _ties_dropped, how),
+        strict=bootstrap_of_means(columns, _ties_lost, how),
+        dropped=bootstrap_of_means(columns, _ties_dropped, how),
         exact=exact,
         sign=sign_test(prompts_won, prompts_lost, ties=num - prompts_won - prompts_lost),
         tie_margin=float(tie_margin),
