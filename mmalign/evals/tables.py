@@ -1,0 +1,270 @@
+"""The record of a run as tables: for the terminal, for Markdown, and the wording that the page shares.
+
+Nothing is computed here. A number is shown with as many digits as its interval supports, a claim is no
+stronger than the interval and the corrected p-value allow, and what is missing reads "failed".
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "console_table",
+    "headline",
+    "interval_text",
+    "markdown",
+    "number_text",
+    "p_value_text",
+    "percent_text",
+    "verdict",
+]
+
+_MINUS = "\N{MINUS SIGN}"
+_FAILED = "failed"
+
+Record = Mapping[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+
+
+def _decimals(low: float, high: float) -> int:
+    """Digits behind the point that leave two that mean something in half the interval."""
+    half = (high - low) / 2
+    return 3 if half <= 0 else max(0, min(6, 1 - math.floor(math.log10(half))))
+
+
+def _typeset(text: str) -> str:
+    """The minus sign of typography, and none before zero."""
+    plain = text.lstrip("+-")
+    return plain if not plain.strip("0.") else text.replace("-", _MINUS)
+
+
+def number_text(value: float | None, *, signed: bool = False) -> str:
+    """A number with four digits, "failed" for None or NaN."""
+    if value is None or math.isnan(value):
+        return _FAILED
+    return _typeset(f"{value:+.4g}" if signed else f"{value:.4g}")
+
+
+def interval_text(estimate: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """`21.31 (21.12 to 21.49)`: as many digits as the interval supports.
+
+    Args:
+        estimate: value, low and high as in the record; None where nothing could be scored.
+        signed: show the sign of positive numbers too, for differences.
+    """
+    if estimate is None or estimate["value"] is None:
+        return _FAILED
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if low is None or high is None:
+        return f"{number_text(value, signed=signed)} (no interval)"
+    form = f"{'+' if signed else ''}.{_decimals(low, high)}f"
+    return f"{_typeset(f'{value:{form}}')} ({_typeset(f'{low:{form}}')} to {_typeset(f'{high:{form}}')})"
+
+
+def percent_text(estimate: Mapping[str, Any] | None) -> str:
+    """`61.2 % (58.0 to 64.3)` of a share in [0, 1]."""
+    if estimate is None or estimate["value"] is None:
+        return _FAILED
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if low is None or high is None:
+        return f"{100 * value:.1f} % (no interval)"
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def p_value_text(value: float | None) -> str:
+    """`0.0123`; what is smaller than four digits can show as `< 0.0001`, None as "none"."""
+    if value is None or math.isnan(value):
+        return "none"
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+# --------------------------------------------------------------------------------------------------- headline
+
+
+def headline(record: Record) -> list[str]:
+    """One sentence per comparison by the primary reward; the models' means where there is no comparison."""
+    primary = record["primary"]
+    said = [
+        _claim(comparison, primary)
+        for comparison in record["comparisons"]
+        if primary in comparison["win_rates"]
+    ]
+    if said:
+        return said
+    return [
+        f"{name}: mean {primary} {interval_text(scores[primary]['mean'])} over {_prompts(record)}."
+        for name, scores in record["scores"].items()
+    ]
+
+
+def _prompts(record: Record) -> str:
+    count = record["prompts"]["count"]
+    return f"{count} prompt{'' if count == 1 else 's'}"
+
+
+def verdict(comparison: Mapping[str, Any], title: str) -> str:
+    """ "better", "worse" or "undecided": by the interval of the win rate and the corrected p-value together."""
+    rate = comparison["win_rates"][title]["rate"]
+    if title not in comparison["significant"] or rate["low"] is None or rate["high"] is None:
+        return "undecided"
+    return "better" if rate["low"] > 0.5 else "worse" if rate["high"] < 0.5 else "undecided"
+
+
+def _claim(comparison: Mapping[str, Any], title: str) -> str:
+    base, model = comparison["base"], comparison["model"]
+    said = {
+        "better": f"{model} beats {base} by {title}",
+        "worse": f"{model} is worse than {base} by {title}",
+        "undecided": f"{model} against {base} by {title}: no difference that these prompts can show",
+    }[verdict(comparison, title)]
+    found = comparison["win_rates"][title]
+    p_value = p_value_text(comparison["adjusted"][title])
+    return (
+        f"{said}: it wins {percent_text(found['rate'])} of {found['num_prompts']} prompts, ties half; "
+        f"p {'' if p_value.startswith('<') else '= '}{p_value} after Holm's correction over "
+        f"{len(comparison['adjusted'])} reward{'' if len(comparison['adjusted']) == 1 else 's'}."
+    )
+
+
+# --------------------------------------------------------------------------------------------------- Markdown
+
+
+def _cell(text: object) -> str:
+    """Text that cannot end a cell, a row, or start markup."""
+    plain = " ".join(str(text).split()).replace("\\", "\\\\")
+    for mark in "|<>`*_[]":
+        plain = plain.replace(mark, f"\\{mark}")
+    return plain
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """A Markdown table; the first `words` columns stand left, numbers right."""
+    rule = ["---" if place < words else "---:" for place in range(len(header))]
+    lines = [header, rule, *([_cell(cell) for cell in row] for row in rows)]
+    head = [_cell(cell) for cell in header]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, *lines[1:]))
+
+
+def _reward_name(reward: Mapping[str, Any]) -> str:
+    marks = [] if reward["higher_is_better"] else ["lower is better"]
+    marks += ["trained on"] if reward["role"] == "training" else []
+    return f"{reward['title']} ({', '.join(marks)})" if marks else str(reward["title"])
+
+
+def markdown(record: Record) -> str:
+    """The record as a Markdown page: claim, warnings, means, win rates, groups, where numbers come from."""
+    suite = record["suite"]
+    parts = [f"# {_cell(suite['name'])}"]
+    if suite["description"]:
+        parts.append(_cell(suite["description"]))
+    parts += [f"**{_cell(sentence)}**" for sentence in headline(record)]
+    if record["warnings"]:
+        parts.append(
+            "\n".join(["## Before believing it", "", *(f"- {_cell(w)}" for w in record["warnings"])])
+        )
+    confidence = f"{100 * suite['statistics']['confidence']:g} %"
+    parts += ["## Scores", f"Mean over prompts with its {confidence} interval.", _scores(record)]
+    if record["comparisons"]:
+        parts += ["## Comparisons", f"Paired by prompt and noise; ties count half; {confidence} intervals."]
+        parts += [_comparisons(record)]
+    if len(record["prompts"]["groups"]) > 1:
+        parts += ["## Groups", _groups(record)]
+    parts += ["## Where the numbers come from", _provenance(record)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(record: Record) -> str:
+    rewards = record["rewards"]
+    rows = [
+        [name, *(interval_text(scores[reward["title"]]["mean"]) for reward in rewards)]
+        for name, scores in record["scores"].items()
+    ]
+    return _table(["model", *(_reward_name(reward) for reward in rewards)], rows)
+
+
+_COMPARED = ("model", "against", "reward", "win rate", "won / tied / lost", "gain", "p (Holm)")
+
+
+def _compared(record: Record) -> list[list[str]]:
+    """One row per comparison and reward, in the order of `_COMPARED`."""
+    rows = []
+    for comparison in record["comparisons"]:
+        for title, found in comparison["win_rates"].items():
+            rows.append(
+                [
+                    comparison["model"],
+                    comparison["base"],
+                    title,
+                    percent_text(found["rate"]),
+                    f"{found['wins']} / {found['ties']} / {found['losses']}",
+                    interval_text(comparison["differences"][title]["difference"], signed=True),
+                    p_value_text(comparison["adjusted"][title]),
+                ]
+            )
+        for name in ("macro", "micro"):
+            rate = percent_text(comparison[name])
+            rows.append([comparison["model"], comparison["base"], f"{name} average", rate, "", "", ""])
+    return rows
+
+
+def _comparisons(record: Record) -> str:
+    return _table(_COMPARED, _compared(record), words=3)
+
+
+def _groups(record: Record) -> str:
+    titles = [reward["title"] for reward in record["rewards"]]
+    rows = [
+        [group, name, *(interval_text(scores[title]["groups"][group]["mean"]) for title in titles)]
+        for group in record["prompts"]["groups"]
+        for name, scores in record["scores"].items()
+    ]
+    return _table(["group", "model", *titles], rows, words=2)
+
+
+def _provenance(record: Record) -> str:
+    prompts, software = record["prompts"], record["software"]
+    lines = [f"- prompts: {prompts['count']}, samples: {prompts['samples']}, hash {prompts['sha256'][:16]}"]
+    for model in record["models"]:
+        recipe = ", ".join(f"{name} {value}" for name, value in model["recipe"].items())
+        mark = f", fingerprint {model['fingerprint'][:16]}" if model["fingerprint"] else ""
+        lines.append(f"- model {_cell(model['name'])}: {_cell(model['source'])}{mark}; {_cell(recipe)}")
+    for reward in record["rewards"]:
+        scale = f"; {reward['scale']}" if reward["scale"] else ""
+        lines.append(
+            f"- reward {_cell(reward['title'])}: fingerprint {reward['fingerprint'][:16]}{_cell(scale)}"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in software["libraries"].items())
+    lines.append(f"- mmalign {software['mmalign']}, python {software['python']}, {versions}")
+    return "\n".join([*lines, "", "results.json holds all of it, in full."])
+
+
+# --------------------------------------------------------------------------------------------------- terminal
+
+
+def console_table(record: Record) -> "list[Table]":
+    """Tables for the terminal: means of every model and reward, then win rates where models are compared."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    prompts = record["prompts"]
+    title = f"{escape(record['suite']['name'])}: means over {_prompts(record)}, {prompts['samples']} samples"
+    means = Table(title=title, title_justify="left")
+    means.add_column("reward")
+    for name in record["scores"]:
+        means.add_column(escape(name), justify="right")
+    for reward in record["rewards"]:
+        values = (interval_text(scores[reward["title"]]["mean"]) for scores in record["scores"].values())
+        means.add_row(escape(_reward_name(reward)), *values)
+    if not record["comparisons"]:
+        return [means]
+    compared = Table(title="paired comparisons, ties half", title_justify="left")
+    for place, column in enumerate(_COMPARED):
+        compared.add_column(column, justify="left" if place < 3 else "right")
+    for row in _compared(record):
+        compared.add_row(*(escape(cell) for cell in row))
+    return [means, compared]
