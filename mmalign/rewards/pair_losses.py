@@ -15,7 +15,9 @@ from mmalign.errors import HyperparameterError, ShapeError, explain
 
 __all__ = [
     "MISSING",
+    "deviations",
     "entry_mean",
+    "gaussian_difference",
     "gaussian_preference_loss",
     "label_loss",
     "label_loss_with_ties",
@@ -162,6 +164,18 @@ def gaussian_preference_loss(
         got = f"[{', '.join(map(str, chosen.shape))}]"
         expected = "[pair, 2], columns mu and log sigma"
         raise ShapeError(explain("gaussian_preference_loss", got=got, expected=expected))
-    centre = chosen[:, 0] - rejected[:, 0]
-    width = (chosen[:, 1].exp().square() + rejected[:, 1].exp().square()).sqrt()
+    centre, width = gaussian_difference(chosen, rejected)
     return -F.logsigmoid(centre.unsqueeze(1) + width.unsqueeze(1) * normals).mean()
+
+
+def deviations(rewards: Float[Tensor, "sample two"]) -> Float[Tensor, " sample"]:
+    """Standard deviations of rewards given as (mu, log sigma)."""
+    return rewards[:, 1].exp()
+
+
+def gaussian_difference(
+    chosen: Float[Tensor, "pair two"], rejected: Float[Tensor, "pair two"]
+) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
+    """Mean and standard deviation of the difference of two independent normal rewards (mu, log sigma)."""
+    width = (deviations(chosen).square() + deviations(rejected).square()).sqrt()
+    return chosen[:, 0] - rejected[:, 0], width

@@ -1,12 +1,14 @@
 """Rewards with a head on Qwen2-VL's hidden states: HPSv3 (pictures) and VideoReward (clips).
 
 Two traps of today's libraries are closed. Released checkpoints carry the key names of the class they were
-trained with; they are renamed here by hand and every key must find its place, so that no part of the language
-model stays random. And they were trained with plain positions 0, 1, 2, ... on all three rotary axes, because the
-library of the time did not build the others in a direct forward pass; so that is the default (`positions`).
+trained with; they are renamed here by hand and every key must find its place, so that no part of the
+language model stays random. And they were trained with plain positions 0, 1, 2, ... on all three rotary axes,
+because the library of the time did not build the others in a direct forward pass; so that is the default
+(`positions`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +37,8 @@ __all__ = [
 Positions = Literal["sequential", "mrope"]
 """Rotary positions: as the released weights were trained, or as today's library builds them."""
 
-BASE_FILES = ("*.json",)
-"""What is needed of the base model: configuration, tokenizer, chat template, preprocessing; no weights."""
+BASE_FILES = ("*.j*",)
+"""What is needed of the base model: configuration, tokenizer, chat template (.json, .jinja), preprocessing."""
 
 
 def rank_head(sizes: Sequence[int], *, dropout: float = 0.05) -> nn.Sequential:
@@ -47,7 +49,7 @@ def rank_head(sizes: Sequence[int], *, dropout: float = 0.05) -> nn.Sequential:
     Source: hpsv3 1.0.0, hpsv3/model/qwen2vl_trainer.py.
     """
     layers: list[nn.Module] = []
-    for place, (inside, outside) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for place, (inside, outside) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(inside, outside))
         if place < len(sizes) - 2:
             layers.append(nn.ReLU())
@@ -63,8 +65,8 @@ def at_tokens(
 ) -> Float[Tensor, "row read"]:
     """What stands at the reward tokens of every row, in the order of the tokens.
 
-    With one token all columns at it are read. With several and one column, that column at each of them; with as
-    many columns as tokens, column j at token j.
+    With one token all columns at it are read. With several and one column, that column at each of them; with
+    as many columns as tokens, column j at token j.
 
     Raises:
         RowError: a token stands never or several times in a row.
@@ -134,16 +136,16 @@ def merge_adapters(state: Mapping[str, Tensor], *, scale: float, where: str) -> 
         if name.endswith(".base_layer.weight"):
             absent = [half for half in halves if half not in short]
             if absent:
-                raise CheckpointError(
-                    f"{where}: the adapter of {root} is incomplete, {absent[0]} is missing."
-                )
+                message = f"{where}: the adapter of {root} is incomplete, {absent[0]} is missing."
+                raise CheckpointError(message)
             up, down = (short[half].float() for half in halves)
             value = (value.float() + scale * (up @ down)).to(value.dtype)
             used.update(halves)
         merged[plain] = value
     alone = sorted(name for name in short if ".lora_" in name and name not in used)
     if alone:
-        raise CheckpointError(f"{where}: adapters of nothing: {', '.join(alone[:4])}.")
+        message = f"{where}: adapters of nothing: {', '.join(alone[:4])}."
+        raise CheckpointError(message)
     return merged
 
 
@@ -301,7 +303,8 @@ def _body(
     renamed = {qwen_key(name): value.to(dtype) for name, value in state.items() if qwen_key(name)}
     embedding = renamed.get("language_model.embed_tokens.weight")
     if embedding is None:
-        raise CheckpointError(f"{where}: no model.embed_tokens.weight; keys start with {sorted(state)[:3]}.")
+        message = f"{where}: no model.embed_tokens.weight; its keys start with {sorted(state)[:3]}."
+        raise CheckpointError(message)
     if len(embedding) < vocabulary:
         message = explain(
             f"{where} vocabulary",
@@ -317,5 +320,6 @@ def _body(
         name for name in state if not qwen_key(name) and not name.startswith(("rm_head.", "lm_head."))
     )
     if left:
-        raise CheckpointError(f"{where}: keys that belong to nothing: {', '.join(left[:6])}.")
+        message = f"{where}: keys that belong to nothing: {', '.join(left[:6])}."
+        raise CheckpointError(message)
     return network, int(config.text_config.hidden_size)

@@ -1,7 +1,7 @@
-"""VideoReward: Qwen2-VL 2B watches a clip; one head read at three tokens gives visual, motion and text scores.
+"""VideoReward: Qwen2-VL 2B watches a clip; a head read at three tokens gives visual, motion and text scores.
 
-Attention is causal and the prompt stands in the last of three sections, so the visual and motion scores cannot
-see it.
+Attention is causal and the prompt stands in the last of three sections, so the visual and motion scores
+cannot see it.
 """
 
 import json
@@ -109,7 +109,7 @@ class VideoReward(QwenHeadReward):
         return alpha / (rank**0.5 if lora.get("use_rslora") else rank)
 
     def prepare(self, sample: Sample) -> Prepared:
-        """Frames at 2 a second (by model_config.json), each in whole patches; the instruction around the prompt.
+        """Frames at 2 a second (by model_config.json) in whole patches; the instruction around the prompt.
 
         With `extras["fps"]`, the frame rate of `frames`, frames are picked as the official reader picks them;
         without it all of them are taken.

@@ -1,8 +1,9 @@
 """Chat models that see: loaded strictly, asked in batches, read by logits or by what they write.
 
-Three silent errors are made impossible here. A checkpoint whose keys do not fit never leaves a part random. A
-question's numbers do not depend on its batch mates: rows are padded on the left, and rows whose tensors cannot
-simply be stacked are run apart. Sampling settings that checkpoints bring along play no part: answers are greedy.
+Three silent errors are made impossible here. A checkpoint whose keys do not fit never leaves a part random.
+A question's numbers do not depend on its batch mates: rows are padded on the left, and rows whose tensors
+cannot simply be stacked are run apart. Sampling settings that checkpoints bring along play no part: answers
+are greedy.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,18 @@ from mmalign.rewards.rubrics import defuse
 from mmalign.rewards.sample import Media, Sample, to_image
 from mmalign.rewards.weights import hashes, resolve
 
-__all__ = ["MODEL_FILES", "ChatModel", "Row", "load_chat_model", "within", "without_special_tokens"]
+__all__ = [
+    "MODEL_FILES",
+    "ChatModel",
+    "Row",
+    "load_chat_model",
+    "sample_media",
+    "within",
+    "without_special_tokens",
+]
 
 MODEL_FILES = ("*.j*", "*.safetensors")
-"""What a chat model's folder must hold: configurations, tokenizer and chat template (.json, .jinja), weights."""
+"""What a chat model's folder must hold: configuration, tokenizer, chat template (.json, .jinja), weights."""
 
 Row = Mapping[str, Tensor]
 """One question, ready for the model: CPU tensors with a leading axis of one."""
@@ -331,10 +340,8 @@ def _layout(row: Row, place: int) -> Any:
     for name, value in sorted(row.items()):
         if _is_text(row, name):
             layout.append((name,))
-        elif (
-            value.ndim > 2 and value.shape[1] == length
-        ):  # an axis of tokens, which padding would have to shift
-            return place
+        elif value.ndim > 2 and value.shape[1] == length:
+            return place  # an axis of tokens, which padding would have to shift
         else:
             layout.append((name, value.dtype, *value.shape[1:]))
     return tuple(layout)

@@ -16,7 +16,7 @@ CARD = Card(
     scale="mu of a normal variable, about -2 to 15; sigma is its standard deviation",
     weights=(
         Weights("MizzenAI/HPSv3", ("HPSv3.safetensors",), role="model"),
-        Weights("Qwen/Qwen2-VL-7B-Instruct", ("*.json",), role="base"),
+        Weights("Qwen/Qwen2-VL-7B-Instruct", ("*.j*",), role="base"),
     ),
     paper="2508.03789",
     official_code="MizzenAI/HPSv3",

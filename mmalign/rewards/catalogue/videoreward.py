@@ -21,7 +21,7 @@ CARD = Card(
             role="model",
             bytes=5_031_072_529,
         ),
-        Weights("Qwen/Qwen2-VL-2B-Instruct", ("*.json",), role="base"),
+        Weights("Qwen/Qwen2-VL-2B-Instruct", ("*.j*",), role="base"),
     ),
     paper="2501.13918",
     official_code="KwaiVGI/VideoAlign",
