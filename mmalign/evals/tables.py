@@ -108,7 +108,7 @@ def _prompts(record: Record) -> str:
 
 
 def verdict(comparison: Mapping[str, Any], title: str) -> str:
-    """ "better", "worse" or "undecided": by the interval of the win rate and the corrected p-value together."""
+    """What the win rate's interval and the corrected p-value say together: better, worse, undecided."""
     rate = comparison["win_rates"][title]["rate"]
     if title not in comparison["significant"] or rate["low"] is None or rate["high"] is None:
         return "undecided"
