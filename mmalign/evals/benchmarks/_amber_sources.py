@@ -26,9 +26,9 @@ def vocabulary_nouns(vocabulary: Collection[str]) -> Nouns:
     Needs no tagger and no download. It takes words of the vocabulary for nouns wherever they stand ("to
     light", "an orange shirt"), lower-cases, and finds names of two words, which the released tagger cannot.
     """
-    known = frozenset(vocabulary)
+    known = {word.lower(): word for word in vocabulary}
     widest = max((len(word.split()) for word in known), default=1)
-    parts = known | {part for word in known for part in word.split()}
+    parts = {*known, *(part for word in known for part in word.split())}
 
     def nouns(text: str) -> list[str]:
         words = [singular(word, parts) for word in tokens(text.lower())]
@@ -37,7 +37,7 @@ def vocabulary_nouns(vocabulary: Collection[str]) -> Nouns:
             for width in range(min(widest, len(words) - position), 0, -1):
                 phrase = " ".join(words[position : position + width])
                 if phrase in known:
-                    found.append(phrase)
+                    found.append(known[phrase])
                     position += width
                     break
             else:

@@ -193,7 +193,7 @@ def describe(
     lists = _Lists(annotation, words, similarity, threshold)
     counted, wrong = [], []
     for given in nouns or ():
-        noun = given if mode == "exact" else given.lower()
+        noun = given if mode == "exact" or given in words.vocabulary else given.lower()
         if noun not in words.vocabulary:
             continue
         if noun in words.safe:

@@ -115,19 +115,13 @@ def rating_prompt(
 def parse_objects(text: str, mode: Mode = "exact") -> list[str] | None:
     """Objects a judge listed; None where its text holds no list of texts.
 
-    Exact: the first fenced `json` block; without a readable one, the last line where the text holds `["`.
+    Exact: the whole text; where that is no list, its last line, if the text holds `["`.
     Strict: the first JSON list of texts anywhere; "()", as a language model may write it, is an empty list.
     """
     if mode == "strict":
         return _first_list(text)
-    fenced = re.search(r"```json\n(.*?)\n```", text, re.DOTALL)
-    for piece in ([fenced.group(1)] if fenced else []) + (
-        [text.strip().split("\n")[-1]] if '["' in text else []
-    ):
-        found = _json_list(piece)
-        if found is not None:
-            return found
-    return None
+    found = _json_list(text)
+    return _json_list(text.strip().split("\n")[-1]) if found is None and '["' in text else found
 
 
 def _json_list(piece: str) -> list[str] | None:

@@ -149,7 +149,9 @@ class ObjectVocabulary:
         for line in lines:
             words = line.strip().split(", " if form != "strict" else ",")
             if form != "original":
-                words = [" ".join(word.split()) if form == "strict" else word.strip() for word in words]
+                words = [
+                    " ".join(word.lower().split()) if form == "strict" else word.strip() for word in words
+                ]
             nodes |= {word: words[0] for word in words if word}
         if not nodes:
             raise ConfigError(explain("synonyms", got="[no words]", expected="lines `node, synonym, ...`"))

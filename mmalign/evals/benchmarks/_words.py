@@ -105,12 +105,15 @@ def _singulars(word: str) -> list[str]:
     """Possible singulars, the likeliest first; the word itself where it looks like none."""
     compound = next((end for end in ("men", "women", "children", "people") if word.endswith(end)), None)
     if word in _IRREGULAR:
-        return [_IRREGULAR[word]]
+        # The vocabulary may know the regular form only: AMBER's "leave" is what its tagger made of "leaves".
+        return [_IRREGULAR[word], *([word[:-1]] if word.endswith("s") else [])]
     if compound is not None and compound != "people":  # "policemen", "grandchildren"
         return [word.removesuffix(compound) + _IRREGULAR[compound]]
-    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+    if not word.endswith("s") or word.endswith("ss"):
         return [word]
     stem = word[:-1]
+    if len(word) < 4 or word.endswith(("us", "is")):  # "cactus", but "taxis" and "tvs" where these are known
+        return [word, stem]
     if word.endswith("ies"):
         return [stem, word[:-3] + "y"] if stem in _IE else [word[:-3] + "y", stem]
     if word.endswith("ves"):

@@ -12,9 +12,9 @@ Two sources of objects, and numbers of one never compare with numbers of the oth
   used gpt-3.5-turbo-0613 with the released prompt, and a tagger for "a <object>". The prompt here is our own;
   give the released one as `template`, and a tagger as `normalise`, to come near them.
 
-Modes: `exact` reads the judge's list as released (a fenced block, or a last line that is a list), and drops
-objects whose whole name the vocabulary lacks; `strict` reads the first list in the text and falls back to the
-last words of a name ("kitchen table" counts as table). An answer of three words or fewer names nothing.
+Modes: `exact` reads the judge's list as released (the whole text, or its last line), and drops objects whose
+whole name the vocabulary lacks; `strict` reads the first list in the text and falls back to the last words of
+a name ("kitchen table" counts as table). An answer of three words or fewer names nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

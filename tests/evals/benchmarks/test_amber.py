@@ -172,7 +172,8 @@ def test_unknown_and_repeated_ids_are_refused(reference):
 
 
 def test_nouns_by_look_up_need_no_tagger(reference):
-    nouns = amber.vocabulary_nouns(reference.words.vocabulary)
+    nouns = amber.vocabulary_nouns([*reference.words.vocabulary, "TV"])
+    assert nouns("a tv, TVs") == ["TV", "TV"]
     assert nouns("Two Puppies under traffic lights, by desks and suns.") == ["puppy", "traffic light", "desk"]
 
 

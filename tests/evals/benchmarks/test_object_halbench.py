@@ -24,12 +24,13 @@ def vocabulary():
 @pytest.mark.parametrize(
     ("text", "exact", "strict"),
     [
-        ('```json\n["dog", "man"]\n```', ["dog", "man"], ["dog", "man"]),
+        ('```json\n["dog", "man"]\n```', None, ["dog", "man"]),
+        ('["dog", "man"]\n', ["dog", "man"], ["dog", "man"]),
         ('Objects:\n["dog"]', ["dog"], ["dog"]),
         ('["dog"] are all objects.', None, ["dog"]),
-        ("[]", None, []),
+        ("[]", [], []),
         ("()", None, []),
-        ("```json\n[]\n```", [], []),
+        ("```json\n[]\n```", None, []),
         ('{"objects": ["dog"]}', None, ["dog"]),
         ("I see [1, 2] and a dog.", None, None),
         ("no list", None, None),
@@ -88,7 +89,7 @@ def test_a_judge_is_asked_with_question_and_answer_until_it_lists(vocabulary):
 def test_an_answer_whose_objects_cannot_be_read_is_counted_not_won(vocabulary):
     rows = [
         {"image_id": 1, "caption": LONG, "question": "What?"},
-        {"image_id": 2, "caption": LONG, "extraction": '```json\n["dog"]\n```'},
+        {"image_id": 2, "caption": LONG, "extraction": 'So:\n["dog"]'},
         {"image_id": 2, "id": "none", "caption": None},
     ]
     result = object_halbench.score_answers(rows, TRUTH, vocabulary, judge=lambda prompt: "?", attempts=2)

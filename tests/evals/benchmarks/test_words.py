@@ -41,6 +41,9 @@ def test_words_of_the_vocabulary_stay_and_decide():
     assert singular("stoves", {"stove"}) == "stove"
     assert singular("gloves", {"glove"}) == "glove"
     assert singular("shoes", {"shoe"}) == "shoe"
+    assert singular("leaves", {"leave"}) == "leave"
+    assert singular("taxis", {"taxi"}) == "taxi"
+    assert singular("tvs", {"tv"}) == "tv"
 
 
 def test_text_is_cut_as_a_treebank_cuts_it():
