@@ -81,11 +81,12 @@ class AestheticHead(nn.Module):
             message = f"{where}: got layers of {shapes}, expected each to take what comes before, down to 1."
             raise CheckpointError(message)
         sizes = (weights[0].shape[1], *(weight.shape[0] for weight in weights))
-        head = cls(sizes, relu=tuple(places) == _WITH_RELU).to(weights[0].dtype)
+        with torch.device("meta"):  # draws no random weights that would be overwritten
+            head = cls(sizes, relu=tuple(places) == _WITH_RELU)
         renamed = {
             f"linear.{number}.{part}": state[f"layers.{place}.{part}"]
             for number, place in enumerate(places)
             for part in ("weight", "bias")
         }
-        head.load_state_dict(renamed)
+        head.load_state_dict(renamed, assign=True)
         return head

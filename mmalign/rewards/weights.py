@@ -36,8 +36,8 @@ class Missing:
 def find_weights(weights: Weights, *, folder: str | Path | None = None) -> Path | None:
     """The local folder that holds all files of `weights`, or None; nothing is downloaded.
 
-    Looked for in `folder` (the folder itself, or its sub-folder of the repository's name), in such a sub-folder
-    of the folder that MMALIGN_REWARD_WEIGHTS names, and in the cache at the pinned revision.
+    Looked for in `folder` (the folder itself, or its sub-folder of the repository's name), in such a
+    sub-folder of the folder that MMALIGN_REWARD_WEIGHTS names, and in the cache at the pinned revision.
     """
     if folder is not None:
         found = _inside(Path(folder), weights, itself=True)

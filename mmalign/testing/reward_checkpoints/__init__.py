@@ -7,7 +7,10 @@ Each module may define any of these tables; `collected` merges them by reward na
   three, all of which it can score.
 * `BAD_SAMPLES`: one sample that it cannot score, where a broken picture is not one.
 * `LOAD_OPTIONS`: options without which the tiny checkpoint cannot be loaded.
-* `OTHER_OPTIONS`: an option and a value that is not its default, one at a time, for the fingerprint.
+* `OTHER_OPTIONS`: options and a value that is not the default, for the fingerprint; given one at a time,
+  except those under "together", a dictionary.
+* `TENSOR_ARGUMENTS`: from a sample to what `score_tensor` needs besides pixels and prompts.
+* `TOLERANCES`: how far bfloat16 may be from float32, where 0.1 of the largest value is not enough.
 """
 
 import importlib
@@ -17,7 +20,15 @@ from typing import Any
 
 __all__ = ["TABLES", "collected"]
 
-TABLES = ("BAD_SAMPLES", "CHECKPOINTS", "LOAD_OPTIONS", "OTHER_OPTIONS", "SAMPLES")
+TABLES = (
+    "BAD_SAMPLES",
+    "CHECKPOINTS",
+    "LOAD_OPTIONS",
+    "OTHER_OPTIONS",
+    "SAMPLES",
+    "TENSOR_ARGUMENTS",
+    "TOLERANCES",
+)
 
 
 @cache
