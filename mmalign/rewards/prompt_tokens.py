@@ -1,5 +1,6 @@
 """Prompts as token ids of one length, and whether a prompt had to be cut."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 from mmalign.errors import CheckpointError, explain
 
 __all__ = ["PromptTokens", "TokenRow"]
+
+_CLIP_NAMES = re.compile(r"<\|(?=(?:startoftext|endoftext)\|>)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,15 @@ class PromptTokens:
     Args:
         tokenizer: of transformers.
         length: tokens, start and end token included.
+        names: pattern of what a space is put behind, so that names of special tokens in a prompt stay text.
     """
 
-    def __init__(self, tokenizer: Any, length: int) -> None:
-        self.tokenizer, self.length = tokenizer, length
+    def __init__(self, tokenizer: Any, length: int, *, names: re.Pattern[str] | None = None) -> None:
+        self.tokenizer, self.length, self.names = tokenizer, length, names
 
     @classmethod
     def clip(cls, folder: Path, *, length: int) -> "PromptTokens":
-        """The CLIP tokenizer of a model folder.
+        """The CLIP tokenizer of a model folder; `<|endoftext|>` in a prompt is text and does not end it.
 
         Args:
             folder: holds the tokenizer's files.
@@ -50,7 +54,7 @@ class PromptTokens:
         """
         from transformers import CLIPTokenizer
 
-        return cls(CLIPTokenizer.from_pretrained(str(folder)), length)
+        return cls(CLIPTokenizer.from_pretrained(str(folder)), length, names=_CLIP_NAMES)
 
     @classmethod
     def blip(cls, folder: Path, *, length: int, vocabulary: int) -> "PromptTokens":
@@ -81,6 +85,8 @@ class PromptTokens:
 
     def encode(self, prompt: str) -> TokenRow:
         """One prompt."""
+        if self.names is not None:
+            prompt = self.names.sub(lambda found: found[0] + " ", prompt)
         full = self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
         row = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=self.length)
         return TokenRow(

@@ -32,6 +32,7 @@ CARD = Card(
         "condition": 'what the score is about; only the "overall" list of nouns has been released',
     },
     departures=(
+        "Names of CLIP's special tokens in a prompt are read as text; officially they end it.",
         "The official forward divides by the largest similarity of the whole batch, so that scores depend on "
         "batch mates; here each sample has its own maximum, as where the official evaluation scores one.",
         "The official checkpoint is a pickled module and is not loaded; RE-N-Y/mpsv1 holds its tensors, here "

@@ -34,6 +34,7 @@ CARD = Card(
         "seed": "draws the timestep embedder of start=pickscore",
     },
     departures=(
+        "Names of CLIP's special tokens in a prompt are read as text; officially they end it.",
         "The weights are fetched at no pinned revision.",
         "The official class fills all modulation biases with 1; a new model here starts as PickScore.",
         "The official training resizes pictures to a square and loses their aspect ratio; scoring crops.",
