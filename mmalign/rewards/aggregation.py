@@ -128,7 +128,7 @@ def fractional_ranks(
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def _column_ranks(column: "np.ndarray[Any, Any]", group: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+def _column_ranks(column: np.ndarray, group: np.ndarray) -> np.ndarray:
     order = np.lexsort((-column, group))
     sorted_group, sorted_value = group[order], column[order]
     new_group = np.concatenate([[True], sorted_group[1:] != sorted_group[:-1]])

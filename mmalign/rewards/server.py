@@ -34,7 +34,7 @@ from mmalign.rewards.merging import Merger
 from mmalign.rewards.sample import Sample
 from mmalign.rewards.wire import PROTOCOL, card_to_json, sample_from_json, scored_to_json
 
-__all__ = ["DEFAULT_PORT", "MIN_TOKEN", "RewardServer", "is_loopback"]
+__all__ = ["DEFAULT_PORT", "MIN_TOKEN", "RewardServer", "is_loopback", "require_token"]
 
 DEFAULT_PORT = 8765
 MIN_TOKEN = 16
@@ -90,7 +90,15 @@ class RewardServer:
         max_body_bytes: int = 1 << 28,
         max_requests: int = 16,
     ) -> None:
-        _check(reward, host, token)
+        require_token(host, token)
+        if is_relative(reward):
+            message = explain(
+                f"serve-reward {reward.card.name}",
+                got="[an ensemble that compares the candidates of a prompt]",
+                expected="a reward whose values depend on single samples",
+                do="Serve its members and combine them where the candidates are.",
+            )
+            raise ConfigError(message)
         self.reward, self.token, self.host = reward, token, host
         self.limits = {"max_samples": max_samples, "max_body_bytes": max_body_bytes}
         self.slots = BoundedSemaphore(max_requests)
@@ -182,15 +190,13 @@ class RewardServer:
         return {"protocol": PROTOCOL, "fingerprint": self.fingerprint, **found}
 
 
-def _check(reward: Reward, host: str, token: str | None) -> None:
-    if is_relative(reward):
-        message = explain(
-            f"serve-reward {reward.card.name}",
-            got="[an ensemble that compares the candidates of a prompt]",
-            expected="a reward whose values depend on single samples",
-            do="Serve its members and combine them where the candidates are.",
-        )
-        raise ConfigError(message)
+def require_token(host: str, token: str | None) -> None:
+    """Refuse to be reachable from other machines without a token, and tokens that are easily guessed.
+
+    Raises:
+        ConfigError: another host than loopback without a token; a token of fewer than 16 characters, or with
+            others than printable ASCII.
+    """
     if token is None:
         if not is_loopback(host):
             message = explain(

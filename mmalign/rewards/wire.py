@@ -100,7 +100,7 @@ def _media_to_json(media: Media, where: str, max_bytes: int) -> dict[str, Any]:
     return {"bytes": base64.b64encode(data).decode("ascii"), "ending": kept}
 
 
-def _array_to_json(media: "Tensor | np.ndarray[Any, Any]") -> dict[str, Any]:
+def _array_to_json(media: Tensor | np.ndarray) -> dict[str, Any]:
     if isinstance(media, Tensor):
         plain = media.detach().cpu()
         kind, values = "tensor", (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
@@ -174,7 +174,7 @@ def sample_from_json(value: Any, *, folder: Path) -> Sample:
     )
 
 
-def _media_from_json(value: Any, where: str) -> "bytes | Tensor | np.ndarray[Any, Any]":
+def _media_from_json(value: Any, where: str) -> bytes | Tensor | np.ndarray:
     if isinstance(value, dict) and "bytes" in value:
         return _decoded(value["bytes"], where)
     if isinstance(value, dict) and ("array" in value or "tensor" in value):
@@ -189,7 +189,7 @@ def _decoded(text: Any, where: str) -> bytes:
         raise _malformed(where, "text that is no base64", "base64") from error
 
 
-def _array_from_json(value: dict[str, Any], where: str) -> "Tensor | np.ndarray[Any, Any]":
+def _array_from_json(value: dict[str, Any], where: str) -> Tensor | np.ndarray:
     kind = "tensor" if "tensor" in value else "array"
     dtype, shape = value.get("dtype"), value.get("shape")
     plain = (
@@ -279,7 +279,7 @@ def scored_from_json(value: Any, *, count: int, outputs: tuple[str, ...], where:
     if lengths != {count} or tuple(found.outputs) != outputs or any(len(row) != len(outputs) for row in rows):
         message = explain(
             where,
-            got=f"[{len(rows)} rows of {', '.join(found['outputs'])}]",
+            got=f"[{len(rows)} rows of {', '.join(found.outputs)}]",
             expected=f"{count} rows of {', '.join(outputs)}",
         )
         raise ProtocolError(message)
