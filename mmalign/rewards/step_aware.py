@@ -227,7 +227,7 @@ def step_aware_loss(
         over_images = F.log_softmax(logit_scale * cosines, dim=-1)
         losses = torch.zeros_like(label_0)
     share = 0.5 if in_batch_negatives else 1.0
-    tie = torch.where(label_0 == 0.5, math.log(0.5), 0.0)
+    tie = math.log(0.5) * (label_0 == 0.5).to(losses.dtype)
     losses = losses + share * (tie - (labels * over_images).sum(-1))
     weights = 1 / examples_per_prompt.to(losses.dtype)
     loss: Tensor = (losses * weights / weights.sum()).sum()

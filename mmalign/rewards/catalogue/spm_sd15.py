@@ -48,7 +48,7 @@ def build(
     device: str | torch.device = "cpu",
     dtype: torch.dtype,
     start: Start = "released",
-    timestep: float | None = None,
+    timestep: float | int | None = None,
     seed: int = 0,
 ) -> StepAwareReward:
     """The reward, ready to score.
