@@ -26,7 +26,15 @@ ANNOTATIONS = [
     {"id": 4, "type": "discriminative-attribute-state", "truth": "yes"},
     {"id": 5, "type": "relation", "truth": "no"},
 ]
-NEAR = amber.SimilarityTable((("kitten", "dog", 0.9), ("van", "table", 0.8), ("signal", "car", 0.85)))
+NEAR = amber.SimilarityTable(
+    (
+        ("kitten", "dog", 0.9),
+        ("van", "table", 0.8),
+        ("signal", "car", 0.85),
+        ("traffic light", "cat", 0.9),
+        ("traffic light", "table", 0.85),
+    )
+)
 
 
 @pytest.fixture
@@ -64,6 +72,12 @@ def test_a_noun_near_a_lure_is_hallucinated_and_marks_it(reference):
     for mode in ("exact", "strict"):
         item = describe(reference, ["signal"], mode)
         assert (item.hallucinated, item.cognitive) == (("signal",), 1)
+
+
+def test_a_noun_near_both_lists_is_what_it_is_nearer_to_strictly(reference):
+    exact, strict = describe(reference, ["traffic light"]), describe(reference, ["traffic light"], "strict")
+    assert (exact.hallucinated, exact.covered, exact.cognitive) == ((), 1, 1)
+    assert (strict.hallucinated, strict.covered, strict.cognitive) == (("traffic light",), 0, 1)
 
 
 def test_safe_words_stay_among_the_nouns_as_released_alone(reference):
@@ -116,6 +130,12 @@ def test_groups_are_those_with_questions(reference):
     assert result.discriminative["all"].precision == 50.0
     assert result.discriminative["all"].recall == 50.0
     assert math.isnan(result.discriminative["relation"].precision)
+
+
+def test_the_attribute_group_has_the_slack_of_its_three_kinds_as_released(reference):
+    groups = amber.score_answers([{"id": 4, "response": "Yes"}], reference).discriminative
+    assert groups["state"].accuracy == 99.9
+    assert groups["attribute"].accuracy == 99.7
 
 
 def test_the_amber_score_needs_both_parts(reference):

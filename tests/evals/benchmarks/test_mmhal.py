@@ -30,6 +30,7 @@ FIELDS = {
         ("Rating: 7", None, None),
         ("4", None, None),
         ("<think>rating: 1</think> Rating: 5", None, 5),
+        ("<think>rating: 1</think> I cannot rate it.", 1, None),
     ],
 )
 def test_ratings_are_read_as_released_and_carefully(text, exact, strict):

@@ -41,7 +41,7 @@ def test_overall_numbers_are_unweighted_over_subsets():
 
 
 def test_a_pair_without_an_answer_is_counted_and_scored_nowhere():
-    rows = [pair("yes", "no"), pair("yes", None)]
+    rows = [pair("yes", "no"), pair("no", None)]
     rows[1]["hallucination"]["error"] = "no frames"
     result = videohallucer.score_answers(rows)
     assert (result.accuracy, result.basic_accuracy, result.failed) == (1.0, 1.0, 1)
