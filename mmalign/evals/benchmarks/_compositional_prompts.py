@@ -77,7 +77,7 @@ def _expectations(
             f"{path}",
             got=f"[no noun phrases of {lacking!r}]",
             expected="words=FILE with the parses of all prompts",
-            do="mmalign.evals.benchmarks._prompt_words.parse makes them with a spaCy pipeline.",
+            do="`write_words` of mmalign.evals.benchmarks._prompt_words makes it with a spaCy pipeline.",
         )
         raise ConfigError(message)
     if category != "complex":

@@ -6,7 +6,7 @@ and need neither.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.benchmarks._records import Record, read_lines, read_value
+from mmalign.files import write_json
 
 __all__ = [
     "PromptWords",
@@ -23,6 +24,7 @@ __all__ = [
     "read_object_names",
     "read_words",
     "relation_in",
+    "write_words",
 ]
 
 RELATION_WORDS = (
@@ -166,6 +168,22 @@ def read_words(path: str | Path) -> dict[str, PromptWords]:
         pair = None if objects is None else (person(objects[0]), person(objects[1]))
         found[prompt] = PromptWords(record.texts("phrases"), pair, record.optional_text("text") or prompt)
     return found
+
+
+def write_words(path: str | Path, prompts: Iterable[str], nlp: Callable[[str], Any]) -> Path:
+    """Parse prompts with a spaCy pipeline and store what `read_words` reads. Returns the path."""
+    found = {prompt: parse(prompt, nlp) for prompt in prompts}
+    return write_json(
+        path,
+        {
+            prompt: {
+                "phrases": list(words.phrases),
+                "objects": None if words.objects is None else list(words.objects),
+                "text": words.text,
+            }
+            for prompt, words in found.items()
+        },
+    )
 
 
 def read_object_names(path: str | Path) -> dict[str, str]:

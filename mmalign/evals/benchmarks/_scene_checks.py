@@ -8,7 +8,18 @@ from mmalign.evals.benchmarks._boxes import keep_best, relations
 from mmalign.evals.benchmarks._records import Record
 from mmalign.evals.detectors import Detection
 
-__all__ = ["Clause", "ColourNamer", "Scene", "Thresholds", "Verdict", "judge", "read_scene", "select"]
+__all__ = [
+    "COLOURS",
+    "RELATIONS",
+    "Clause",
+    "ColourNamer",
+    "Scene",
+    "Thresholds",
+    "Verdict",
+    "judge",
+    "read_scene",
+    "select",
+]
 
 RELATIONS = ("left of", "right of", "above", "below")
 

@@ -14,6 +14,7 @@ from mmalign.evals.benchmarks._prompt_words import (
     read_object_names,
     read_words,
     relation_in,
+    write_words,
 )
 
 
@@ -63,6 +64,14 @@ def test_a_pipeline_gives_phrases_objects_and_the_text_without_adjectives():
     assert words.phrases == ("The red hat", "the coat rack")
     assert words.objects == ("hat", "coat")
     assert words.text == "The hat was on top of the coat rack ."
+
+
+def test_what_a_pipeline_said_is_stored_and_read_again(tmp_path):
+    nlp = tagged("a/DET wet/ADJ dog/NOUN near/ADP a/DET tree/NOUN", "a wet dog", "a tree")
+    path = write_words(tmp_path / "words.json", ["a wet dog near a tree"], nlp)
+    assert read_words(path) == {
+        "a wet dog near a tree": PromptWords(("a wet dog", "a tree"), ("dog", "tree"), "a dog near a tree")
+    }
 
 
 def test_people_and_proper_nouns_are_objects_too():

@@ -1,0 +1,85 @@
+"""What benchmarks of pictures need besides answers, by the names their `tools` list."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mmalign.errors import unknown_name
+from mmalign.evals.colours import load_colours
+from mmalign.evals.detectors import load_detector
+from mmalign.evals.questions import load_questions
+from mmalign.rewards.clip_backbones import load_backbone
+from mmalign.rewards.clip_models import DualEncoder
+from mmalign.rewards.clip_scores import cosine
+
+__all__ = ["TOOLS", "ClipSimilarity", "load_similarity", "load_tool"]
+
+
+class ClipSimilarity:
+    """Cosine of a picture and a text in CLIP's space; T2I-CompBench reads non-spatial prompts by it.
+
+    Args:
+        encoder: pictures and texts to embeddings; the released script uses OpenAI's ViT-B/32.
+    """
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self._encoder = encoder
+
+    @torch.inference_mode()
+    def __call__(self, picture: Image.Image, text: str) -> float:
+        """In [-1, 1]; texts beyond CLIP's limit are cut."""
+        pixels = self._encoder.preprocessing(picture.convert("RGB"))[None]
+        ids = self._encoder.tokens(text)[0][None]
+        return float(cosine(self._encoder.image_features(pixels), self._encoder.text_features(ids)))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Weights and preprocessing; JSON types."""
+        return dict(self._encoder.settings())
+
+
+def load_similarity(
+    backbone: str = "vit-b-32",
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ClipSimilarity:
+    """Similarity by a CLIP model of the hub or of a folder; arguments as of `load_colours`."""
+    return ClipSimilarity(
+        load_backbone(backbone, weights=weights, reward="similarity", device=device, dtype=dtype)
+    )
+
+
+def _yes(*arguments: Any, **options: Any) -> Any:
+    """The probabilities of BLIP, as T2I-CompBench asks for them."""
+    return load_questions(*arguments, **options).probabilities
+
+
+TOOLS: Mapping[str, Callable[..., Any]] = {
+    "detector": load_detector,
+    "colours": load_colours,
+    "vqa": load_questions,
+    "yes": _yes,
+    "similarity": load_similarity,
+}
+"""Name in `Benchmark.tools` to what loads a default for it; `judge` and `reward` are the user's choice."""
+
+
+def load_tool(name: str, **options: Any) -> Any:
+    """The default tool of a name.
+
+    Args:
+        name: one of `TOOLS`.
+        options: of its loader: `weights` (folder or hub id), `device`, `dtype`, ...
+
+    Raises:
+        UnknownNameError: nothing here is called that.
+        CheckpointError: its weights are nowhere; says what fetches them.
+    """
+    if name not in TOOLS:
+        msg = "tool"
+        raise unknown_name(msg, name, TOOLS)
+    return TOOLS[name](**options)
