@@ -197,15 +197,15 @@ class ChecklistReward(ModelReward):
         card: what it is; the outputs are score, then one per question.
         model: who is asked.
         checklist: questions and weights.
-        together: questions asked in one pass, 8; it changes memory, not values.
+        rows_at_once: questions asked in one pass, 8; it changes memory, not values.
 
     Raises:
         ConfigError: yes or no is not one token.
     """
 
-    def __init__(self, card: Card, model: ChatModel, checklist: Checklist, *, together: int = 8) -> None:
+    def __init__(self, card: Card, model: ChatModel, checklist: Checklist, *, rows_at_once: int = 8) -> None:
         super().__init__(card, device=model.device, dtype=model.network.dtype)
-        self.model, self.checklist, self.together = model, checklist, together
+        self.model, self.checklist, self.rows_at_once = model, checklist, rows_at_once
         self.yes, self.no = model.token(checklist.yes), model.token(checklist.no)
 
     def prepare(self, sample: Sample) -> Prepared:
@@ -226,8 +226,8 @@ class ChecklistReward(ModelReward):
         """(score, every question's feature)."""
         rows = [row for sample in batch for row in sample.inputs["questions"]]
         parts = [
-            self.model.logits(rows[start : start + self.together])[:, 0]
-            for start in range(0, len(rows), self.together)
+            self.model.logits(rows[start : start + self.rows_at_once])[:, 0]
+            for start in range(0, len(rows), self.rows_at_once)
         ]
         chances = torch.cat([part.softmax(dim=1)[:, [self.yes, self.no]] for part in parts]).double()
         answers = (chances[:, 0] - chances[:, 1]).reshape(len(batch), len(self.checklist.questions))

@@ -120,7 +120,8 @@ class ClipFlanT5(ModelReward):
         with init_empty_weights(include_buffers=False):
             self.language = T5ForConditionalGeneration(T5Config.from_dict(given))
             self.tower = CLIPVisionModel(tower_config)
-            width = int(given["d_model"])
+        width = int(given["d_model"])
+        with torch.device("meta"):  # no random numbers are drawn, all come from the files
             self.projector = nn.Sequential(
                 nn.Linear(tower_config.hidden_size, width), nn.GELU(), nn.Linear(width, width)
             )

@@ -7,7 +7,7 @@ verdict is NaN with the answer kept: never a win, never a zero. Two things are a
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,7 @@ Mode = Literal["generate", "logit"]
 _WORTH: dict[Choice, float] = {"one": 1.0, "tie": 0.5, "two": 0.0}
 
 
+@runtime_checkable
 class Asker(Protocol):
     """Makes the question about a sample."""
 

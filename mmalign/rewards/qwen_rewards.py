@@ -38,7 +38,7 @@ Positions = Literal["sequential", "mrope"]
 """Rotary positions: as the released weights were trained, or as today's library builds them."""
 
 BASE_FILES = ("*.j*",)
-"""What is needed of the base model: configuration, tokenizer, chat template (.json, .jinja), preprocessing."""
+"""What is needed of the base model: configuration, tokenizer, chat template, preprocessing; no weights."""
 
 
 def rank_head(sizes: Sequence[int], *, dropout: float = 0.05) -> nn.Sequential:
@@ -243,13 +243,15 @@ class QwenHeadReward(ModelReward):
         self.inputs = QwenInputs(base, reward_tokens)
         self.network, width = _body(base, body, self.inputs.size, where, dtype)
         self.network.to(self.device).eval().requires_grad_(False)
-        self.head = head(width).float()
+        with torch.device("meta"):  # no random numbers are drawn, all come from the file
+            self.head = head(width)
         heads = {
             name.removeprefix("rm_head."): value
             for name, value in body.items()
             if name.startswith("rm_head.")
         }
-        fill(self.head, {name: value.float() for name, value in heads.items()}, where=f"{where} rm_head")
+        heads = {name: value.float() for name, value in heads.items()}
+        fill(self.head, heads, where=f"{where} rm_head", assign=True)
         self.head.to(self.device).eval().requires_grad_(False)
 
     def forward(self, batch: Sequence[Prepared]) -> Float[Tensor, "sample output"]:

@@ -257,6 +257,7 @@ def card(name: str) -> Card:
             "max_pixels": "larger pictures are scaled down to this area; default none",
         },
         departures=(
+            "No revision is pinned: the files' hashes are in the fingerprint.",
             "Greedy: the checkpoint's temperature and top-p are not used, its repetition penalty is.",
             "An answer without one clear verdict is NaN; published scripts make it 0, or a win of the first.",
             *(("Both orders are asked; published scripts ask one.",) if pair else ()),

@@ -130,9 +130,9 @@ class VideoReward(QwenHeadReward):
         frames = vision.resize(
             frames, [height, width], interpolation=vision.InterpolationMode.BICUBIC, antialias=True
         )
-        seen = self.inputs.processor.video_processor(
-            videos=[frames], do_resize=False, do_sample_frames=False, return_tensors="pt"
-        )
+        reader = self.inputs.processor.video_processor
+        capped = {"cap_pixels_per_frame": False} if hasattr(reader, "cap_pixels_per_frame") else {}
+        seen = reader(videos=[frames], do_resize=False, do_sample_frames=False, return_tensors="pt", **capped)
         text = self.template.replace("{text_prompt}", self.inputs.safe(sample.prompt))
         row = self.inputs.tokens(text, "video", seen["video_grid_thw"])
         return Prepared({**row, "pixels": seen["pixel_values_videos"], "grid": seen["video_grid_thw"]})

@@ -211,17 +211,30 @@ class ChatModel:
         """One user turn as tensors: what is shown, then the text, then the start of the answer."""
         content: list[dict[str, Any]] = [{"type": kind, kind: media} for kind, media in shown]
         content.append({"type": "text", "text": text})
-        clips = {"videos_kwargs": {"do_sample_frames": False}} if any(k == "video" for k, _ in shown) else {}
         encoded = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            enable_thinking=self.thinking,
-            **clips,
+            processor_kwargs=self._clip_settings() if any(kind == "video" for kind, _ in shown) else {},
+            **self._template_variables(),
         )
         return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+
+    def _clip_settings(self) -> dict[str, Any]:
+        """Every given frame is shown; frames are capped in size as the publisher's reader caps them."""
+        capped = hasattr(self.processor.video_processor, "cap_pixels_per_frame")
+        return {
+            "videos_kwargs": {
+                "do_sample_frames": False,
+                **({"cap_pixels_per_frame": True} if capped else {}),
+            }
+        }
+
+    def _template_variables(self) -> dict[str, Any]:
+        template = str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template)
+        return {"enable_thinking": self.thinking} if "enable_thinking" in template else {}
 
     def token(self, word: str) -> int:
         """The id of a word that must be one token.
@@ -267,7 +280,7 @@ class ChatModel:
     ) -> Float[Tensor, "row step vocabulary"]:
         """Raw float32 logits of each token of an answer, the answer's earlier tokens given (teacher forcing).
 
-        Row t holds log P(. | question, answer[:t]) up to a constant; the last token is never fed, so an answer
+        Row t holds log P(. | question, answer[:t]) up to a constant. The last token is never fed: an answer
         of one token costs one pass over the question.
         """
         found: list[Tensor | None] = [None] * len(rows)

@@ -21,7 +21,7 @@ CARD = Card(
     options={
         "model": "hub id, hub id@revision, or folder of an image-text-to-text model",
         "questions": "YAML file of questions and weights; default checklist.yaml in the model's folder",
-        "together": "questions asked in one pass, 8",
+        "rows_at_once": "questions asked in one pass, 8",
         "max_pixels": "larger pictures are scaled down to this area; default none",
     },
     departures=(
@@ -37,7 +37,7 @@ def build(
     dtype: torch.dtype,
     model: str | None = None,
     questions: str | Path | None = None,
-    together: int = 8,
+    rows_at_once: int = 8,
     max_pixels: int | None = None,
 ) -> Reward:
     """The reward, loaded; its outputs are score and every question's id.
@@ -60,4 +60,4 @@ def build(
     checklist = load_checklist(questions or beside)
     ids = tuple(check.id for check in checklist.questions)
     card = dataclasses.replace(CARD, outputs=("score", *ids))
-    return ChecklistReward(card, judge, checklist, together=together)
+    return ChecklistReward(card, judge, checklist, rows_at_once=rows_at_once)

@@ -1,11 +1,8 @@
 """HPSv3, human preference score of a picture for a prompt, version 3."""
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-import torch
-
-from mmalign.rewards.base import Reward
+from mmalign.rewards import human_preference
 from mmalign.rewards.card import Card, Weights
 
 CARD = Card(
@@ -29,16 +26,9 @@ CARD = Card(
         "pixels": "area pictures are brought to, 200704",
     },
     departures=(
+        "No revision is pinned: the files' hashes are in the fingerprint.",
         "A prompt that holds a special token is broken by a space there; the official code reads the token.",
         "float32 unless asked otherwise; the official code runs the body in bfloat16.",
     ),
 )
-
-
-def build(
-    *, weights: str | Path | None, device: str | torch.device, dtype: torch.dtype, **options: Any
-) -> Reward:
-    """The reward, loaded."""
-    from mmalign.rewards import human_preference
-
-    return human_preference.build(CARD, weights=weights, device=device, dtype=dtype, **options)
+build = partial(human_preference.build, CARD)

@@ -1,11 +1,8 @@
 """VideoReward, visual quality, motion quality and text alignment of a clip."""
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-import torch
-
-from mmalign.rewards.base import Reward
+from mmalign.rewards import video_reward
 from mmalign.rewards.card import Card, Weights
 
 CARD = Card(
@@ -35,17 +32,10 @@ CARD = Card(
         "normalised": "false: the head's own unit",
     },
     departures=(
+        "No revision is pinned: the files' hashes are in the fingerprint.",
         "A prompt that holds a special token is broken by a space there; the official code reads the token.",
         "Adapters are merged into the weights in float32; the official code adds their output in bfloat16.",
         "The clip comes as frames: decoders differ in the frames at a clip's end.",
     ),
 )
-
-
-def build(
-    *, weights: str | Path | None, device: str | torch.device, dtype: torch.dtype, **options: Any
-) -> Reward:
-    """The reward, loaded."""
-    from mmalign.rewards import video_reward
-
-    return video_reward.build(CARD, weights=weights, device=device, dtype=dtype, **options)
+build = partial(video_reward.build, CARD)

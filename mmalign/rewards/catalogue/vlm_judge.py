@@ -18,6 +18,7 @@ CARD = Card(
     modality="image",
     scale="the rubric's; in logit mode its expectation, with spread and mass of the digits' probabilities",
     needs=("shown", "reference"),
+    departures=("Our own design; the rubric's file names the source of its questions.",),
     options={
         "model": "hub id, hub id@revision, or folder of an image-text-to-text model",
         "rubric": "a shipped rubric's name or a YAML file, image_alignment",

@@ -18,6 +18,7 @@ CARD = Card(
     outputs=("preference", "in_order", "swapped"),
     scale="1 = the sample's own is better, 0 = the other; 0.5 = tie or contradiction between the orders",
     needs=("other", "shown", "reference"),
+    departures=("Our own design; the rubric's file names the source of its questions.",),
     options={
         "model": "hub id, hub id@revision, or folder of an image-text-to-text model",
         "rubric": "a shipped rubric's name or a YAML file, image_preference",

@@ -26,6 +26,7 @@ CARD = Card(
     pixels="336 x 336, padded to a square with the mean colour",
     options={"question": "with one {} for the prompt", "size": "xxl (the default, 11 B) or xl (3 B)"},
     departures=(
+        "No revision is pinned: the files' hashes are in the fingerprint.",
         "float32 unless asked otherwise; the official code runs in bfloat16.",
         "A prompt that holds a special token is broken by a space there.",
     ),

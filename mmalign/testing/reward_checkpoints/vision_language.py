@@ -1,7 +1,7 @@
 """Tiny vision-language rewards: Qwen2-VL bodies with heads, chat models that judge, CLIP-FlanT5."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from mmalign.rewards.published_texts import text_sha256
 from mmalign.rewards.sample import Sample
 
 __all__ = [
+    "BAD_SAMPLES",
     "CHECKPOINTS",
     "HPSV3_TEXTS",
     "LOAD_OPTIONS",
     "OTHER_OPTIONS",
     "SAMPLES",
+    "TOLERANCES",
     "VIDEO_TEXT",
     "write_chat_model",
     "write_clip_flant5",
@@ -48,8 +50,8 @@ CHAT = (
 _SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def _tokenizer(written: str = "") -> Any:
-    """Every byte a token, a few words merged; `written`, if any, is one more token."""
+def _tokenizer(written: Sequence[str] = ()) -> Any:
+    """Every byte a token, a few words merged; each text of `written` is one more token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -68,7 +70,7 @@ def _tokenizer(written: str = "") -> Any:
         extra_special_tokens=list(_SPECIAL),
     )
     if written:
-        fast.add_tokens([written])
+        fast.add_tokens(list(written))
     return fast
 
 
@@ -218,8 +220,11 @@ def write_videoreward(folder: str | Path, seed: int = 0, *, output_dim: int = 1,
 # -------------------------------------------------------------------------------- chat models
 
 
-def write_chat_model(folder: str | Path, seed: int = 0, *, written: str = "") -> Path:
-    """A Qwen2-VL chat model as `save_pretrained` writes it; it answers `written`, if any, to everything."""
+def write_chat_model(folder: str | Path, seed: int = 0, *, written: Sequence[str] = ()) -> Path:
+    """A Qwen2-VL chat model as `save_pretrained` writes it.
+
+    With `written` it answers one of these texts and stops; which one hangs on what it is shown and asked.
+    """
     from transformers import (
         Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
@@ -244,10 +249,7 @@ def write_chat_model(folder: str | Path, seed: int = 0, *, written: str = "") ->
         torch.nn.init.normal_(head, std=0.4)
         torch.nn.init.normal_(table, std=0.4)
         if written:
-            said = tokenizer.convert_tokens_to_ids(written)
-            for before, after in ((tokenizer.encode("\n")[0], said), (said, tokenizer.eos_token_id)):
-                table[before] *= 20.0  # hidden states keep its direction, and the head knows it
-                head[after] = 20.0 * table[before] / table[before].norm()
+            _rig(model, tokenizer, tokenizer.convert_tokens_to_ids(list(written)))
     model.generation_config.update(
         do_sample=True, temperature=5.0, top_p=0.9, top_k=7, repetition_penalty=1.05, pad_token_id=None
     )
@@ -257,8 +259,36 @@ def write_chat_model(folder: str | Path, seed: int = 0, *, written: str = "") ->
     return folder
 
 
-def _judge(written: str) -> Callable[[Path, int], Path]:
-    return lambda folder, seed=0: write_chat_model(folder, seed, written=written)
+def _rig(model: Any, tokenizer: Any, said: list[int]) -> None:
+    """The line break that opens an answer is followed by one of `said`, and that by the end.
+
+    The line break's hidden state keeps the direction of its embedding, and so do those of `said`: along these
+    the head says what comes next. Across them, and across what hidden states share, it says which text.
+    """
+    for name, value in model.model.language_model.named_parameters():
+        if name.endswith(("_proj.weight", "_proj.bias")):
+            # Attention to single tokens, not to an average, so that samples differ.
+            pointed = ".q_proj." in name or ".k_proj." in name
+            torch.nn.init.normal_(value, std=0.7 if pointed else 0.15)
+    head, table = model.lm_head.weight.data, model.get_input_embeddings().weight.data
+    first, second = torch.linalg.qr(torch.randn(32, 2)).Q.T
+    table[tokenizer.encode("\n")[0]] = 8.0 * first
+    table[said] = 40.0 * second
+    probes = torch.randint(0, 256, (16, 40))
+    probes[:, -1] = tokenizer.encode("\n")[0]
+    with torch.no_grad():
+        states = model.model(input_ids=probes).last_hidden_state[:, -1]
+    shared = torch.linalg.qr(torch.stack([first, second, states.mean(dim=0)]).T).Q
+    across = 60.0 * torch.randn(len(said), 32)
+    head[said] = 60.0 * first + across - across @ shared @ shared.T
+    head[tokenizer.eos_token_id] = 60.0 * second
+
+
+def _judge(written: Sequence[str]) -> Callable[..., Path]:
+    def write(folder: Path, seed: int = 0) -> Path:
+        return write_chat_model(folder, seed, written=written)
+
+    return write
 
 
 def _checklist(folder: Path, seed: int = 0) -> Path:
@@ -370,7 +400,7 @@ def _picture(seed: int, width: int = 40, height: int = 35) -> Image.Image:
 
 def _clips() -> list[Sample]:
     """Clips of several lengths and sizes, prompts of several lengths."""
-    sizes = ((5, 40, 35), (2, 56, 28), (7, 35, 60))
+    sizes = ((5, 40, 35), (2, 56, 28), (7, 35, 60), (3, 28, 28), (4, 70, 30))
     return [
         Sample(
             prompt=f"a clip {'of a cat ' * number}".strip(),
@@ -387,7 +417,7 @@ def _pairs() -> list[Sample]:
             image=_picture(number, 40 + 30 * number, 35),
             extras={"other": _picture(50 + number)},
         )
-        for number in range(3)
+        for number in range(5)
     ]
 
 
@@ -398,25 +428,51 @@ def _clip_pairs() -> list[Sample]:
     ]
 
 
-_ACS_TEXT = "Alignment Score (1-5): 3.5\nCoherence Score (1-5): 2\nStyle Score (1-5): 4.25"
-_APS_TEXT = _ACS_TEXT.replace("Coherence", "Physics")
-_SHARES = "".join(
-    f"{axis} Score:\nImage 1: 0.7\nImage 2: 0.3\n" for axis in ("Alignment", "Coherence", "Style")
-)
-_FLEX = '{"winner": "Image 2", "categories": []}'
-_WRITTEN = {
-    "unifiedreward_image": "cat (animal): 1\nFinal Score: 4",
-    "unifiedreward_image_acs": _ACS_TEXT,
-    "unifiedreward2_image_acs": _ACS_TEXT,
-    "unifiedreward_video": "Final Score: 7",
-    "unifiedreward2_video_aps": _APS_TEXT,
-    "unifiedreward_image_pair": "So Image 1 is better.",
-    "unifiedreward_video_pair": "So Video 2 is better.",
-    "unifiedreward2_image_pair": _SHARES,
-    "unifiedreward_think_image_pair": "<think>Well.</think><answer>Image 1 is better</answer>",
-    "unifiedreward_flex_image_pair": _FLEX,
-    "vlm_judge": "It fits. [RESULT] 4",
-    "vlm_pairwise_judge": "Image 1 is better",
+def _spread(text: str, low: int, high: int) -> list[str]:
+    """The text once per number from low to high at its first `#`; further ones go on by two, in a circle."""
+    count = high - low + 1
+    found = []
+    for first in range(count):
+        parts = text.split("#")
+        numbers = [str(low + (first + 2 * place) % count) for place in range(len(parts) - 1)]
+        found.append("".join(part + number for part, number in zip(parts, [*numbers, ""], strict=True)))
+    return found
+
+
+def _shares(first: int) -> str:
+    axes = ("Alignment", "Coherence", "Style")
+    both = f"Image 1: 0.{first}\nImage 2: 0.{10 - first}\n"
+    return "".join(f"{axis} Score:\n{both}" for axis in axes)
+
+
+_ACS_TEXT = "Alignment Score (1-5): #\nCoherence Score (1-5): #\nStyle Score (1-5): #"
+_CHOICES = [
+    f"{opening} {noun} {number} is better."
+    for opening in ("So", "Then", "Hence")
+    for noun, number in (("X", 1), ("X", 2))
+]
+_IMAGE_CHOICES = [text.replace("X", "Image") for text in _CHOICES]
+_WRITTEN: dict[str, list[str]] = {
+    "unifiedreward_image": _spread("cat (animal): 1\nFinal Score: #", 1, 5),
+    "unifiedreward_image_acs": _spread(_ACS_TEXT, 1, 5),
+    "unifiedreward2_image_acs": _spread(_ACS_TEXT, 1, 5),
+    "unifiedreward_video": _spread("Final Score: #", 1, 10),
+    "unifiedreward2_video_aps": _spread(_ACS_TEXT.replace("Coherence", "Physics"), 1, 5),
+    "unifiedreward_image_pair": _IMAGE_CHOICES,
+    "unifiedreward_video_pair": [text.replace("X", "Video") for text in _CHOICES],
+    "unifiedreward2_image_pair": [_shares(first) for first in range(1, 10)],
+    "unifiedreward_think_image_pair": [
+        f"<think>{thought}</think><answer>Image {number} is better</answer>"
+        for thought in ("Well.", "Hm.", "Now.")
+        for number in (1, 2)
+    ],
+    "unifiedreward_flex_image_pair": [
+        json.dumps({"winner": f"Image {number}", "categories": [], "reason": reason})
+        for reason in ("a", "b", "c")
+        for number in (1, 2)
+    ],
+    "vlm_judge": _spread("It fits. [RESULT] #", 1, 5),
+    "vlm_pairwise_judge": _IMAGE_CHOICES,
 }
 
 CHECKPOINTS: dict[str, Callable[..., Path]] = {
@@ -468,3 +524,5 @@ OTHER_OPTIONS: dict[str, dict[str, Any]] = {
     "vlm_pairwise_judge": {"max_new_tokens": 7},
     "unifiedreward_image": {"max_new_tokens": 7, "max_pixels": 999},
 }
+
+TOLERANCES: dict[str, float] = dict.fromkeys(_WRITTEN, 1.0)  # another rounding may choose another answer
