@@ -4,6 +4,7 @@ The scale of a reward is arbitrary, so its differences become probabilities by o
 P(first preferred) = sigmoid(beta * difference). Fit beta on validation pairs, report on test pairs.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class RewardCalibration(Result):
         accuracy: share of pairs whose more probable side is preferred, ties half.
         confidence: mean confidence; above `accuracy` = over-confident.
         temperature: by which beta * difference should be divided on these pairs for the lowest NLL; 1 = none.
+            NaN where every difference is 0.
         nll_at_temperature: the NLL it would give.
         bins: rows of (lower edge, upper edge, pairs, mean confidence, accuracy), empty ones included.
         pairs: pairs that count.
@@ -89,13 +91,21 @@ def fit_beta(human: Values, difference: Values) -> float:
         ConfigError: other labels, no pair with scores, no difference other than 0.
     """
     outcome, gap, _ = _decided("fit_beta", human, difference)
-    size = float(np.abs(gap).mean())
-    if size == 0:
+    if not gap.any():
         expected = "a reward that tells pairs apart"
         message = explain("fit_beta", got="differences that are all 0", expected=expected)
         raise ConfigError(message)
-    confidence, correct = _confidence(outcome, gap / size)
-    temperature, _ = best_temperature(confidence, correct)
+    return _best_beta(outcome, gap)
+
+
+def _best_beta(outcome: np.ndarray, gap: np.ndarray) -> float:
+    """The most likely scale; NaN where every difference is 0."""
+    size = float(np.abs(gap).mean())
+    if size == 0:
+        return math.nan
+    # In units of the mean difference: probabilities near 1 would have lost their logits.
+    confidence, right = _confidence(outcome, gap / size)
+    temperature, _ = best_temperature(confidence, right)
     return float(1.0 / (size * float(temperature)))
 
 
@@ -103,6 +113,11 @@ def _confidence(outcome: np.ndarray, logit: np.ndarray) -> tuple[torch.Tensor, t
     """Probability of the more probable side, and how far it was right; a logit of 0 is half right."""
     right = np.where(logit > 0, outcome, np.where(logit < 0, 1.0 - outcome, 0.5))
     return torch.sigmoid(torch.from_numpy(np.abs(logit))), torch.from_numpy(right)
+
+
+def _losses(outcome: np.ndarray, logit: np.ndarray) -> Float64[np.ndarray, " pair"]:
+    """Negative log-likelihoods in nats, from logits: a wrong certainty is large and not infinite."""
+    return np.asarray(np.logaddexp(0.0, logit) - outcome * logit)
 
 
 def reward_calibration(
@@ -139,12 +154,12 @@ def reward_calibration(
     outcome, gap, there = _decided("reward_calibration", human, difference)
     confidence, right = _confidence(outcome, beta * gap)
     found = calibration(confidence, right, num_bins=num_bins)
-    temperature, nll = best_temperature(confidence, right)
+    best = _best_beta(outcome, gap)
     names: Sequence[Hashable] = range(len(gap))
     if prompts is not None:
         names = [prompt for prompt, kept in zip(prompts, there, strict=True) if kept]
     squares = (confidence - right).square().numpy()
-    losses = -(torch.xlogy(right, confidence) + torch.xlogy(1.0 - right, 1.0 - confidence)).numpy()
+    nll = math.nan if math.isnan(best) else float(_losses(outcome, best * gap).mean())
     edges = np.linspace(0.5, 1.0, num_bins + 1)
     columns = (found.bin_count, found.bin_confidence, found.bin_accuracy)
     return RewardCalibration(
@@ -152,11 +167,11 @@ def reward_calibration(
         error=float(found.error),
         largest_error=float(found.largest_error),
         brier=bootstrap_mean(squares, how, prompts=names),
-        nll=bootstrap_mean(losses, how, prompts=names),
+        nll=bootstrap_mean(_losses(outcome, beta * gap), how, prompts=names),
         accuracy=float(found.accuracy),
         confidence=float(found.confidence),
-        temperature=float(temperature),
-        nll_at_temperature=float(nll),
+        temperature=float(beta / best),
+        nll_at_temperature=nll,
         bins=np.stack([edges[:-1], edges[1:], *(column.numpy() for column in columns)], axis=1),
         pairs=len(gap),
         failed=int((~there).sum()),

@@ -72,7 +72,7 @@ def kl_estimates(policy: Values, reference: Values) -> KlEstimate:
     # expm1: near zero the two halves of k3 cancel.
     terms = np.expm1(ratio) - ratio
     error = float(terms.std(ddof=1) / math.sqrt(len(terms))) if len(terms) > 1 else math.nan
-    return KlEstimate(float(-ratio.mean()), float(terms.mean()), error, len(terms))
+    return KlEstimate(float((ours - theirs).mean()), float(terms.mean()), error, len(terms))
 
 
 def path_kl(

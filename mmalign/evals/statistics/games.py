@@ -57,7 +57,8 @@ def count_games(first: Sequence[str], second: Sequence[str], score: Values) -> G
     odd = ~np.isnan(points) & ~np.isin(points, (0.0, 0.5, 1.0))
     if odd.any():
         expected = "1 (the first won), 0.5 (tie), 0 or NaN"
-        raise ConfigError(explain(f"count_games score {odd.argmax()}", got=points[odd][0], expected=expected))
+        got = float(points[odd][0])
+        raise ConfigError(explain(f"count_games score {odd.argmax()}", got=got, expected=expected))
     alone = [place for place, (one, other) in enumerate(zip(first, second, strict=True)) if one == other]
     if alone:
         expected = "two different models"

@@ -66,7 +66,7 @@ class Interval(Result):
 
     def holds(self, value: float) -> bool:
         """Whether the interval contains a value; without an interval every value is possible."""
-        return self.low is None or self.high is None or self.low <= value <= self.high
+        return self.low is None or self.high is None or bool(self.low <= value <= self.high)
 
     def describe(self) -> str:
         """`0.612 (0.580 to 0.643)`."""

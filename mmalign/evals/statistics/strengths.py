@@ -5,17 +5,15 @@ maximum. Strengths are natural logarithms and sum to zero; `elo_scale` turns the
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Float64
-from torch import Tensor
-from torch.nn import functional
 
 from mmalign.errors import ConfigError, ShapeError, explain
 from mmalign.evals.statistics.elo import elo_scale
+from mmalign.evals.statistics.game_likelihoods import MODELS, GameLikelihood, maximum
 from mmalign.evals.statistics.games import count_games, require_games, unconnected_groups
 from mmalign.evals.statistics.inputs import Matrix, Values, as_vector, group_numbers
 from mmalign.evals.statistics.proportions import normal_quantile
@@ -23,11 +21,7 @@ from mmalign.evals.statistics.results import Interval, Result, shown
 
 __all__ = ["Strengths", "bradley_terry", "bradley_terry_games", "davidson", "rao_kupper"]
 
-_MAX_STEPS = 200
-_HALVINGS = 60
-
 Square = Float64[np.ndarray, "model model"]
-LogProbabilities = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -213,30 +207,6 @@ def bradley_terry_games(
 # ------------------------------------------------------------------------------------------------ fitting
 
 
-def _bradley_terry_log(gap: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    return functional.logsigmoid(gap), torch.zeros_like(gap)
-
-
-def _davidson_log(gap: Tensor, tie: Tensor) -> tuple[Tensor, Tensor]:
-    """Everything divided by e^((a + b) / 2); `tie` = log nu."""
-    half = 0.5 * gap
-    total = torch.logsumexp(torch.stack([half, -half, tie.expand_as(half)]), dim=0)
-    return half - total, tie - total
-
-
-def _rao_kupper_log(gap: Tensor, tie: Tensor) -> tuple[Tensor, Tensor]:
-    """`tie` = log k > 0; the tie probability is (k^2 - 1) P(i beats j) P(j beats i)."""
-    won = functional.logsigmoid(gap - tie)
-    return won, torch.log(torch.expm1(2.0 * tie)) + won + functional.logsigmoid(-gap - tie)
-
-
-_MODELS: dict[str, LogProbabilities] = {
-    "bradley_terry": _bradley_terry_log,
-    "davidson": _davidson_log,
-    "rao_kupper": _rao_kupper_log,
-}
-
-
 def _with_ties(
     kind: str, wins: Matrix, ties: Matrix, names: Sequence[str] | None, ridge: float | int
 ) -> Strengths:
@@ -259,26 +229,11 @@ def _fit(kind: str, won: Square, ties: Square, names: Sequence[str] | None, ridg
     if len(labels) != num or len(set(labels)) != num:
         raise ConfigError(explain(f"{kind} names", got=str(labels), expected=f"{num} different names"))
     used = _needed_ridge(kind, won + 0.5 * ties, labels, ridge)
-    log_of, has_ties = _MODELS[kind], kind != "bradley_terry"
-    wins_t, ties_t = torch.from_numpy(won), torch.from_numpy(np.triu(ties))
-
-    def log_likelihood(parameters: Tensor) -> Tensor:
-        gap = parameters[:num, None] - parameters[None, :num]
-        log_won, log_tied = log_of(gap, parameters[-1])
-        total = (wins_t * log_won).sum()
-        return total + (ties_t * log_tied).sum() if has_ties else total
-
-    def penalised(parameters: Tensor) -> Tensor:
-        return log_likelihood(parameters) - 0.5 * used * parameters[:num].square().sum()
-
-    start = torch.zeros(num + has_ties, dtype=torch.float64)
-    if has_ties:
-        start[-1] = math.log(2.0)
-    best = _newton(penalised, start, num)
-    information = -torch.func.hessian(penalised)(best)
-    covariance = torch.linalg.pinv(information, hermitian=True)[:num, :num].numpy()
-    strength, tie = best[:num].numpy(), best[-1] if has_ties else torch.zeros((), dtype=torch.float64)
-    log_won, log_tied = log_of(best[:num, None] - best[None, :num], tie)
+    likelihood = GameLikelihood(MODELS[kind], won, ties, used, has_ties=kind != "bradley_terry")
+    best = maximum(likelihood)
+    covariance = np.linalg.pinv(likelihood.information(best), hermitian=True)[:num, :num]
+    strength = best[:num]
+    log_won, log_tied = likelihood.outcomes(best)
     return Strengths(
         kind=kind,
         names=labels,
@@ -286,10 +241,10 @@ def _fit(kind: str, won: Square, ties: Square, names: Sequence[str] | None, ridg
         standard_error=np.sqrt(np.clip(np.diag(covariance), 0.0, None)),
         covariance=covariance,
         elo=elo_scale(strength),
-        win_probability=log_won.exp().numpy(),
-        tie_probability=log_tied.exp().numpy() if has_ties else None,
-        tie_parameter=float(tie.exp()) if has_ties else None,
-        log_likelihood=float(log_likelihood(best)),
+        win_probability=np.exp(log_won.value),
+        tie_probability=np.exp(log_tied.value) if likelihood.has_ties else None,
+        tie_parameter=math.exp(best[-1]) if likelihood.has_ties else None,
+        log_likelihood=likelihood.value(best),
         ridge=used,
         games=(won + won.T + ties).sum(axis=1),
     )
@@ -312,34 +267,3 @@ def _needed_ridge(kind: str, points: Square, names: tuple[str, ...], ridge: floa
         )
         raise ConfigError(message)
     return float(ridge)
-
-
-def _newton(function: Callable[[Tensor], Tensor], start: Tensor, num: int) -> Tensor:
-    """The maximum of a concave function that does not change along (1, ..., 1) of the first `num` entries."""
-    place, value = start, function(start)
-    gradient_of, hessian_of = torch.func.grad(function), torch.func.hessian(function)
-    flat = torch.zeros(len(start), dtype=torch.float64)
-    flat[:num] = num**-0.5
-    for _ in range(_MAX_STEPS):
-        gradient, curvature = gradient_of(place), -hessian_of(place)
-        scale = curvature.diagonal().max()
-        # The flat direction gets a curvature of its own, so that the step has none of it.
-        step = torch.linalg.solve(curvature + scale * torch.outer(flat, flat), gradient)
-        reach = 1.0
-        for _ in range(_HALVINGS):
-            moved = place + reach * step
-            found = function(moved)
-            if bool(torch.isfinite(found)) and bool(found >= value):
-                break
-            reach *= 0.5
-        else:
-            return _centred(place, num)  # rounding is all that is left to gain
-        place, value = moved, found
-        if float(step.abs().max()) * reach < 1e-13 * max(1.0, float(place.abs().max())):
-            break
-    return _centred(place, num)
-
-
-def _centred(place: Tensor, num: int) -> Tensor:
-    """Strengths that sum to zero exactly, up to rounding."""
-    return torch.cat([place[:num] - place[:num].mean(), place[num:]])

@@ -22,7 +22,7 @@ SIMULATIONS = 1000
 
 
 def share_covered(draw, truth: float, num: int, **settings) -> float:
-    """How often the interval of the mean of `num` numbers holds the truth; every simulation has its own seed."""
+    """How often the interval of the mean of `num` numbers holds the truth; a new seed each time."""
     generator = np.random.default_rng(0)
     found = [
         bootstrap_mean(draw(generator, num), Resampling(seed=place, **settings)).holds(truth)
