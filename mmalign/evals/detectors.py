@@ -137,6 +137,8 @@ class TransformersDetector:
         weights: file name to SHA-256, for provenance.
         min_score: lowest score that is returned.
         batch_size: pictures per network call; only pictures of one processed size share a call.
+        size: what the processor brings pictures to ({"shortest_edge": 800, "longest_edge": 1333}, ...); None
+            is its own choice.
     """
 
     calibrated_for: Sequence[str] = ()
@@ -150,6 +152,7 @@ class TransformersDetector:
         weights: Mapping[str, str] | None = None,
         min_score: float = 0.05,
         batch_size: int = 4,
+        size: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self.labels = tuple(str(label) for _, label in sorted(model.config.id2label.items()))
@@ -158,6 +161,7 @@ class TransformersDetector:
         self._weights = dict(weights or {})
         self._min_score = min_score
         self._batch_size = batch_size
+        self._size = dict(size if size is not None else processor.size)
         self._masks = type(model).__name__.endswith("ForUniversalSegmentation")
 
     def provenance(self) -> Mapping[str, Any]:
@@ -166,6 +170,7 @@ class TransformersDetector:
             "name": self.name,
             "weights": self._weights,
             "min_score": self._min_score,
+            "size": self._size,
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "instances": "queries at picture size" if self._masks else "boxes",
             "calibrated_for": list(self.calibrated_for),
@@ -174,7 +179,7 @@ class TransformersDetector:
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         """Objects of each picture with at least `min_score`, best first."""
-        prepared = [self._processor(images=[image], return_tensors="pt") for image in images]
+        prepared = [self._processor(images=[image], size=self._size, return_tensors="pt") for image in images]
         found: list[list[Detection]] = [[] for _ in images]
         for places in self._calls([tuple(inputs["pixel_values"].shape) for inputs in prepared]):
             batch = {
@@ -235,6 +240,7 @@ def load_detector(
     revision: str | None = None,
     min_score: float = 0.05,
     batch_size: int = 4,
+    size: Mapping[str, int] | None = None,
 ) -> TransformersDetector:
     """A detector from a folder or from the hub.
 
@@ -245,6 +251,8 @@ def load_detector(
         revision: commit on the hub; None is its main branch.
         min_score: lowest score that is returned; below every threshold of the benchmarks that use it.
         batch_size: pictures per network call.
+        size: what pictures are brought to; None is the checkpoint's own choice, which may be smaller than the
+            1333 x 800 of mmdetection and then misses small objects.
 
     Raises:
         CheckpointError: the weights are nowhere, do not fill the network, or belong to no detector.
@@ -286,4 +294,5 @@ def load_detector(
         weights=hashes(folder, _FILES),
         min_score=min_score,
         batch_size=batch_size,
+        size=size,
     )

@@ -178,6 +178,18 @@ def test_provenance_names_weights_and_says_that_nothing_was_calibrated(segmenter
     assert provenance["calibrated_for"] == []
     assert set(provenance["weights"]) == {"config.json", "preprocessor_config.json", "model.safetensors"}
     assert provenance != load_detector(segmenter, min_score=0.2).provenance()
+    assert provenance["size"] == SIZE
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "boxer"])
+def test_pictures_can_be_shown_to_the_network_in_another_size(kind, request):
+    folder, image = request.getfixturevalue(kind), picture(50, 40, seed=1)
+    larger = {"shortest_edge": 64, "longest_edge": 128}
+    detector = load_detector(folder, min_score=0.0, size=larger)
+    (found,), (before,) = detector.detect([image]), load_detector(folder, min_score=0.0).detect([image])
+    assert detector.provenance()["size"] == larger
+    assert [one.score for one in found] != [one.score for one in before]
+    assert all(one.box[2] <= 50 and one.box[3] <= 40 for one in found)
 
 
 def test_weights_that_do_not_fill_the_network_are_refused(boxer, tmp_path):
