@@ -117,7 +117,7 @@ class ClipFlanT5(ModelReward):
         else:
             tower_state, self.tower_files = _weights(vision, self.dtype)
         tower_config = CLIPVisionConfig.from_pretrained(str(vision))
-        with init_empty_weights(include_buffers=False):
+        with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
             self.language = T5ForConditionalGeneration(T5Config.from_dict(given))
             self.tower = CLIPVisionModel(tower_config)
         width = int(given["d_model"])

@@ -82,16 +82,14 @@ def label_loss(
 
 
 def signed_gap(
-    first_scores: Float[Tensor, " pair"],
-    second_scores: Float[Tensor, " pair"],
-    labels: Int[Tensor, "pair dimension"],
+    first_scores: Entries, second_scores: Entries, labels: Int[Tensor, "pair dimension"]
 ) -> Entries:
     """Human score of the preferred thing minus the other's, for every entry: a margin or a weight.
 
     It is negative where the label contradicts the scores.
     """
     _check_labels(labels)
-    return _difference(first_scores.unsqueeze(1), second_scores.unsqueeze(1), labels)
+    return _difference(first_scores, second_scores, labels)
 
 
 def label_loss_with_ties(
@@ -126,8 +124,8 @@ def label_loss_with_ties(
 def score_regression(
     first: Entries,
     second: Entries,
-    first_scores: Float[Tensor, " pair"],
-    second_scores: Float[Tensor, " pair"],
+    first_scores: Entries,
+    second_scores: Entries,
     *,
     centre: float = 3.0,
 ) -> Float[Tensor, "pair two dimension"]:
@@ -136,7 +134,7 @@ def score_regression(
     Source: KwaiVGI/VideoAlign, trainer.py: loss type reg.
     """
     rewards = torch.stack([first, second], dim=1)
-    scores = torch.stack([first_scores, second_scores], dim=1).unsqueeze(2)
+    scores = torch.stack([first_scores, second_scores], dim=1)
     return (rewards - (scores - centre)).square() * (scores != 0.0)
 
 

@@ -15,10 +15,7 @@ LEFT_OUT = {name: reasons for module in MODULES for name, reasons in module.LEFT
 # Case -> the issue whose work makes it expressible. A case leaves this table when it gets its adapter.
 NOT_YET: dict[str, int] = {
     "audioldm_eval_metrics": 7,
-    "eval_hpsv3_head": 4,
     "eval_pair_making": 4,
-    "eval_videoreward": 4,
-    "eval_vqascore": 4,
     "inpo": 5,
     "spo": 5,
     "spo_compare": 5,
@@ -26,7 +23,6 @@ NOT_YET: dict[str, int] = {
     "tango_mix_augmentation": 7,
     "tango_snr_sft": 7,
     "tango_tiny_model": 7,
-    "videoreward_losses": 4,
     "vlm_logps": 6,
 }
 
