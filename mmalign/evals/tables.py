@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "claim",
     "console_table",
+    "evidence",
     "headline",
     "interval_text",
     "markdown",
     "number_text",
     "p_value_text",
     "percent_text",
+    "reward_name",
     "verdict",
 ]
 
@@ -90,7 +93,7 @@ def headline(record: Record) -> list[str]:
     """One sentence per comparison by the primary reward; the models' means where there is no comparison."""
     primary = record["primary"]
     said = [
-        _claim(comparison, primary)
+        f"{claim(comparison, primary)}. {evidence(comparison, primary)}"
         for comparison in record["comparisons"]
         if primary in comparison["win_rates"]
     ]
@@ -115,19 +118,26 @@ def verdict(comparison: Mapping[str, Any], title: str) -> str:
     return "better" if rate["low"] > 0.5 else "worse" if rate["high"] < 0.5 else "undecided"
 
 
-def _claim(comparison: Mapping[str, Any], title: str) -> str:
+def claim(comparison: Mapping[str, Any], title: str) -> str:
+    """What one reward says of two models, in as many words as a heading has."""
     base, model = comparison["base"], comparison["model"]
-    said = {
+    return {
         "better": f"{model} beats {base} by {title}",
         "worse": f"{model} is worse than {base} by {title}",
         "undecided": f"{model} against {base} by {title}: no difference that these prompts can show",
     }[verdict(comparison, title)]
+
+
+def evidence(comparison: Mapping[str, Any], title: str) -> str:
+    """What the claim rests on: win rate with its interval, and the corrected p-value."""
     found = comparison["win_rates"][title]
     p_value = p_value_text(comparison["adjusted"][title])
+    count = len(comparison["adjusted"])
     return (
-        f"{said}: it wins {percent_text(found['rate'])} of {found['num_prompts']} prompts, ties half; "
+        f"{comparison['model']} wins {percent_text(found['rate'])} of {found['num_prompts']} prompts, "
+        "ties half; "
         f"p {'' if p_value.startswith('<') else '= '}{p_value} after Holm's correction over "
-        f"{len(comparison['adjusted'])} reward{'' if len(comparison['adjusted']) == 1 else 's'}."
+        f"{count} reward{'' if count == 1 else 's'}."
     )
 
 
@@ -150,7 +160,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int =
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, *lines[1:]))
 
 
-def _reward_name(reward: Mapping[str, Any]) -> str:
+def reward_name(reward: Mapping[str, Any]) -> str:
+    """Its title, with what a reader of its column must know."""
     marks = [] if reward["higher_is_better"] else ["lower is better"]
     marks += ["trained on"] if reward["role"] == "training" else []
     return f"{reward['title']} ({', '.join(marks)})" if marks else str(reward["title"])
@@ -184,7 +195,7 @@ def _scores(record: Record) -> str:
         [name, *(interval_text(scores[reward["title"]]["mean"]) for reward in rewards)]
         for name, scores in record["scores"].items()
     ]
-    return _table(["model", *(_reward_name(reward) for reward in rewards)], rows)
+    return _table(["model", *(reward_name(reward) for reward in rewards)], rows)
 
 
 _COMPARED = ("model", "against", "reward", "win rate", "won / tied / lost", "gain", "p (Holm)")
@@ -259,7 +270,7 @@ def console_table(record: Record) -> "list[Table]":
         means.add_column(escape(name), justify="right")
     for reward in record["rewards"]:
         values = (interval_text(scores[reward["title"]]["mean"]) for scores in record["scores"].values())
-        means.add_row(escape(_reward_name(reward)), *values)
+        means.add_row(escape(reward_name(reward)), *values)
     if not record["comparisons"]:
         return [means]
     compared = Table(title="paired comparisons, ties half", title_justify="left")

@@ -63,7 +63,7 @@ def _two(make: Make, gain: float, count: int = 47, **options: object) -> dict[st
 
 def test_the_headline_claims_only_what_interval_and_corrected_p_value_both_say(make_results: Make) -> None:
     (better,) = headline(_two(make_results, 1.0))
-    assert better.startswith("tuned beats base by pick: it wins 100.0 %")
+    assert better.startswith("tuned beats base by pick. tuned wins 100.0 %")
     assert "p < 0.0001 after Holm's correction over 1 reward." in better
     (worse,) = headline(_two(make_results, -1.0))
     assert worse.startswith("tuned is worse than base by pick")
