@@ -48,6 +48,11 @@ class AestheticReward(PictureReward):
         self._file = head
         read = AestheticHead.from_state(read_state(head), where=str(head))
         self.head = read.requires_grad_(False).eval().to(self.device, torch.float32)
+        given, taken = encoder.feature_size, self.head.linear[0].in_features
+        if given != taken:
+            expected = f"{taken} features, which the head {head.name} was trained on"
+            got = f"[{given} features of the tower]"
+            raise CheckpointError(explain(card.name, got=got, expected=expected))
 
     def prepare(self, sample: Sample) -> Prepared:
         """The preprocessed picture."""
@@ -65,11 +70,6 @@ class AestheticReward(PictureReward):
         return self._rated(self.encoder.image_features(self.encoder.preprocessing.tensor(pixels)))
 
     def _rated(self, features: Tensor) -> Tensor:
-        taken = self.head.linear[0].in_features
-        if features.shape[-1] != taken:
-            expected = f"{taken} features, which the head {self._file.name} was trained on"
-            got = f"[{features.shape[-1]} features of the tower]"
-            raise CheckpointError(explain(self.card.name, got=got, expected=expected))
         rated: Tensor = self.head(features)
         return rated
 

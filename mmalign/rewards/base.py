@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.errors import RowError, ShapeError, explain
+from mmalign.errors import ConfigError, RowError, ShapeError, explain
 from mmalign.rewards.card import Card
 from mmalign.rewards.sample import Sample
 
@@ -145,8 +145,11 @@ class ModelReward(ABC):
         A sample that cannot be read gets NaN and its error; the others are scored as if it were not there.
 
         Raises:
+            ConfigError: a batch size below 1.
             ShapeError: the network's answer has another shape than its card says.
         """
+        if batch_size < 1:
+            raise ConfigError(explain(f"{self.card.name} batch_size", got=batch_size, expected="at least 1"))
         count = len(samples)
         outputs = self.card.outputs
         values = torch.full((count, len(outputs)), torch.nan, dtype=torch.float64)

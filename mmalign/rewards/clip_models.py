@@ -40,6 +40,7 @@ class ImageEncoder(Protocol):
     """Pictures to embeddings."""
 
     preprocessing: Preprocessing
+    feature_size: int
 
     def image_features(
         self, pixels: Float[Tensor, "sample 3 height width"]
@@ -147,6 +148,7 @@ class HuggingFaceClip:
         self.network, config = _network(folder, text=text)
         self.log_scale = float(self.network.logit_scale.detach()) if text else 0.0
         self.text_limit = int(config.text_config.max_position_embeddings)
+        self.feature_size = int(getattr(config, "projection_dim", config.vision_config.hidden_size))
         self.network.requires_grad_(False).eval().to(self.device, dtype)
         self._tokenizer = _tokenizer(folder) if text else None
 

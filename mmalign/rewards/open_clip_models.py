@@ -57,6 +57,7 @@ class OpenClip:
         self.log_scale = float(state["logit_scale"].float())
         self.network.requires_grad_(False).eval().to(self.device, dtype)
         self.text_limit = int(self.network.context_length)
+        self.feature_size = int(described["embed_dim"])
         self.preprocessing = preprocessing
         self._tokenizer = SimpleTokenizer(context_length=self.text_limit)
         self._tokenizer.clean_fn = _as_text(self._tokenizer.clean_fn)

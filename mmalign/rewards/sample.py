@@ -21,6 +21,9 @@ __all__ = ["Media", "Sample", "media_hash", "to_image", "to_pixels"]
 Media = str | Path | bytes | Image.Image | np.ndarray | Tensor
 """A file, encoded bytes, a PIL image, or an array: uint8 or floating point in [0, 1]."""
 
+_ORIENTATION = 0x0112
+"""EXIF tag: how the stored picture is to be turned."""
+
 _LIMITS = ImageLimits(min_side=1, max_aspect_ratio=64.0)
 
 
@@ -81,7 +84,10 @@ def media_hash(media: Media) -> str:
     if isinstance(media, bytes):
         return hashlib.sha256(media).hexdigest()
     if isinstance(media, Image.Image):
-        head, body = f"pil {media.mode} {media.size}", media.tobytes()
+        # Two pictures may share their bytes and differ in palette, transparency or orientation.
+        turned = media.getexif().get(_ORIENTATION, 1)
+        colours = (media.getpalette(), media.info.get("transparency"), turned)
+        head, body = f"pil {media.mode} {media.size} {colours}", media.tobytes()
     elif isinstance(media, Tensor):
         values = media.detach().cpu().contiguous()
         head = f"tensor {values.dtype} {tuple(values.shape)}"
@@ -110,6 +116,9 @@ def to_image(media: Media, *, where: str = "Sample.image") -> Image.Image:
         return decode_image(media, where=where, limits=_LIMITS).image
     if isinstance(media, Image.Image):
         return _upright(media)
+    if not isinstance(media, (np.ndarray, Tensor)):
+        expected = "a path, encoded bytes, a PIL image, an array or a tensor"
+        raise RowError(explain(where, got=type(media).__name__, expected=expected), reason="not_an_image")
     pixels = to_pixels(media, where=where)
     return Image.fromarray((pixels * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
@@ -136,27 +145,55 @@ def to_pixels(media: Media, *, where: str = "Sample.image") -> Tensor:
             is guessed) has reason `not_an_image`.
     """
     if isinstance(media, np.ndarray):
-        media = torch.from_numpy(np.ascontiguousarray(media))
-        if media.ndim == 3 and media.shape[0] not in (1, 3) and media.shape[-1] in (1, 3, 4):
-            media = media[..., :3].permute(2, 0, 1)
+        media = torch.from_numpy(np.array(media))
     if not isinstance(media, Tensor):
         array = np.asarray(to_image(media, where=where))
         return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255.0
-    if media.ndim == 4 and media.shape[0] == 1:
-        media = media[0]
-    if media.ndim != 3 or media.shape[0] not in (1, 3):
+    pixels = _channels_first(media.detach().cpu())
+    if pixels is None or pixels.numel() == 0:
         got = f"[{', '.join(map(str, media.shape))}]"
         message = explain(where, got=got, expected="[3, height, width] or [height, width, 3]")
         raise RowError(message, reason="not_an_image")
-    if media.dtype == torch.uint8:
-        return media.expand(3, -1, -1).float() / 255.0
-    lowest, highest = float(media.min()), float(media.max())
-    if not media.is_floating_point() or lowest < -1e-4 or highest > 1.0 + 1e-4:
+    return _over_white(_in_range(pixels, where=where)).expand(3, -1, -1)
+
+
+def _channels_first(media: Tensor) -> Tensor | None:
+    """[1, 3 or 4, height, width] of a picture in either order, alone or in a batch of one; else None."""
+    if media.ndim == 4 and media.shape[0] == 1:
+        media = media[0]
+    if media.ndim != 3:
+        return None
+    if media.shape[0] in (1, 3):
+        return media
+    if media.shape[-1] in (1, 3, 4):
+        return media.permute(2, 0, 1)
+    return media if media.shape[0] == 4 else None
+
+
+def _in_range(pixels: Tensor, *, where: str) -> Tensor:
+    """Float32 in [0, 1].
+
+    Raises:
+        RowError: reason `not_an_image`.
+    """
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 255.0
+    known = pixels.is_floating_point()
+    lowest, highest = (float(pixels.min()), float(pixels.max())) if known else (torch.nan, torch.nan)
+    if not (lowest >= -1e-4 and highest <= 1.0 + 1e-4):  # also where it is not a number
         message = explain(
             where,
-            got=f"[{media.dtype} from {lowest:g} to {highest:g}]",
+            got=f"[{pixels.dtype} from {lowest:g} to {highest:g}]" if known else f"[{pixels.dtype}]",
             expected="uint8 from 0 to 255 or floating point from 0 to 1",
             do="Map [-1, 1] to [0, 1] with (x + 1) / 2.",
         )
         raise RowError(message, reason="not_an_image")
-    return media.detach().cpu().expand(3, -1, -1).float().clamp(0.0, 1.0)
+    return pixels.float().clamp(0.0, 1.0)
+
+
+def _over_white(pixels: Tensor) -> Tensor:
+    """Three channels of four, as files with transparency come out."""
+    if pixels.shape[0] != 4:
+        return pixels
+    colours, opacity = pixels[:3], pixels[3:]
+    return colours * opacity + (1.0 - opacity)
