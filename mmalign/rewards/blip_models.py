@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError, explain
-from mmalign.rewards.checkpoints import fill, read_state
+from mmalign.rewards.checkpoints import blank, fill, read_state
 from mmalign.rewards.prompt_image import PromptImageReward
 
 __all__ = [
@@ -219,8 +219,12 @@ def _empty(state: Mapping[str, Tensor], text: Mapping[str, Any], *, where: str) 
         is_decoder=True,
         bos_token_id=text["vocab_size"] - 2,  # BLIP's [DEC]; it plays no part in the score
     )
-    head = LinearStack(int(text["hidden_size"]))
-    return ImageRewardNetwork(BlipVisionModel(vision), BlipTextModel(config, add_pooling_layer=False), head)
+
+    def build() -> ImageRewardNetwork:
+        encoder = BlipTextModel(config, add_pooling_layer=False)
+        return ImageRewardNetwork(BlipVisionModel(vision), encoder, LinearStack(int(text["hidden_size"])))
+
+    return blank(build)
 
 
 # ---------------------------------------------------------------------------------------------- the reward

@@ -4,13 +4,14 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError
 
-__all__ = ["fill", "read_state"]
+__all__ = ["blank", "fill", "read_state"]
 
 _SHOWN = 6
 """Keys an error lists; more are counted."""
@@ -50,6 +51,34 @@ def read_state(path: str | Path, *, inside: tuple[str, ...] = ("state_dict",)) -
         message = f"{path}: got {type(found).__name__}, expected tensors by name (a state dict)."
         raise CheckpointError(message)
     return {str(name): value for name, value in found.items()}
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def blank(build: Callable[[], Network]) -> Network:
+    """A network whose parameters hold nothing yet, on the CPU: all of them have to be filled.
+
+    Nothing is drawn and no time goes into random weights that a checkpoint replaces. Position counters, which
+    checkpoints do not hold, are set.
+
+    Args:
+        build: makes the network; it runs without memory for its tensors.
+
+    Raises:
+        CheckpointError: the network has a buffer that neither a checkpoint nor this function knows.
+    """
+    with torch.device("meta"):
+        network = build()
+    unsaved = {name for name, _ in network.named_buffers()} - set(network.state_dict())
+    network.to_empty(device="cpu")
+    for name in sorted(unsaved):
+        if name.rpartition(".")[2] != "position_ids":
+            message = f"{type(network).__name__}: the buffer {name} is in no checkpoint and not known here."
+            raise CheckpointError(message)
+        counter = network.get_buffer(name)
+        counter.copy_(torch.arange(counter.numel()).reshape(counter.shape))
+    return network
 
 
 def fill(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.rewards.card import Card
-from mmalign.rewards.checkpoints import fill, read_state
+from mmalign.rewards.checkpoints import blank, fill, read_state
 from mmalign.rewards.pixels import Preprocessing
 from mmalign.rewards.preference_attention import CrossModel, condition_mask
 from mmalign.rewards.prompt_image import PromptImageReward
@@ -112,8 +112,8 @@ def load_mps(weights: Path, settings: Path, *, dtype: torch.dtype) -> Conditione
 
     state = {name.removeprefix(_PREFIX): value for name, value in read_state(weights).items()}
     config = CLIPConfig.from_pretrained(str(settings))
-    cross = CrossModel(**_sizes(state, where=str(weights)))
-    network = ConditionedPreference(CLIPModel(config), cross)
+    sizes = _sizes(state, where=str(weights))
+    network = blank(lambda: ConditionedPreference(CLIPModel(config), CrossModel(**sizes)))
     fill(network, _without_constants(state, str(weights)), where=str(weights), ignored=("*.position_ids",))
     return network.to(dtype).eval().requires_grad_(False)
 

@@ -149,7 +149,11 @@ class PalHead(nn.Module):
         if len(self.users) != len(users):
             raise ConfigError(explain("PAL head users", got="[a name twice]", expected="different names"))
         generator = generator or torch.Generator().manual_seed(0)
-        count = settings.prototypes
+        with torch.random.fork_rng(devices=[]):  # layers draw their start; ours replaces it
+            self._build(generator)
+
+    def _build(self, generator: torch.Generator) -> None:
+        settings, count = self.settings, self.settings.prototypes
         self.projector = Projector(settings.item_width, settings)
         if settings.form == "a":
             width = settings.width if settings.points == "projected" else settings.item_width
@@ -157,7 +161,7 @@ class PalHead(nn.Module):
         else:
             self.prompt_projectors = nn.ModuleList(Projector(settings.input, settings) for _ in range(count))
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.logits = nn.Parameter(torch.randn(len(users), count, generator=generator))
+        self.logits = nn.Parameter(torch.randn(len(self.users), count, generator=generator))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _draw(module, generator)

@@ -201,14 +201,14 @@ class PalReward(ModelReward):
         self,
         pixels: Float[Tensor, "sample 3 height width"],
         prompts: Sequence[str],
-        users: Sequence[str] | None = None,
+        users: Sequence[str | Sequence[float]] | None = None,
     ) -> Float[Tensor, " sample"]:
         """Rewards of pictures as tensors, with their graph.
 
         Args:
             pixels: in [0, 1].
             prompts: one per picture.
-            users: one per picture; None = the one the reward was loaded for.
+            users: a name or a mixture per picture; None = what the reward was loaded for.
 
         Raises:
             ShapeError: not as many prompts or users as pictures.
@@ -227,14 +227,15 @@ class PalReward(ModelReward):
         found: Tensor = self.head(images, weights.to(self.device), texts)
         return found
 
-    def _weights_of(self, count: int, users: Sequence[str] | None) -> Tensor:
-        """Mixtures of named users, or the default one for all."""
+    def _weights_of(self, count: int, users: Sequence[str | Sequence[float]] | None) -> Tensor:
+        """Mixtures of users, or the default one for all."""
         where = f"reward {self.card.name} score_tensor"
         if users is not None:
             if len(users) != count:
                 got, expected = f"[{len(users)} users]", f"{count}, one per picture"
                 raise ShapeError(explain(where, got=got, expected=expected))
-            return torch.stack([self.head.mixture(user) for user in users])
+            rows = [self.head.mixture(u) if isinstance(u, str) else self._mixture(u) for u in users]
+            return torch.stack([row.cpu() for row in rows])
         if self.default is None:
             expected = "users, or a reward loaded with user=NAME or mixture=[...]"
             raise ConfigError(explain(where, got="[no users]", expected=expected))

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmalign.errors import CheckpointError, ConfigError, RowError, ShapeError, explain
 from mmalign.rewards.base import ModelReward, Prepared
 from mmalign.rewards.card import Card, Weights
-from mmalign.rewards.checkpoints import fill, read_state
+from mmalign.rewards.checkpoints import blank, fill, read_state
 from mmalign.rewards.pixels import CLIP_MEAN, CLIP_STD, normalise, shortest_crop
 from mmalign.rewards.prompt_image import check_prompts, needed_image
 from mmalign.rewards.prompt_tokens import PromptTokens
@@ -77,7 +77,8 @@ def load_step_aware(
     if start not in ("released", "pickscore"):
         expected = "'released' or 'pickscore'"
         raise ConfigError(explain("step-aware preference model, start", got=start, expected=expected))
-    network = StepAwareClip(CLIPConfig.from_pretrained(str(settings)))
+    config = CLIPConfig.from_pretrained(str(settings))
+    network = blank(lambda: StepAwareClip(config))
     state = read_state(weights)
     if start == "pickscore":
         if any(part in name for name in state for part in _ADDED):

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmalign.errors import CheckpointError
-from mmalign.rewards.checkpoints import fill, read_state
+from mmalign.rewards.checkpoints import blank, fill, read_state
 
 
 @pytest.fixture
@@ -94,3 +94,28 @@ class TestFilling:
         extra = {f"x{number}": torch.ones(1) for number in range(11)}
         with pytest.raises(CheckpointError, match=r"x0, x1, x2, x3, x4, x5 and 5 more"):
             fill(network, state | extra, where="here")
+
+
+class TestBlank:
+    def test_nothing_is_drawn(self):
+        before = torch.get_rng_state()
+        found = blank(lambda: nn.Linear(2, 3))
+        assert torch.equal(before, torch.get_rng_state())
+        assert found.weight.device.type == "cpu"
+
+    def test_position_counters_are_set(self):
+        class Counting(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("position_ids", torch.arange(7)[None], persistent=False)
+
+        assert blank(Counting).position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+
+    def test_another_unsaved_buffer_is_refused(self):
+        class Tabled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("table", torch.ones(5), persistent=False)
+
+        with pytest.raises(CheckpointError, match="Tabled: the buffer table is in no checkpoint"):
+            blank(Tabled)

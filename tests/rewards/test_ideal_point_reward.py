@@ -123,6 +123,11 @@ class TestTensors:
         expected = reward.score([Sample("a", image=exact, extras={"user": "ada"})]).first()
         torch.testing.assert_close(found.detach().double(), expected, rtol=1e-4, atol=1e-5)
 
+    def test_a_mixture_may_stand_for_a_name(self, reward, image):
+        mixture = reward.head.mixture("ada").tolist()
+        found = [reward.score_tensor(image[None], ["a"], users=[user]) for user in ("ada", mixture)]
+        torch.testing.assert_close(*found)
+
     def test_the_default_serves_them_too(self, form, folder, image):
         fixed = rewards.load(f"pal_{form}", weights=folder, user="ada")
         pixels = image[None].expand(2, -1, -1, -1)

@@ -20,7 +20,6 @@ CARD = Card(
     official_code="https://github.com/RamyaLab/pluralistic-alignment",
     licence="Apache-2.0 (code); your head is yours, PickScore's backbone is MIT",
     differentiable=True,
-    text_limit=77,
     pixels="shorter side 224 bicubic (Pillow), centre crop 224 (odd margins rounded down)",
     needs=("user",),
     options={

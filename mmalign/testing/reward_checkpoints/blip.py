@@ -16,6 +16,7 @@ __all__ = [
     "CHECKPOINTS",
     "OTHER_OPTIONS",
     "SAMPLES",
+    "TENSOR_ARGUMENTS",
     "clip_config",
     "write_clip_base",
     "write_imagereward",
@@ -354,6 +355,16 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {"spm_sd15": _timed_samples, "s
 BAD_SAMPLES: dict[str, Sample] = {
     name: Sample(prompt="a", image=torch.rand(3, 30, 30, generator=torch.Generator().manual_seed(1)))
     for name in ("spm_sd15", "spm_sdxl")
+}
+
+
+def _timestep(sample: Sample) -> dict[str, Any]:
+    return {"timesteps": torch.tensor([float(sample.extras["timestep"])])}
+
+
+TENSOR_ARGUMENTS: dict[str, Callable[[Sample], dict[str, Any]]] = {
+    "spm_sd15": _timestep,
+    "spm_sdxl": _timestep,
 }
 
 OTHER_OPTIONS: dict[str, dict[str, Any]] = {

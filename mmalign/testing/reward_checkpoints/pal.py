@@ -10,7 +10,7 @@ from mmalign.rewards.ideal_point_models import PalHead, PalSettings
 from mmalign.rewards.sample import Sample
 from mmalign.testing.reward_checkpoints.clip import write_clip_folder
 
-__all__ = ["BAD_SAMPLES", "CHECKPOINTS", "OTHER_OPTIONS", "SAMPLES", "USERS", "write_pal"]
+__all__ = ["BAD_SAMPLES", "CHECKPOINTS", "OTHER_OPTIONS", "SAMPLES", "TENSOR_ARGUMENTS", "USERS", "write_pal"]
 
 USERS = ("ada", "grace.h", "42")
 
@@ -31,9 +31,9 @@ def _samples() -> list[Sample]:
     generator = torch.Generator().manual_seed(7)
     extras: list[dict[str, Any]] = [
         {"user": "ada"},
-        {"user": "grace.h", "image_embedding": torch.randn(24, generator=generator).tolist()},
+        {"user": "grace.h"},
         {"mixture": [0.5, 0.25, 0.25]},
-        {"user": "42", "prompt_embedding": torch.randn(24, generator=generator).tolist()},
+        {"user": "42"},
     ]
     return [
         Sample(prompt=prompt, image=torch.rand(3, 29 + 4 * number, 37, generator=generator), extras=extra)
@@ -55,5 +55,12 @@ BAD_SAMPLES: dict[str, Sample] = {
     )
     for name in CHECKPOINTS
 }
+
+
+def _user(sample: Sample) -> dict[str, Any]:
+    return {"users": [sample.extras.get("user", sample.extras.get("mixture"))]}
+
+
+TENSOR_ARGUMENTS: dict[str, Callable[[Sample], dict[str, Any]]] = dict.fromkeys(CHECKPOINTS, _user)
 
 OTHER_OPTIONS: dict[str, dict[str, Any]] = {name: {"user": "ada"} for name in CHECKPOINTS}
