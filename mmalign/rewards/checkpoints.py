@@ -1,6 +1,5 @@
 """Weights from a file into a network, strictly: every key is accounted for, by name."""
 
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +11,9 @@ from torch import Tensor, nn
 from mmalign.errors import CheckpointError
 
 __all__ = ["blank", "fill", "read_state"]
+
+_REFUSED: type[Exception] = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]
+"""What torch raises for a file that would have to run code, or is none of its files."""
 
 _SHOWN = 6
 """Keys an error lists; more are counted."""
@@ -37,7 +39,7 @@ def read_state(path: str | Path, *, inside: tuple[str, ...] = ("state_dict",)) -
         if path.suffix == ".safetensors":
             return dict(load_file(str(path)))
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+    except (_REFUSED, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
         message = (
             f"{path}: no checkpoint that can be read without running code ({type(error).__name__}). "
             f"Download it again, or save its plain state dict with safetensors."
