@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -65,7 +66,7 @@ class TokenLogRatio(ModelReward):
     for the prompt of a conversation.
 
     Args:
-        tuned: causal language model after preference training.
+        tuned: causal language model after preference training; both are put in evaluation mode.
         reference: the model before it; None switches the peft adapters of `tuned` off.
         tokenizer: of both.
         beta: of the training; only the unit depends on it.
@@ -104,6 +105,8 @@ class TokenLogRatio(ModelReward):
         if tokenizer.eos_token_id is None and not self._templated:
             expected = "an end token or a chat template: an answer has to end"
             raise ConfigError(explain("implicit reward tokenizer", got="[neither]", expected=expected))
+        longest_first = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.tokenizer, self.identity = tokenizer, dict(identity)
         self.beta, self.average, self.max_length = float(beta), average, max_length
         self.tuned = tuned.to(self.device, dtype).eval()
@@ -148,10 +151,19 @@ class TokenLogRatio(ModelReward):
         found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
+    def _plain(self, text: str) -> str:
+        """The text with names of special tokens broken: `<|im_end|>` in an answer does not end it.
+
+        Only this tokenizer's: a model's own `<think>` is a part of its answer.
+        """
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
     def _rendered(self, sample: Sample) -> tuple[str, str]:
         """What stands before the answer, and the answer with what ends it."""
-        answer = sample.text or ""
-        messages = _messages(sample)
+        answer = self._plain(sample.text or "")
+        messages = [
+            {"role": one["role"], "content": self._plain(one["content"])} for one in _messages(sample)
+        ]
         if not self._templated:
             if len(messages) > 1 or messages[0]["role"] != "user":
                 message = explain(
@@ -196,8 +208,9 @@ class TokenLogRatio(ModelReward):
         with context:
             logits = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
         values, counted = token_log_probs(logits, labels)
-        total = values.sum(dim=1)
-        return total / counted.sum(dim=1) if self.average else total
+        # A thousand tokens sum to some -6000: in float32 the ratio of two such sums would be off by 1e-3.
+        total = values.cpu().double().sum(dim=1)
+        return total / counted.sum(dim=1).cpu() if self.average else total
 
     def settings(self) -> Mapping[str, Any]:
         """Weights, template and options."""

@@ -60,7 +60,7 @@ def samples(tmp_path: Path) -> list[Sample]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ same numbers
+# ------------------------------------------------------------------------------------------------ numbers
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -178,7 +178,7 @@ def test_requests_hold_no_more_samples_than_the_server_takes() -> None:
     assert scored.first().tolist() == [number / 8 for number in range(7)]
 
 
-# ------------------------------------------------------------------------------------------------ failing servers
+# ------------------------------------------------------------------------------------------------ failures
 
 
 @contextmanager
@@ -284,9 +284,9 @@ def test_a_failed_call_of_the_reward_is_the_client_s_error_and_not_repeated() ->
 
 @pytest.mark.parametrize("token", [None, "another-token-of-it"])
 def test_a_wrong_token_is_refused_and_named(token: str | None) -> None:
-    with RewardServer(Brightness(), port=0, token=TOKEN) as server:
-        with pytest.raises(RemoteError, match=r"HTTP 401.*Give the server's token.*MMALIGN_REWARD_TOKEN"):
-            RemoteReward(server.address, token=token)
+    message = r"HTTP 401.*Give the server's token.*MMALIGN_REWARD_TOKEN"
+    with RewardServer(Brightness(), port=0, token=TOKEN) as server, pytest.raises(RemoteError, match=message):
+        RemoteReward(server.address, token=token)
 
 
 def test_the_token_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,9 +316,9 @@ def test_values_of_another_fingerprint_are_refused() -> None:
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused(changed: dict[str, Any], message: str) -> None:
-    with scripted(answer(200, ABOUT), answer(200, {**GOOD, **changed})) as (address, _):
-        with pytest.raises(ProtocolError, match=message):
-            RemoteReward(address).score([SAMPLE])
+    script = (answer(200, ABOUT), answer(200, {**GOOD, **changed}))
+    with scripted(*script) as (address, _), pytest.raises(ProtocolError, match=message):
+        RemoteReward(address).score([SAMPLE])
 
 
 def test_a_null_is_no_number_and_never_without_an_error() -> None:

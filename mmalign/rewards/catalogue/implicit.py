@@ -118,7 +118,7 @@ def _network(place: Path, dtype: torch.dtype) -> Any:
     if lacking:
         message = f"reward implicit: {place} lacks weights of its network: {', '.join(lacking[:5])}."
         raise CheckpointError(message)
-    return network
+    return network.requires_grad_(False)
 
 
 def _base_identity(network: Any) -> str:
