@@ -12,7 +12,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,22 +32,29 @@ __all__ = ["RewardConformance"]
 _LONG = "many different words about one thing, " * 200
 
 
-def _modules(value: Any, seen: set[int], depth: int = 4) -> Iterator[nn.Module]:
-    """Networks that an object holds, through its own attributes, lists and dictionaries."""
-    if id(value) in seen or depth < 0:
-        return
-    seen.add(id(value))
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _modules(part, seen, depth - 1)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _modules(part, seen, depth - 1)
-    elif type(value).__module__.startswith("mmalign") and hasattr(value, "__dict__"):
-        for part in vars(value).values():
-            yield from _modules(part, seen, depth - 1)
+def _package(value: object) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def _modules(root: object) -> list[nn.Module]:
+    """Networks that a reward holds: in attributes, their lists and dictionaries, and objects of its package."""
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    waiting: list[Any] = [root]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif _package(value) in {"mmalign", _package(root)} and hasattr(value, "__dict__"):
+            waiting += vars(value).values()
+    return found
 
 
 def _same_inputs(first: Any, second: Any) -> bool:
@@ -275,7 +282,7 @@ class RewardConformance:
 
     def test_networks_are_in_evaluation_mode_and_frozen(self, reward: Reward) -> None:
         """No dropout, no gradient of a weight."""
-        networks = list(_modules(reward, set()))
+        networks = _modules(reward)
         if isinstance(reward, ModelReward):
             assert networks, "no network was found in the attributes of the reward"
         for network in networks:
