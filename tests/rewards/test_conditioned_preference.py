@@ -10,7 +10,7 @@ from mmalign.errors import CheckpointError, ConfigError
 from mmalign.rewards import Sample
 from mmalign.rewards.conditioned_preference import OVERALL_CONDITION
 from mmalign.rewards.preference_attention import CrossModel, condition_mask, relative_similarity, similarity
-from mmalign.testing.reward_checkpoints.blip import write_mps
+from mmalign.testing.reward_checkpoints.step_aware import write_mps
 from mmalign.testing.straight_line import clip_text, clip_vision, heads_attend, linear, norm
 
 HEADS, WIDTH = 3, 4

@@ -4,7 +4,8 @@ import pytest
 
 from mmalign.errors import CheckpointError
 from mmalign.rewards.prompt_tokens import PromptTokens
-from mmalign.testing.reward_checkpoints.blip import write_clip_base, write_imagereward
+from mmalign.testing.reward_checkpoints.blip import write_imagereward
+from mmalign.testing.reward_checkpoints.step_aware import write_clip_base
 
 
 @pytest.fixture(scope="module")

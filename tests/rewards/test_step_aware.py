@@ -12,7 +12,7 @@ from mmalign.errors import CheckpointError, ConfigError, ShapeError
 from mmalign.rewards import Sample
 from mmalign.rewards.step_aware import StepAwareClip, start_neutral, step_aware_loss, timestep_embedding
 from mmalign.rewards.step_aware_reward import step_aware_pixels
-from mmalign.testing.reward_checkpoints.blip import clip_config, write_pickscore, write_step_aware
+from mmalign.testing.reward_checkpoints.step_aware import clip_config, write_pickscore, write_step_aware
 from mmalign.testing.straight_line import clip_text, clip_vision, linear, norm
 
 NAME = "sd-v1-5_step-aware_preference_model.bin"
