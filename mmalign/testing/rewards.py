@@ -37,7 +37,7 @@ def _package(value: object) -> str:
 
 
 def _modules(root: object) -> list[nn.Module]:
-    """Networks that a reward holds: in attributes, their lists and dictionaries, and objects of its package."""
+    """Networks that a reward holds: in attributes, in lists and dictionaries, in objects of its package."""
     found: list[nn.Module] = []
     seen: set[int] = set()
     waiting: list[Any] = [root]
