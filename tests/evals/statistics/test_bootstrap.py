@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from mmalign.errors import ConfigError, ShapeError, UnknownNameError
 from mmalign.evals.statistics import (
@@ -58,6 +59,19 @@ def test_the_corrected_interval_covers_skewed_values_better_than_the_percentile_
         share_covered(draw, 1.0, 23, num_resamples=400, method=method) for method in ("percentile", "bca")
     )
     assert plain < corrected < 0.96
+
+
+def test_the_corrected_interval_is_that_of_scipy():
+    values = np.random.default_rng(8).exponential(1.0, 23)
+    found = bootstrap_mean(values, Resampling(num_resamples=40_000, method="bca"))
+    generator = np.random.default_rng(9)
+    expected = stats.bootstrap((values,), np.mean, n_resamples=40_000, method="BCa", rng=generator)
+    # Three Monte Carlo errors of an end; without its corrections the interval lies clearly lower.
+    ends = (expected.confidence_interval.low, expected.confidence_interval.high)
+    assert (found.low, found.high) == pytest.approx(ends, abs=0.012)
+    plain = bootstrap_mean(values, Resampling(num_resamples=40_000))
+    assert found.low - plain.low > 0.02
+    assert found.high - plain.high > 0.04
 
 
 def test_prompts_are_resampled_not_images():

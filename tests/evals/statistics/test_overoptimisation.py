@@ -51,6 +51,7 @@ def test_an_alarm_is_raised_when_only_the_proxy_grows_for_two_checkpoints():
         ((1, 2, 3, 4), (1, 0.5, 0.7, 0.6)),  # falls twice, not in a row
         ((4, 3, 2, 1), (4, 3, 2, 1)),  # the proxy falls too
         ((1, 2, 2, 3), (1, 2, 1.5, 1)),  # the proxy stands still
+        ((1, 2, 3, 4), (1, 2, 2, 2)),  # the others stand still
     ],
 )
 def test_no_alarm_is_raised_otherwise(proxy, others):

@@ -18,6 +18,7 @@ from mmalign.evals.statistics import (
     rao_kupper,
     sequential_elo,
 )
+from mmalign.evals.statistics.game_likelihoods import MODELS, GameLikelihood
 from mmalign.evals.statistics.games import unconnected_groups
 
 CASE = Path(__file__).parents[2] / "parity" / "cases" / "eval_bradley_terry_elo.json"
@@ -72,6 +73,18 @@ def test_standard_errors_are_the_spread_of_fits_to_drawn_games(kind):
     assert spread == pytest.approx(stated, rel=4 / math.sqrt(2 * 100))
     held = [found.difference(0, 3).holds(TRUE[0] - TRUE[3]) for found in fits]
     assert np.mean(held) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 101))
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_derivatives_of_the_likelihoods_are_those_of_finite_differences(kind):
+    wins, ties = tables(kind, FITS[kind][1], 30, 2)
+    likelihood = GameLikelihood(MODELS[kind], wins, ties, 0.3, has_ties=kind != "bradley_terry")
+    place = np.array([0.3, -0.2, 0.5, 0.1, -0.4, 0.6])[: 5 + likelihood.has_ties]
+    steps = 1e-5 * np.eye(len(place))
+    gradient = [(likelihood.penalised(place + h) - likelihood.penalised(place - h)) / 2e-5 for h in steps]
+    assert likelihood.gradient(place) == pytest.approx(np.array(gradient), rel=1e-6, abs=1e-6)
+    bend = np.array([(likelihood.gradient(place - h) - likelihood.gradient(place + h)) / 2e-5 for h in steps])
+    assert likelihood.information(place) == pytest.approx(bend, rel=1e-6, abs=1e-6)
 
 
 def test_bradley_terry_equals_the_recorded_numbers_to_nine_digits():

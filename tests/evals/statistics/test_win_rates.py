@@ -142,6 +142,9 @@ def test_macro_averages_rewards_and_micro_pools_comparisons():
     assert found.micro.value == pytest.approx(5 / 7)
     assert found.win_rates["clip"] == win_rate(first["clip"], second["clip"])
     assert found.differences["blip"].failed == 3
+    seeds = compare_rewards({"clip": [2, 2, 2, 1]}, {"clip": [1, 1, 1, 2]}, prompts=["a", "a", "a", "b"])
+    assert (seeds.macro.value, seeds.micro.value) == (0.5, 0.75)
+    assert seeds.macro == seeds.win_rates["clip"].rate
     same = compare_rewards({"clip": [2, 1], "blip": [3, 4]}, {"clip": [1, 2], "blip": [5, 1]})
     assert same.macro.value == same.micro.value == 0.5
 
