@@ -18,6 +18,7 @@ __all__ = [
     "headline",
     "interval_text",
     "markdown",
+    "markdown_table",
     "number_text",
     "p_value_text",
     "percent_text",
@@ -152,7 +153,7 @@ def _cell(text: object) -> str:
     return plain
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
     """A Markdown table; the first `words` columns stand left, numbers right."""
     rule = ["---" if place < words else "---:" for place in range(len(header))]
     lines = [header, rule, *([_cell(cell) for cell in row] for row in rows)]
@@ -195,7 +196,7 @@ def _scores(record: Record) -> str:
         [name, *(interval_text(scores[reward["title"]]["mean"]) for reward in rewards)]
         for name, scores in record["scores"].items()
     ]
-    return _table(["model", *(reward_name(reward) for reward in rewards)], rows)
+    return markdown_table(["model", *(reward_name(reward) for reward in rewards)], rows)
 
 
 _COMPARED = ("model", "against", "reward", "win rate", "won / tied / lost", "gain", "p (Holm)")
@@ -224,7 +225,7 @@ def _compared(record: Record) -> list[list[str]]:
 
 
 def _comparisons(record: Record) -> str:
-    return _table(_COMPARED, _compared(record), words=3)
+    return markdown_table(_COMPARED, _compared(record), words=3)
 
 
 def _groups(record: Record) -> str:
@@ -234,7 +235,7 @@ def _groups(record: Record) -> str:
         for group in record["prompts"]["groups"]
         for name, scores in record["scores"].items()
     ]
-    return _table(["group", "model", *titles], rows, words=2)
+    return markdown_table(["group", "model", *titles], rows, words=2)
 
 
 def _provenance(record: Record) -> str:
