@@ -1,9 +1,12 @@
 """A function of the user's own as a reward: `module:function` takes samples and returns numbers."""
 
+import functools
 import hashlib
 import importlib
 import inspect
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +19,7 @@ from mmalign.rewards.sample import Sample
 
 __all__ = ["FunctionReward", "load_function"]
 
-ScoreFunction = Callable[[Sequence[Sample]], Sequence[float]]
+ScoreFunction = Callable[[Sequence[Sample]], Sequence[float | None]]
 
 
 class FunctionReward:
@@ -39,11 +42,8 @@ class FunctionReward:
         return self._card
 
     def provenance(self) -> Mapping[str, Any]:
-        """Its name and the hash of its source text."""
-        try:
-            source = inspect.getsource(self.function)
-        except (OSError, TypeError):  # built in a shell, or a callable object
-            source = repr(self.function)
+        """Its name and the hash of its source text, with what it is bound to."""
+        source = _identity(self.function)
         return {"name": self.card.name, "source": hashlib.sha256(source.encode()).hexdigest()}
 
     def fingerprint(self) -> str:
@@ -85,6 +85,24 @@ class FunctionReward:
         return values, [None if math.isfinite(value) else message for value in values]
 
 
+def _identity(function: Callable[..., Any]) -> str:
+    """Source text and bound values: two closures of one function are two rewards."""
+    if isinstance(function, functools.partial):
+        return f"{_identity(function.func)} {function.args!r} {sorted(function.keywords.items())!r}"
+    plain = inspect.isroutine(function)
+    try:
+        source = inspect.getsource(function if plain else type(function))
+    except (OSError, TypeError):  # built in a shell, or in C
+        source = repr(function)
+    owner = getattr(function, "__self__", None) if plain else function
+    bound = [
+        sorted(getattr(owner, "__dict__", {}).items()),
+        getattr(function, "__defaults__", None) or (),
+        [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()],
+    ]
+    return f"{source} {bound!r}" if any(bound) else source
+
+
 def load_function(name: str, *, scale: str = "") -> FunctionReward:
     """The reward `module:function`.
 
@@ -92,9 +110,13 @@ def load_function(name: str, *, scale: str = "") -> FunctionReward:
         ConfigError: no such module or function, or it is not callable.
     """
     module_name, _, function_name = name.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # the `mmalign` command, other than `python -m`, does not look there
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not
         message = explain(
             f"reward {name}",
             got=module_name,
