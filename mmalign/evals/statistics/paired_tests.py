@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.statistics.inputs import Values, as_vector
 from mmalign.evals.statistics.proportions import binomial_tail
-from mmalign.evals.statistics.results import Result, shown
+from mmalign.evals.statistics.results import Result, shown_p
 
 __all__ = ["PairedTest", "average_ranks", "effect_size", "sign_test", "signed_rank_test", "standard_error"]
 
@@ -41,7 +41,7 @@ class PairedTest(Result):
     def describe(self) -> str:
         """`sign test: p = 0.031 over 24 differences (3 zeros dropped)`."""
         zeros = f" ({self.dropped} zeros dropped)" if self.dropped else ""
-        return f"{self.name}: p = {shown(self.p_value, 4)} over {self.count} differences{zeros}"
+        return f"{self.name}: {shown_p(self.p_value)} over {self.count} differences{zeros}"
 
 
 def sign_test(wins: int, losses: int, *, ties: int = 0) -> PairedTest:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Interval", "Result", "shown"]
+__all__ = ["Interval", "Result", "shown", "shown_p"]
 
 
 def _plain(value: object) -> Any:
@@ -28,6 +28,11 @@ def _plain(value: object) -> Any:
 def shown(value: float | None, digits: int = 3) -> str:
     """A number in words: `0.612`, or `none` where there is none."""
     return "none" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def shown_p(p_value: float) -> str:
+    """A p-value in words: `p = 0.0312`, or `p < 0.0001`: no test finds a probability of zero."""
+    return "p < 0.0001" if p_value < 0.0001 else f"p = {shown(p_value, 4)}"
 
 
 class Result:

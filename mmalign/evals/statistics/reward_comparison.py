@@ -10,7 +10,7 @@ from mmalign.errors import ConfigError, ShapeError, explain
 from mmalign.evals.statistics.bootstrap import DEFAULT, Resampling, bootstrap_of_means, prompt_means
 from mmalign.evals.statistics.corrections import adjust
 from mmalign.evals.statistics.inputs import Values, group_numbers
-from mmalign.evals.statistics.results import Interval, Result, shown
+from mmalign.evals.statistics.results import Interval, Result, shown_p
 from mmalign.evals.statistics.win_rates import (
     MeanDifference,
     Prompts,
@@ -49,7 +49,7 @@ class RewardComparison(Result):
         """One line per reward, then the averages."""
         width = max(len(name) for name in (*self.win_rates, "macro", "micro"))
         lines = [
-            f"{name:<{width}}  {found.describe()} (Holm {shown(self.adjusted[name], 4)})"
+            f"{name:<{width}}  {found.describe()} (Holm {shown_p(self.adjusted[name])})"
             for name, found in self.win_rates.items()
         ]
         lines += [

@@ -29,7 +29,7 @@ from mmalign.evals.statistics.paired_tests import (
     standard_error,
 )
 from mmalign.evals.statistics.proportions import exact_interval, wilson_interval
-from mmalign.evals.statistics.results import Interval, Result, shown
+from mmalign.evals.statistics.results import Interval, Result, shown, shown_p
 
 __all__ = ["MeanDifference", "WinRate", "mean_difference", "outcomes", "win_rate"]
 
@@ -77,7 +77,7 @@ class WinRate(Result):
         failed = f", {self.failed} failed" if self.failed else ""
         return (
             f"won {self.rate.describe()} of {self.num_prompts} prompts: {self.wins} won, {self.ties} tied, "
-            f"{self.losses} lost{failed}; sign test p = {shown(self.sign.p_value, 4)}"
+            f"{self.losses} lost{failed}; sign test {shown_p(self.sign.p_value)}"
         )
 
 
@@ -223,7 +223,7 @@ class MeanDifference(Result):
         return (
             f"{self.mean_first:.4g} against {self.mean_second:.4g}, difference {self.difference.describe()} "
             f"over {self.num_prompts} prompts, effect size {shown(self.effect_size, 2)}, "
-            f"signed-rank p = {shown(self.signed_rank.p_value, 4)}"
+            f"signed-rank {shown_p(self.signed_rank.p_value)}"
         )
 
 

@@ -73,6 +73,7 @@ def test_effect_size_is_the_mean_in_standard_deviations():
 
 def test_tests_say_what_they_found():
     assert str(sign_test(3, 1, ties=2)) == "sign test: p = 0.6250 over 4 differences (2 zeros dropped)"
+    assert str(sign_test(53, 2)) == "sign test: p < 0.0001 over 55 differences"
 
 
 def test_negative_counts_and_failed_items_are_refused():

@@ -167,7 +167,7 @@ def test_a_comparison_prints_one_line_per_reward_and_averages():
     )
     lines = str(found).splitlines()
     assert [line.split()[0] for line in lines] == ["pickscore", "macro", "micro"]
-    assert "(Holm 1.0000)" in lines[0]
+    assert "(Holm p = 1.0000)" in lines[0]
 
 
 # ------------------------------------------------------------------------------------------------ refusals
