@@ -1,1 +1,1 @@
-"""The built-in benchmarks: one file per name, each with a `BENCHMARK`. Names with `_` in front are shared parts."""
+"""The built-in benchmarks: one file per name, each with a `BENCHMARK`; names with `_` in front are parts."""
