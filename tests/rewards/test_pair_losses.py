@@ -62,7 +62,7 @@ def test_wrong_labels_and_settings_are_refused(draw, untyped):
     labels = torch.full((2, 2), 3)
     with pytest.raises(ShapeError, match=r"labels: got 3, expected 1 \(first better\)"):
         pair_losses.label_loss(draw(2, 2), draw(2, 2), labels)
-    with pytest.raises(HyperparameterError, match="k: got 1.0, expected a number above 1"):
+    with pytest.raises(HyperparameterError, match=r"k: got 1.0, expected a number above 1"):
         pair_losses.label_loss_with_ties(draw(2, 2), draw(2, 2), labels * 0, k=1.0)
     with pytest.raises(ShapeError, match=r"got \[2, 3\], expected \[pair, 2\], columns mu and log sigma"):
         pair_losses.gaussian_preference_loss(draw(2, 3), draw(2, 3), draw(2, 5))

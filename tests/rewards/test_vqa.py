@@ -89,9 +89,9 @@ def test_question_needs_one_place_for_the_prompt(chat_folder):
 
 
 def test_temperature_must_be_positive(chat_folder):
-    with pytest.raises(ConfigError, match="temperature: got 0.0, expected a number above 0"):
+    with pytest.raises(ConfigError, match=r"temperature: got 0.0, expected a number above 0"):
         rewards.load("vqascore", weights=chat_folder, temperature=0.0)
-    with pytest.raises(ConfigError, match="temperature: got -1.0"):
+    with pytest.raises(ConfigError, match=r"temperature: got -1.0"):
         vqa.answer_probability(torch.zeros(2, 1, 3), [0], temperature=-1.0)
 
 
@@ -114,7 +114,7 @@ def test_model_may_be_named_by_its_folder(chat_folder):
 
 def test_picture_is_needed(chat_folder, t5_folder):
     for name, folder in (("vqascore", chat_folder), ("vqascore_flant5", t5_folder)):
-        with pytest.raises(RowError, match="Sample.image: got None"):
+        with pytest.raises(RowError, match=r"Sample.image: got None"):
             rewards.load(name, weights=folder).prepare(Sample(prompt="a cat"))
 
 
