@@ -14,7 +14,7 @@ __all__ = ["RECIPE_FOLDERS", "copy_recipe", "find_recipe", "print_recipes", "rec
 
 RECIPE_FOLDERS = ("diffusion", "vlm", "video", "audio", "evals")
 
-_SUFFIXES = frozenset({".py", ".yaml", ".md", ".json", ".sh"})
+_SUFFIXES = frozenset({".py", ".yaml", ".md", ".json", ".sh", ".txt"})
 
 
 def recipes_root() -> Path:

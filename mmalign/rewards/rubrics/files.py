@@ -50,7 +50,7 @@ def load_rubric(name: str | Path) -> Rubric:
             raise unknown_name("rubric", str(name), rubric_names())
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_Loader)
+        content = _Loader(text).get_single_data()
     except OSError as error:
         message = explain("rubric", got=str(path), expected=f"a file that can be read ({error.strerror})")
         raise ConfigError(message) from error
