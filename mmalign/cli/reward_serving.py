@@ -14,8 +14,9 @@ import yaml
 from mmalign import rewards
 from mmalign.diffusion.trained import best_device
 from mmalign.errors import ConfigError, explain
+from mmalign.rewards.access import is_loopback, require_token
 from mmalign.rewards.remote import TOKEN_VARIABLE
-from mmalign.rewards.server import RewardServer, is_loopback, require_token
+from mmalign.rewards.server import RewardServer
 
 __all__ = ["chosen_token", "parsed_options", "serve"]
 

@@ -10,7 +10,6 @@ the reward; requests that wait while it is busy are scored together, which canno
 
 import contextlib
 import hmac
-import ipaddress
 import json
 import socket
 import sys
@@ -28,18 +27,16 @@ from typing import Any
 import torch
 
 from mmalign.errors import ConfigError, RowError, explain
+from mmalign.rewards.access import is_loopback, require_token
 from mmalign.rewards.base import Reward, Scored
 from mmalign.rewards.ensemble import is_relative
 from mmalign.rewards.merging import Merger
 from mmalign.rewards.sample import Sample
 from mmalign.rewards.wire import PROTOCOL, card_to_json, sample_from_json, scored_to_json
 
-__all__ = ["DEFAULT_PORT", "MIN_TOKEN", "RewardServer", "is_loopback", "require_token"]
+__all__ = ["DEFAULT_PORT", "RewardServer"]
 
 DEFAULT_PORT = 8765
-MIN_TOKEN = 16
-"""Characters of a token, at least."""
-
 _READ_SECONDS = 120.0
 """Time a client has to send its body."""
 _WAIT_SECONDS = 30.0
@@ -47,16 +44,6 @@ _WAIT_SECONDS = 30.0
 _CHUNK = 1 << 20
 _DRAINED = 1 << 24
 """Bytes of a refused body that are still read, so that the client sees the refusal and not a reset."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name: it may resolve to anything
-        return False
 
 
 class RewardServer:
@@ -188,28 +175,6 @@ class RewardServer:
                     raw[place] = scored.raw[number]
         found = scored_to_json(Scored(values, outputs, tuple(errors), tuple(truncated), tuple(raw)))
         return {"protocol": PROTOCOL, "fingerprint": self.fingerprint, **found}
-
-
-def require_token(host: str, token: str | None) -> None:
-    """Refuse to be reachable from other machines without a token, and tokens that are easily guessed.
-
-    Raises:
-        ConfigError: another host than loopback without a token; a token of fewer than 16 characters, or with
-            others than printable ASCII.
-    """
-    if token is None:
-        if not is_loopback(host):
-            message = explain(
-                "serve-reward --host",
-                got=host,
-                expected="a loopback address when there is no token: others could score on this machine",
-                do="Give a --token-file, or leave --host out.",
-            )
-            raise ConfigError(message)
-    elif len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        expected = f"at least {MIN_TOKEN} printable ASCII characters without spaces"
-        message = explain("serve-reward token", got=f"[{len(token)} characters]", expected=expected)
-        raise ConfigError(message)
 
 
 class _HttpServer(ThreadingHTTPServer):

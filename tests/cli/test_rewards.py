@@ -1,5 +1,7 @@
 """`mmalign rewards` and `mmalign serve-reward`: what is listed, and a server run as a user runs it."""
 
+import importlib
+import inspect
 import os
 import re
 import signal
@@ -229,3 +231,32 @@ def test_a_served_reward_scores_for_another_process_and_stops_when_told(tmp_path
         process.wait()
     assert process.returncode == 0, errors
     assert "stopped: all requests were answered" in rest
+
+
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        (["rewards"], "mmalign.cli.reward_cards:print_rewards"),
+        (["rewards", "imagereward", "--weights", "w"], "mmalign.cli.reward_cards:print_rewards"),
+        (["serve-reward", "imagereward", "--option", "a=1"], "mmalign.cli.reward_serving:serve"),
+        (["doctor", "--verify", "--json"], "mmalign.cli.doctor:main"),
+    ],
+)
+def test_the_parser_and_the_function_behind_it_agree(
+    words: list[str], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the parser hands over is what the function takes."""
+    module_name, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module_name), name)
+    received: dict[str, object] = {}
+    monkeypatch.setattr(f"{module_name}.{name}", lambda **options: received.update(options))
+    assert main(words) == 0
+    inspect.signature(function).bind(**received)
+
+
+@pytest.mark.parametrize("command", ["rewards", "serve-reward", "doctor"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: mmalign {command}" in capsys.readouterr().out

@@ -18,10 +18,11 @@ from PIL import Image
 
 from mmalign.errors import ConfigError
 from mmalign.rewards import Sample, Scored
+from mmalign.rewards.access import is_loopback, require_token
 from mmalign.rewards.ensemble import Ensemble
 from mmalign.rewards.functions import FunctionReward
 from mmalign.rewards.merging import Merger
-from mmalign.rewards.server import RewardServer, is_loopback, require_token
+from mmalign.rewards.server import RewardServer
 from mmalign.testing.simple_rewards import Brightness
 
 TOKEN = "0123456789abcdef"
