@@ -1,0 +1,1 @@
+"""Preference data made of rewards: sample candidates, score them, select pairs and rankings."""
