@@ -1,12 +1,13 @@
 """Measure what a user pays for the framework: `make bench`.
 
-Six figures, each a ratio or a rate inside one run on one model, medians over interleaved rounds:
+Seven figures, each a ratio or a rate inside one run on one model, medians over interleaved rounds:
 
     framework tax    our step against a bare hand-written loop with the same forward and backward passes
     peak memory      of both, in processes of their own
     start-up         of the command line, as a process
     loader           rows per second and core: JPEG pairs decoded, cropped, flipped
     objectives       the dearest row of the catalogue over its plain hand-written function, scores [4096, 2]
+    scoring          pictures per second through the evaluation store with a reward that costs nothing
 
 Prints a table and writes JSON. Nothing is asserted: a benchmark measures, tests judge.
 """
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import loader_rate
 import objective_cost
+import scoring_rate
 import step_tax
 
 
@@ -68,6 +70,7 @@ def main() -> None:
             kind: step_tax.peak_memory_in_process(kind, device=options.device) for kind in ("mmalign", "bare")
         }
         results["loader"] = loader_rate.measure(Path(folder))
+        results["scoring"] = scoring_rate.measure(Path(folder) / "scoring")
     results["objectives"] = objective_cost.measure(30)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2) + "\n")
@@ -93,6 +96,12 @@ def print_table(results: dict[str, Any]) -> None:
     table.add_row("mmalign --help", f"{results['start_up_seconds']:.3f} s")
     for name, rate in results["loader"].items():
         table.add_row(f"loader, {name}", f"{rate:.0f} rows/s")
+    scoring = results["scoring"]
+    table.add_row("scoring store", f"{scoring['items_per_second']:.0f} pictures/s")
+    table.add_row(
+        "scoring store, peak after 1 000 and 10 000",
+        f"{scoring['peak_mib_tenth']:.1f} and {scoring['peak_mib_all']:.1f} MiB",
+    )
     costs = {name: row["over_ms"] for name, row in results["objectives"].items()}
     dearest = max(costs, key=lambda name: costs[name])
     table.add_row("objective over plain, median of rows", f"{statistics.median(costs.values()):+.3f} ms")

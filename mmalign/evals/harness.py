@@ -177,12 +177,22 @@ def _columns(spec: Any, reward: "Reward", title: str) -> list[Column]:
 
 def _load_reward(spec: Any, device: str) -> "Reward":
     from mmalign.rewards import load
+    from mmalign.rewards.ensemble import is_relative
 
     plain = ":" in spec.name
     options = dict(spec.options)
     if not plain:
         options |= {"weights": spec.weights, "device": device, "dtype": spec.dtype}
-    return load(spec.name, **options)
+    reward = load(spec.name, **options)
+    if is_relative(reward):
+        message = explain(
+            f"reward {spec.name}",
+            got="an ensemble whose values depend on the other samples of a prompt",
+            expected="a reward of single samples",
+            do="Name its members as rewards of the suite; the report has their macro average.",
+        )
+        raise ConfigError(message)
+    return reward
 
 
 def _paint(
