@@ -1,14 +1,22 @@
 """A suite: prompts, how pictures are made, which rewards score them, what the report leads with."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmalign.errors import ConfigError, explain
 
-__all__ = ["GenerationConfig", "ModelSpec", "RewardSpec", "StatisticsConfig", "Suite", "read_suite"]
+__all__ = [
+    "GenerationConfig",
+    "ModelSpec",
+    "RewardSpec",
+    "StatisticsConfig",
+    "Suite",
+    "read_suite",
+    "read_suite_as",
+]
 
 
 class _Section(BaseModel):
@@ -73,10 +81,22 @@ class Suite(_Section):
     )
 
 
+_Kind = TypeVar("_Kind", bound=Suite)
+
+
 def read_suite(path: str | Path, overrides: list[str] | None = None) -> Suite:
     """The suite of a YAML file, with `section.key=value` overrides.
 
     Rewards may stand as bare names, models as bare sources.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a value that does not fit; names the file and the key.
+    """
+    return read_suite_as(Suite, path, overrides)
+
+
+def read_suite_as(kind: type[_Kind], path: str | Path, overrides: list[str] | None = None) -> _Kind:
+    """The same for a suite with further sections, such as a plan of pairs.
 
     Raises:
         ConfigError: no such file, not YAML, or a value that does not fit; names the file and the key.
@@ -104,7 +124,7 @@ def read_suite(path: str | Path, overrides: list[str] | None = None) -> Suite:
         for name, model in (loaded.get("models") or {}).items()
     }
     try:
-        suite = Suite.model_validate(loaded)
+        suite = kind.model_validate(loaded)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
