@@ -222,7 +222,7 @@ def _weights(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Tensor], tuple
 
 
 def _fill_tower(tower: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """The vision half of a CLIP checkpoint; its text half and the unused class-token norm's twin are left."""
+    """The vision half of a CLIP checkpoint; its text half and projections are left."""
 
     def rename(name: str) -> str | None:
         return name.removeprefix("vision_model.") if name.startswith("vision_model.") else None

@@ -6,7 +6,7 @@ cannot simply be stacked are run apart. Sampling settings that checkpoints bring
 are greedy.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmalign.errors import CheckpointError, ConfigError, RowError, explain
 from mmalign.rewards.card import Weights
+from mmalign.rewards.chat_batches import RepetitionPenalty, Row, stacks
 from mmalign.rewards.rubrics import defuse
 from mmalign.rewards.sample import Media, Sample, to_image
 from mmalign.rewards.weights import hashes, resolve
@@ -33,9 +34,6 @@ __all__ = [
 
 MODEL_FILES = ("*.j*", "*.safetensors")
 """What a chat model's folder must hold: configuration, tokenizer, chat template (.json, .jinja), weights."""
-
-Row = Mapping[str, Tensor]
-"""One question, ready for the model: CPU tensors with a leading axis of one."""
 
 Shown = tuple[str, Any]
 """("image", picture) or ("video", pictures)."""
@@ -252,29 +250,6 @@ class ChatModel:
 
     # ---------------------------------------------------------------------------- batches
 
-    def _stacks(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Places and left-padded tensors of rows that fit into one call; each row is in one of them."""
-        groups: dict[Any, list[int]] = {}
-        for place, row in enumerate(rows):
-            groups.setdefault(_layout(row, place), []).append(place)
-        for places in groups.values():
-            yield places, self._stack([rows[place] for place in places])
-
-    def _stack(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        longest = max(row["input_ids"].shape[1] for row in rows)
-        stacked: dict[str, Tensor] = {}
-        for name in rows[0]:
-            parts = [row[name] for row in rows]
-            if _is_text(rows[0], name):
-                fill = self.pad if name == "input_ids" else 0
-                parts = [
-                    torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=fill) for part in parts
-                ]
-            stacked[name] = torch.cat(parts).to(self.device)
-        if "attention_mask" not in stacked:
-            raise CheckpointError(explain(self.folder.name, got=list(stacked), expected="an attention_mask"))
-        return stacked
-
     def logits(
         self, rows: Sequence[Row], answer: Sequence[int] = (0,)
     ) -> Float[Tensor, "row step vocabulary"]:
@@ -284,7 +259,7 @@ class ChatModel:
         of one token costs one pass over the question.
         """
         found: list[Tensor | None] = [None] * len(rows)
-        for places, tensors in self._stacks(rows):
+        for places, tensors in stacks(rows, pad=self.pad, device=self.device):
             start = tensors["input_ids"].shape[1]
             config = self._greedy(len(answer))
             config.update(eos_token_id=None, output_logits=True, use_cache=len(answer) > 1)
@@ -307,11 +282,13 @@ class ChatModel:
         from transformers import LogitsProcessorList
 
         found = [""] * len(rows)
-        for places, tensors in self._stacks(rows):
+        for places, tensors in stacks(rows, pad=self.pad, device=self.device):
             start = tensors["input_ids"].shape[1]
             processors = LogitsProcessorList()
             if self.repetition_penalty != 1.0:
-                processors.append(_Penalty(self.repetition_penalty, tensors["attention_mask"], self.pad))
+                processors.append(
+                    RepetitionPenalty(self.repetition_penalty, tensors["attention_mask"], self.pad)
+                )
             said = self.network.generate(
                 **tensors, generation_config=self._greedy(max_new_tokens), logits_processor=processors
             )
@@ -340,41 +317,6 @@ def _load_strictly(folder: Path, dtype: torch.dtype) -> Any:
         )
         raise CheckpointError(message)
     return network
-
-
-def _is_text(row: Row, name: str) -> bool:
-    return row[name].shape == row["input_ids"].shape
-
-
-def _layout(row: Row, place: int) -> Any:
-    """Rows of one layout can be stacked by joining first axes; others cannot, and stay alone."""
-    length = row["input_ids"].shape[1]
-    layout = []
-    for name, value in sorted(row.items()):
-        if _is_text(row, name):
-            layout.append((name,))
-        elif value.ndim > 2 and value.shape[1] == length:
-            return place  # an axis of tokens, which padding would have to shift
-        else:
-            layout.append((name, value.dtype, *value.shape[1:]))
-    return tuple(layout)
-
-
-class _Penalty:
-    """Repetition penalty over the tokens a row really has: its padding is no token it repeats."""
-
-    def __init__(self, penalty: float, mask: Tensor, pad: int) -> None:
-        self.penalty, self.mask, self.pad = penalty, mask.bool(), pad
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        picked = scores.gather(1, input_ids)
-        penalised = torch.where(picked < 0, picked * self.penalty, picked / self.penalty)
-        changed = scores.scatter(1, input_ids, penalised)
-        real = torch.ones_like(input_ids, dtype=torch.bool)
-        real[:, : self.mask.shape[1]] = self.mask
-        has_pad = ((input_ids == self.pad) & real).any(dim=1)
-        changed[:, self.pad] = torch.where(has_pad, changed[:, self.pad], scores[:, self.pad])
-        return changed
 
 
 def sample_media(sample: Sample) -> Media | Sequence[Media] | None:

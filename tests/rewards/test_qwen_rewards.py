@@ -12,7 +12,7 @@ from mmalign.errors import CheckpointError, ConfigError, RowError
 from mmalign.rewards import qwen_rewards
 from mmalign.rewards.published_texts import text_sha256
 from mmalign.rewards.sample import Sample
-from mmalign.testing.reward_checkpoints import vision_language as tiny
+from mmalign.testing.reward_checkpoints import qwen_heads as tiny
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HPSV3 = tiny.LOAD_OPTIONS["hpsv3"]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mmalign import rewards
 from mmalign.errors import CheckpointError, ConfigError, RowError
+from mmalign.rewards.chat_batches import RepetitionPenalty, stacks
 from mmalign.rewards.sample import Sample
 from mmalign.rewards.vision_language import ChatModel, within, without_special_tokens
 from mmalign.testing.reward_checkpoints import vision_language as tiny
@@ -69,12 +70,10 @@ def test_writing_is_greedy_with_the_repetition_penalty_of_the_checkpoint(folder,
 
 
 def test_padding_is_no_repetition():
-    from mmalign.rewards.vision_language import _Penalty
-
     scores = torch.tensor([[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]])
     ids = torch.tensor([[0, 0, 1], [0, 2, 1]])
     mask = torch.tensor([[0, 0, 1], [1, 1, 1]])
-    found = _Penalty(2.0, mask, pad=0)(ids, scores)
+    found = RepetitionPenalty(2.0, mask, pad=0)(ids, scores)
     assert found.tolist() == [[2.0, 1.0, 2.0], [1.0, 1.0, 1.0]]
 
 
@@ -89,7 +88,7 @@ def llava(path):
         LlavaProcessor,
     )
 
-    tokenizer = tiny._tokenizer()
+    tokenizer = tiny.byte_tokenizer()
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
     template = (
@@ -147,8 +146,15 @@ def test_rows_that_cannot_be_stacked_run_apart(model):
     length = first["input_ids"].shape[1]
     odd = {**first, "cross_attention_mask": torch.ones(1, length, 1, 2)}
     wide = {**second, "pixel_values": torch.zeros(4, 7)}
-    stacks = [places for places, _ in model._stacks([first, odd, second, wide])]
-    assert sorted(stacks) == [[0, 2], [1], [3]]
+    found = stacks([first, odd, second, wide], pad=model.pad, device=model.device)
+    assert sorted(places for places, _ in found) == [[0, 2], [1], [3]]
+
+
+def test_row_without_a_mask_is_refused(model):
+    (row,) = questions(model, "a")
+    row = {name: value for name, value in row.items() if name != "attention_mask"}
+    with pytest.raises(ConfigError, match=r"processor outputs: .*expected an attention_mask among them"):
+        model.logits([row])
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])

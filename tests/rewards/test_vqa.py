@@ -9,6 +9,7 @@ from mmalign import rewards
 from mmalign.errors import CheckpointError, ConfigError, RowError
 from mmalign.rewards import clip_flant5, vqa
 from mmalign.rewards.sample import Sample
+from mmalign.testing.reward_checkpoints import clip_flant5 as tiny_flant5
 from mmalign.testing.reward_checkpoints import vision_language as tiny
 
 
@@ -24,7 +25,7 @@ def chat_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
-    return tiny.write_clip_flant5(tmp_path_factory.mktemp("t5"), 1)
+    return tiny_flant5.write_clip_flant5(tmp_path_factory.mktemp("t5"), 1)
 
 
 def next_token_logits(folder, text, image):
@@ -185,7 +186,7 @@ def test_flant5_equals_a_straight_line_computation(t5_folder):
 
 
 def test_tower_comes_from_clip_where_the_model_has_none(tmp_path, t5_folder):
-    bare = tiny.write_clip_flant5(tmp_path, 1, with_tower=False)
+    bare = tiny_flant5.write_clip_flant5(tmp_path, 1, with_tower=False)
     sample = Sample(prompt="a", image=picture(1, 40, 40))
     first, second = (rewards.load("vqascore_flant5", weights=folder) for folder in (t5_folder, bare))
     assert first.score([sample]).values.tolist() == second.score([sample]).values.tolist()
@@ -202,7 +203,7 @@ def test_tower_comes_from_clip_where_the_model_has_none(tmp_path, t5_folder):
     ],
 )
 def test_no_part_of_flant5_is_left_random(tmp_path, key, message):
-    folder = tiny.write_clip_flant5(tmp_path)
+    folder = tiny_flant5.write_clip_flant5(tmp_path)
     for file in (folder / "clip-flant5-xxl").glob("*.bin"):
         state = torch.load(file, weights_only=True)
         if state.pop(key, None) is not None:
@@ -212,7 +213,7 @@ def test_no_part_of_flant5_is_left_random(tmp_path, key, message):
 
 
 def test_unknown_projector_and_size_are_refused(tmp_path):
-    folder = tiny.write_clip_flant5(tmp_path)
+    folder = tiny_flant5.write_clip_flant5(tmp_path)
     path = folder / "clip-flant5-xxl/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "mm_projector_type": "linear"}))
     with pytest.raises(ConfigError, match="mm_projector_type: got 'linear', expected mlp2x_gelu"):
