@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from mmalign.errors import ConfigError, explain
 from mmalign.rewards.base import Reward
 from mmalign.rewards.card import Card, Weights
 from mmalign.rewards.judge_models import PairJudge, ScoreJudge, TemplateAsker
@@ -246,7 +247,7 @@ def card(name: str) -> Card:
         weights=(Weights(variant.model, MODEL_FILES),),
         paper={_THINK: "2505.03318"}.get(variant.model, "2503.05236"),
         official_code="CodeGoat24/UnifiedReward",
-        licence="MIT",
+        licence="unknown (code: MIT)",
         pixels=f"one {thing} at native size, within the processor's limits",
         needs=("other",) if pair else (),
         options={
@@ -298,7 +299,8 @@ def build(
         asker = TemplateAsker(text, pair=True)
         return PairJudge(card, judge, asker, read=variant.choose, reader=card.name, max_new_tokens=tokens)
     if variant.read is None:
-        raise NotImplementedError(card.name)
+        message = explain(f"variant {card.name}", got=None, expected="a reader of one kind of answer")
+        raise ConfigError(message)
     return ScoreJudge(
         card, judge, TemplateAsker(text), read=variant.read, reader=card.name, max_new_tokens=tokens
     )

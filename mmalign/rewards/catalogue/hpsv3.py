@@ -17,7 +17,7 @@ CARD = Card(
     ),
     paper="2508.03789",
     official_code="MizzenAI/HPSv3",
-    licence="MIT",
+    licence="unknown (code: MIT)",
     pixels="about 200 704 pixels (448 x 448) at its own aspect ratio, sides multiples of 28",
     options={
         "positions": "sequential (as trained, the default) or mrope (as today's library would)",

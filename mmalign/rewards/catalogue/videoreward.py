@@ -22,7 +22,7 @@ CARD = Card(
     ),
     paper="2501.13918",
     official_code="KwaiVGI/VideoAlign",
-    licence="MIT",
+    licence="unknown (code: MIT)",
     pixels="frames at 2 a second, each 100 352 to 200 704 pixels, sides multiples of 28",
     needs=("fps",),
     options={

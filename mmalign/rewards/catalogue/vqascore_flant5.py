@@ -21,7 +21,7 @@ CARD = Card(
     ),
     paper="2404.01291",
     official_code="linzhiqiu/t2v_metrics",
-    licence="Apache-2.0",
+    licence="unknown (code: Apache-2.0)",
     text_limit=2048,
     pixels="336 x 336, padded to a square with the mean colour",
     options={"question": "with one {} for the prompt", "size": "xxl (the default, 11 B) or xl (3 B)"},
