@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench clean
+.PHONY: help install demo test test-slow test-browser lint format docs bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,12 +28,16 @@ demo: $(STAMP)  ## align the toy image world, compare, write report.html
 # The shape hook checks every annotated tensor but breaks torch.compile(fullgraph=True), hence two calls. The second one
 # may find no test while no `compiled` one exists: pytest's exit code 5.
 test: $(STAMP)  ## all fast tests
-	$(OFFLINE) $(BIN)/python -m pytest -m "not compiled and not slow and not gpu"
+	$(OFFLINE) $(BIN)/python -m pytest -m "not compiled and not slow and not gpu and not browser"
 	$(OFFLINE) $(BIN)/python -m pytest -o addopts="" --import-mode=importlib --strict-markers --strict-config -ra \
 	  -m "compiled and not slow and not gpu" || test $$? -eq 5
 
 test-slow: $(STAMP)  ## the long ones: worlds, recipes, kill and resume
 	$(OFFLINE) $(BIN)/python -m pytest -m "slow and not compiled and not gpu"
+
+test-browser: $(STAMP)  ## the evaluation page in a headless Chromium (the system's, else: playwright install chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(OFFLINE) $(BIN)/python -m pytest -m browser
 
 lint: $(STAMP)  ## ruff, mypy --strict, import floors
 	$(BIN)/ruff check .

@@ -28,6 +28,12 @@ const report = (() => {
     return ((signed && value > 0 ? "+" : "") + text).replaceAll("-", MINUS);
   }
 
+  /** A name that may break after its joints rather than anywhere. */
+  function named(title) {
+    const parts = title.split(/(?<=[_.:/-])/);
+    return el("span", {}, ...parts.flatMap((part, place) => (place ? [document.createElement("wbr"), part] : [part])));
+  }
+
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
   /** Wilson's interval of `share` among `num` independent trials. */
@@ -200,7 +206,8 @@ const report = (() => {
       const change = alone ? null : gain(number_, sample);
       const kind = change > 0 ? "better" : (change ?? 0) < 0 ? "worse" : "";
       return el("tr", { class: number_ === state.reward ? "chosen" : null },
-        el("th", { scope: "row", text: reward.title + (reward.sign < 0 ? " \u2193" : "") }),
+        el("th", { scope: "row", title: reward.sign < 0 ? "lower is better" : null },
+          named(reward.title), reward.sign < 0 ? " \u2193" : null),
         ...sides().map((model) => {
           const found = value(model, number_, sample);
           return found === null
@@ -417,5 +424,5 @@ const report = (() => {
   }
 
   start();
-  return { $, data, el, gain, image, link, number, percent, state, value, wilson };
+  return { $, data, el, gain, image, link, named, percent, state, value, wilson };
 })();

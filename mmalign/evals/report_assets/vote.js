@@ -1,7 +1,7 @@
 "use strict";
 /* The blind vote: sides shuffled, names hidden, the result shown only when the vote has ended. */
 (() => {
-  const { $, data, el, gain, image, link, percent, state, wilson } = report;
+  const { $, data, el, gain, image, link, named, percent, state, wilson } = report;
   const VOTES = { 1: "first", 2: "second", 0: "neither" };
   let session = null;
 
@@ -192,7 +192,7 @@
     const same = both.filter(([won, change]) => won === change > 0).length;
     if (!both.length) return "no pair that both decide";
     const [low, high] = wilson(same / both.length, both.length);
-    return `${same} of ${both.length}, ${percent(same / both.length)} (${percent(low)} to ${percent(high)})`;
+    return `${same} of ${both.length}, ${percent(same / both.length)} (${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)})`;
   }
 
   function finish() {
@@ -203,7 +203,7 @@
     const said = found.low > 0.5 ? `You prefer ${model}` : found.high < 0.5 ? `You prefer ${base}`
       : "Your votes show no difference";
     const rows = data.rewards.map((reward, number) => el("tr", {},
-      el("th", { scope: "row", text: reward.title }), el("td", { class: "num", text: agreement(number, found.voted) })));
+      el("th", { scope: "row" }, named(reward.title)), el("td", { class: "num", text: agreement(number, found.voted) })));
     const command = `mmalign data check ${fileName()} --root ${quoted(data.root)} --ties soft`;
     show(
       el("p", { class: "lead strong", id: "vote-verdict", text: said }),
