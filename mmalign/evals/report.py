@@ -1,9 +1,9 @@
 """The page of a run: one HTML file that needs nothing else and opens from a disk.
 
 What is claimed, the tables and where the numbers come from are written here, so that they can be read and
-printed without a script. The pictures are listed by `report_assets/grid.js` and `vote.js` from data that lie
-in the page as JSON. Everything that comes from a run is escaped, and a policy in the page forbids it to load
-anything or to run any script but its own two.
+printed without a script. The pictures are listed by the scripts in `report_assets` from data that lie in the
+page as JSON. Everything that comes from a run is escaped, and a policy in the page forbids it to load
+anything from elsewhere or to run any script but its own.
 """
 
 import base64
@@ -132,7 +132,7 @@ def _json_block(name: str, value: Any) -> str:
 
 
 def _page(record: Record, data: Mapping[str, Any], thumbnails: Sequence[str]) -> str:
-    scripts = [_asset("grid.js"), _asset("vote.js")]
+    scripts = [_asset(f"{name}.js") for name in ("samples", "grid", "vote")]
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
     policy = (
         "default-src 'none'; img-src 'self' data: file:; style-src 'unsafe-inline'; "

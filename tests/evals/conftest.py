@@ -1,6 +1,8 @@
 """Results made by hand for the tests of tables, pages and comparisons: no model, but real statistics."""
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from PIL import Image
 
 from mmalign.evals.base import Item
 from mmalign.evals.generation import jobs_of
-from mmalign.evals.results import Column, ModelPictures, Results
+from mmalign.evals.report import write_report
+from mmalign.evals.results import Column, ModelPictures, Results, sample_rows, summarise
 from mmalign.evals.scoring import Picture
 from mmalign.evals.suite import GenerationConfig, ModelSpec, RewardSpec, StatisticsConfig, Suite
 from mmalign.rewards.card import Card
@@ -94,3 +97,104 @@ def make_results(tmp_path: Path) -> Callable[..., Results]:
 def _plain_picture(name: str, place: int) -> Image.Image:
     shade = sum(name.encode()) % 200
     return Image.new("RGB", (32, 32), (shade, (place * 37) % 256, 120))
+
+
+# ---------------------------------------------------------------------------------------------------- browser
+
+_WORDS = (
+    "a red fox",
+    "a bowl of ramen",
+    "two green boats",
+    "قطة تحت المطر",
+    "</script><script>alert(1)</script>",
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium: the one MMALIGN_CHROMIUM names, the system's, or playwright's own."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("MMALIGN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    # Chromium refuses its sandbox to root, who runs the tests in containers.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """`open_page(results)`: its page, opened from the disk; any script error or request fails the test."""
+    contexts: list[Any] = []
+    problems: list[str] = []
+
+    def opened(results: Results, *, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
+        path = write_report(summarise(results), sample_rows(results), tmp_path / "report.html", **options)
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(("file:", "data:", "blob:")) else problems.append(request.url)
+            ),
+        )
+        page.goto(path.as_uri())
+        page.wait_for_selector("#grid > li")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def browsed(make_results: Callable[..., Results]) -> Results:
+    """23 samples of two models by two rewards, some failed, one without a picture."""
+    rng = np.random.default_rng(1)
+    count = 23
+    quality = rng.normal(size=count)
+    values = {
+        name: {
+            "pick": 20 + quality + gain + rng.normal(size=count),
+            "lpips": 1 - quality / 10 - gain / 10 + rng.normal(size=count) / 20,
+        }
+        for name, gain in (("base", 0.0), ("tuned", 0.7))
+    }
+
+    def picture(name: str, place: int) -> Image.Image | None:
+        shade = 0 if name == "base" else 255
+        return None if (name, place) == ("tuned", 5) else Image.new("RGB", (8, 8), (place * 10, shade, 9))
+
+    return make_results(
+        values,
+        prompts=[f"{_WORDS[number % 5]} number {number}" for number in range(count)],
+        groups=[("odd", "even", "third")[number % 3] for number in range(count)],
+        rewards={"lpips": {"higher": False}},
+        failed={
+            ("tuned", "pick", 5): "there is no picture",
+            ("tuned", "lpips", 5): "there is no picture",
+            ("base", "lpips", 7): "<b>no</b> edges found",
+        },
+        picture=picture,
+    )
+
+
+@pytest.fixture
+def eventually() -> Callable[[Any, str], None]:
+    """`eventually(page, expression)`: wait until it holds. The page's policy forbids playwright's own way."""
+
+    def wait(page: Any, expression: str) -> None:
+        for _ in range(100):
+            if page.evaluate(expression):
+                return
+            page.wait_for_timeout(50)
+        pytest.fail(f"did not come true within five seconds: {expression}")
+
+    return wait

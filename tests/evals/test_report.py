@@ -88,7 +88,7 @@ def test_the_data_survive_the_page_whatever_prompts_hold(hostile: Results, tmp_p
     assert page.data["values"][1] == [[2.0, 0.25], [4.0, 0.5], [2.0, 0.75], [5.0, 0.25], [6.0, 0.25]]
     assert page.data["values"][0][1] == [None, 0.5]
     assert [reward["sign"] for reward in page.data["rewards"]] == [1, -1]
-    assert set(page.scripts) == {"data", "thumbnails-0", "code-2", "code-3"}
+    assert set(page.scripts) == {"data", "thumbnails-0", "code-2", "code-3", "code-4"}
 
 
 def test_nothing_of_the_run_becomes_an_element_or_an_attribute(hostile: Results, tmp_path: Path) -> None:

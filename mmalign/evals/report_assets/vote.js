@@ -1,7 +1,7 @@
 "use strict";
 /* The blind vote: sides shuffled, names hidden, the result shown only when the vote has ended. */
 (() => {
-  const { $, data, el, gain, image, link, named, percent, state, wilson } = report;
+  const { $, data, el, gain, image, link, named, percent, state, wilson } = samples;
   const VOTES = { 1: "first", 2: "second", 0: "neither" };
   let session = null;
 
