@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import __version__
-from mmalign.cli import compare, data, evals, rewards
+from mmalign.cli import compare, data, evals, pairs, rewards
 from mmalign.errors import MmalignError
 
 __all__ = ["build_parser", "main"]
@@ -206,6 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     evals.add_command(commands, _calls("mmalign.evals.harness:main"))
     compare.add_command(commands, _calls("mmalign.evals.compare:main"))
     rewards.add_commands(commands, _calls)
+    pairs.add_command(commands, _calls)
     _add_export(commands)
     data.add_commands(commands)
     _add_tables(commands)

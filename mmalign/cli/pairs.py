@@ -1,0 +1,79 @@
+"""`mmalign pairs sample | score | select`: the options; work is imported when one runs."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_command"]
+
+
+def _add_common(parser: argparse.ArgumentParser, *, work: bool) -> None:
+    add = parser.add_argument
+    add("plan_path", metavar="PLAN", type=Path, help="YAML file: a suite with exclude and selection")
+    add("overrides", nargs="*", metavar="key=value", help="e.g. limit=8 selection.margin=0.1")
+    add(
+        "--model",
+        dest="models",
+        metavar="[NAME=]MODEL",
+        action="append",
+        default=[],
+        help="what paints; repeat (default: all models of the plan)",
+    )
+    add(
+        "--store",
+        type=Path,
+        default=Path("runs/evals/store"),
+        metavar="DIR",
+        help="pictures and scores, shared with `mmalign eval` (default: runs/evals/store)",
+    )
+    if work:
+        add(
+            "--shard",
+            default="0/1",
+            metavar="N/COUNT",
+            help="this process's part; start COUNT of them, on any machines that share the store",
+        )
+        add("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
+
+
+def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse's type is not public
+    """Register `mmalign pairs`.
+
+    Args:
+        commands: argparse's sub-parsers.
+        calls: `module:function` to the handler that imports and calls it.
+    """
+    parser = commands.add_parser(
+        "pairs",
+        help="make preference data: sample candidates, score them, select pairs or rankings",
+        description="Three stages, each restartable alone. What is stored is not made again; a run that was "
+        "killed ends with the same rows as one that was not.",
+    )
+    stages = parser.add_subparsers(dest="subcommand", metavar="sample|score|select", required=True)
+    sample = stages.add_parser(
+        "sample",
+        help="paint K candidates of every prompt with every model",
+        description="Prompts of held-out sets (exclude) never enter; every model paints from equal noise.",
+    )
+    _add_common(sample, work=True)
+    sample.set_defaults(handler=calls("mmalign.evals.pairs.commands:run_sample"))
+
+    score = stages.add_parser(
+        "score",
+        help="score the candidates by every reward of the plan",
+        description="A score is stored under the picture's bytes, the prompt and the reward's fingerprint.",
+    )
+    _add_common(score, work=True)
+    score.set_defaults(handler=calls("mmalign.evals.pairs.commands:run_score"))
+
+    select = stages.add_parser(
+        "select",
+        help="make pairs or rankings, with labels, weights and a card",
+        description="Loads neither models nor rewards. Writes rows, pictures and card.yaml with counts after "
+        "every step.",
+    )
+    _add_common(select, work=False)
+    select.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    select.add_argument("--force", action="store_true", help="replace DIR if it exists")
+    select.set_defaults(handler=calls("mmalign.evals.pairs.commands:run_select"))
