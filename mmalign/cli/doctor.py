@@ -110,7 +110,7 @@ def examine(
 
 
 def _device(name: str | None) -> str:
-    from mmalign.diffusion.trained import best_device  # with all of diffusers: only where a model is loaded
+    from mmalign.devices import best_device  # torch: only where a model is loaded
 
     return str(best_device(name))
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mmalign import rewards
-from mmalign.diffusion.trained import best_device
+from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
 from mmalign.rewards.access import is_loopback, require_token
 from mmalign.rewards.remote import TOKEN_VARIABLE

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from mmalign import registry
+from mmalign.devices import best_device
 from mmalign.diffusion.family import ImageFamily, ImageModel
 from mmalign.diffusion.sampling import adapters_off
 from mmalign.errors import CheckpointError, ConfigError, explain
@@ -68,26 +69,6 @@ class TrainedModel:
         else:
             with self.trainables.swapped(self.base):
                 yield
-
-
-def best_device(device: str | None = None) -> torch.device:
-    """The device asked for, or the best there is.
-
-    Raises:
-        ConfigError: torch knows no such device, or it is not there.
-    """
-    if device is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(name)
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        message = explain(
-            "--device", got=device, expected="cuda, cuda:1, cpu or mps, and present", do=str(error)
-        )
-        raise ConfigError(message) from error
-    return chosen
 
 
 def load_base(source: str | None, *, device: str | None = None) -> TrainedModel:

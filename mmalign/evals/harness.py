@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Item
 from mmalign.evals.generation import Job, generate_missing, jobs_of, model_fingerprint
@@ -120,8 +121,6 @@ def run_suite(
         ConfigError: a model, prompt set or reward cannot be found.
         CheckpointError: the report lacks pictures or scores of other shards.
     """
-    from mmalign.diffusion.trained import best_device
-
     console = console or Console(stderr=True)
     items = read_items(suite, folder)
     jobs = jobs_of(items, suite.generation.images_per_prompt)

@@ -94,7 +94,7 @@ def run_score(
         ConfigError: the plan, a model or a reward does not fit.
         CheckpointError: pictures are missing.
     """
-    from mmalign.diffusion.trained import best_device
+    from mmalign.devices import best_device
 
     plan, specs = _plan(plan_path, overrides, models)
     with _shown() as progress:
