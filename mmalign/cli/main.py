@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import __version__
-from mmalign.cli import compare, data, evals, pairs, rewards
+from mmalign.cli import compare, data, evals, pairs, probes, rewards
 from mmalign.errors import MmalignError
 
 __all__ = ["build_parser", "main"]
@@ -73,7 +73,7 @@ def _add_train(commands: Any) -> None:  # argparse's sub-parser action has no pu
         help="auto: the last good checkpoint of the output folder; none: start anew; PATH: that checkpoint "
         "(default: what the config says)",
     )
-    parser.set_defaults(handler=_calls("mmalign.train.run:main"))
+    parser.set_defaults(handler=_calls("mmalign.cli.training:main"))
 
 
 def _add_sample(commands: Any) -> None:
@@ -206,6 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     evals.add_command(commands, _calls("mmalign.evals.harness:main"))
     compare.add_command(commands, _calls("mmalign.evals.compare:main"))
     rewards.add_commands(commands, _calls)
+    probes.add_commands(commands, _calls)
     pairs.add_command(commands, _calls)
     _add_export(commands)
     data.add_commands(commands)

@@ -30,7 +30,7 @@ __all__ = [
     "runs",
 ]
 
-_TABLES = ("mmalign.methods.image", "mmalign.methods.text")
+_TABLES = ("mmalign.methods.image", "mmalign.methods.text", "mmalign.methods.rewards")
 _CATALOGUE = "mmalign.objectives"
 
 

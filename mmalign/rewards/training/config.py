@@ -1,0 +1,280 @@
+"""The YAML file of a reward's training: settings, what a row of the method table fills in, overrides."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mmalign import methods
+from mmalign.data.config import DataConfig
+from mmalign.errors import ConfigError, explain, unknown_name
+from mmalign.methods.row import Method
+
+__all__ = [
+    "REWARD_ROWS",
+    "BackboneConfig",
+    "ColumnsConfig",
+    "HeadConfig",
+    "LossConfig",
+    "RewardRunConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "load_reward_run",
+    "method_of",
+]
+
+REWARD_ROWS = ("reward_bradley_terry", "reward_more", "reward_pearl", "reward_pal", "reward_context")
+"""Methods that train a reward instead of a policy."""
+
+
+class _Section(BaseModel):
+    """A part of the file: unknown keys are errors, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(_Section):
+    """What the head reads."""
+
+    kind: Literal["clip", "blip", "chat", "pixels"] = Field(
+        description="clip: embeddings of CLIP or SigLIP; blip: ImageReward's BLIP; chat: the last state of a "
+        "vision-language model; pixels: a small copy and counts of words, no network"
+    )
+    name: str = Field("", description="clip: short name or hub id; chat: hub id")
+    weights: str | None = Field(
+        None, description="folder with the files; default: the hub's cache, or the hub"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(32, ge=1, description="samples per call; features do not depend on it")
+    cache: str | None = Field(None, description="folder for features; default: inside the run's folder")
+    question: str | None = Field(None, description="chat: what is asked, with {prompt}")
+    max_pixels: int | None = Field(None, ge=1, description="chat: larger pictures are scaled down to it")
+    size: int | None = Field(None, ge=1, description="pixels: side of the copy")
+    colours: int | None = Field(None, ge=1, description="pixels: steps per channel of the histogram")
+    words: int | None = Field(None, ge=1, description="pixels: width of a text's features")
+
+    def options(self) -> dict[str, Any]:
+        """What only some kinds take, where it is set."""
+        names = ("question", "max_pixels", "size", "colours", "words")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class ColumnsConfig(_Section):
+    """Columns that say more than which candidate is better."""
+
+    user: str = Field("", description="who chose; needed by reward_pal")
+    context: str = Field("", description="text under which was chosen; needed by reward_context")
+    task: str = Field(
+        "", description="reward_more: which preference a row is about; default: its data source"
+    )
+
+
+class HeadConfig(_Section):
+    """The head that is trained."""
+
+    width: int = Field(256, ge=1, description="of the layers; reward_pal: of the space of preferences")
+    hidden: int = Field(1, ge=0, description="layers between the first and the last one")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    form: Literal["a", "b"] = Field("b", description="reward_pal: ideal points among items, or per prompt")
+    prototypes: int = Field(2, ge=1, description="reward_pal: of which users are mixtures")
+
+
+class LossConfig(_Section):
+    """The loss."""
+
+    margin: float | None = Field(
+        None, ge=0, description="logits (reward_pal form a: distance); default 0, reward_pal form a 1"
+    )
+    expectation: Literal["likelihood", "loss"] = Field(
+        "likelihood", description="reward_pearl: -log E sigmoid (calibrated), or E -log sigmoid (published)"
+    )
+    entropy_weight: float = Field(0.0, ge=0, description="reward_pearl: of the shortfall of entropy")
+    entropy_floor: float = Field(0.0, description="reward_pearl: nats; 1.4189 is a deviation of 1")
+
+
+class TrainConfig(_Section):
+    """The optimisation."""
+
+    output: str = Field(description="run folder: the reward, checkpoints, metrics.jsonl")
+    seed: int = 0
+    epochs: float | None = Field(None, gt=0, description="passes over the training pairs; default 20")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    batch_size: int = Field(256, ge=1, description="pairs per step")
+    learning_rate: float | None = Field(None, gt=0, description="peak; default: the row")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    evaluate_every: int | None = Field(None, ge=1, description="steps; default: an epoch")
+    patience: int = Field(
+        5, ge=1, description="evaluations without a lower validation NLL that end the training"
+    )
+    keep_checkpoints: int = Field(2, ge=1)
+    resume: Literal["auto", "none"] = Field("auto", description="auto: go on where the folder's run stopped")
+    device: str = Field("auto", description="auto: cuda where there is one; cpu, cuda, cuda:1, mps")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainConfig":
+        if self.epochs is not None and self.steps is not None:
+            message = "set epochs or steps, not both"
+            raise ValueError(message)
+        return self
+
+
+class ValidationConfig(_Section):
+    """Pairs that are not trained on, by prompt."""
+
+    validation_share: float = Field(
+        0.1, gt=0, lt=1, description="of prompts: early stopping, temperature, threshold of ties"
+    )
+    test_share: float = Field(0.1, gt=0, lt=1, description="of prompts: what is reported; decides nothing")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_pairs(self) -> "ValidationConfig":
+        if self.validation_share + self.test_share >= 1:
+            message = "validation_share and test_share leave nothing to train on"
+            raise ValueError(message)
+        return self
+
+
+class RewardRunConfig(_Section):
+    """One training of a reward."""
+
+    method: str
+    name: str = Field("", description="what the reward is called in tables; default: the method")
+    backbone: BackboneConfig
+    data: DataConfig
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    train: TrainConfig
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+
+    @model_validator(mode="after")
+    def _has_its_column(self) -> "RewardRunConfig":
+        for method, column in (("reward_pal", "user"), ("reward_context", "context")):
+            if self.method == method and not getattr(self.columns, column):
+                message = f"{method} reads who or what was chosen for: set columns.{column} to a column"
+                raise ValueError(message)
+            if self.method != method and getattr(self.columns, column):
+                message = f"columns.{column} is read by {method} alone; take it out, or set method: {method}"
+                raise ValueError(message)
+        return self
+
+
+# --------------------------------------------------------------------------------------------- the file
+
+
+@dataclass(frozen=True)
+class _Content:
+    settings: dict[str, Any]
+    path: Path
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file over the one it `extends` (a path relative to it)."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        message = f"{path}: cannot be read as YAML ({error})."
+        raise ConfigError(message) from error
+    if not isinstance(content, dict):
+        expected = "a mapping of sections (method, backbone, data, train, ...)"
+        raise ConfigError(explain(str(path), got=type(content).__name__, expected=expected))
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    parent = path.parent / str(base)
+    if parent.resolve() in {path.resolve(), *seen}:
+        message = f"{path}: `extends` goes round in a circle."
+        raise ConfigError(message)
+    return _over(_read(parent, (*seen, path.resolve())), content)
+
+
+def _over(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(base)
+    for key, value in top.items():
+        old = found.get(key)
+        found[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return found
+
+
+def _content(path: str | Path, overrides: Sequence[str]) -> _Content:
+    settings = _read(Path(path))
+    for override in overrides:
+        key, equals, text = override.removeprefix("--").partition("=")
+        if not equals or not key.strip():
+            expected = "section.key=value"
+            raise ConfigError(explain("command line", got=override, expected=expected))
+        try:
+            value: Any = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            message = f"command line {override!r}: the value is not valid YAML ({error})."
+            raise ConfigError(message) from error
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        settings = _over(settings, value)
+    return _Content(settings, Path(path))
+
+
+def method_of(path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """The method a YAML file names, after `extends` and overrides; "" if it names none.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return str(_content(path, overrides).settings.get("method", ""))
+
+
+def load_reward_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RewardRunConfig, Method]:
+    """The settings of a YAML file, filled from its method's row, and that row.
+
+    Args:
+        path: YAML file.
+        overrides: `section.key=value`; values are YAML.
+
+    Raises:
+        ConfigError: every mistake at once, each with its place and the nearest valid key.
+        UnknownNameError: a method that trains no reward.
+    """
+    content = _content(path, overrides)
+    try:
+        config = RewardRunConfig.model_validate(content.settings)
+    except ValidationError as error:
+        lines = [_described(content.path, item) for item in error.errors()]
+        message = "\n".join(lines)
+        raise ConfigError(message) from None
+    if config.method not in REWARD_ROWS:
+        raise unknown_name("reward method", config.method, REWARD_ROWS)
+    row = methods.find(config.method)
+    defaults = row.defaults_for("")
+    updates: dict[str, Any] = {}
+    if config.train.learning_rate is None:
+        updates["learning_rate"] = defaults["learning_rate"].value
+    if config.train.epochs is None and config.train.steps is None:
+        updates["epochs"] = 20.0
+    train = TrainConfig.model_validate({**config.train.model_dump(), **updates})
+    return config.model_copy(update={"train": train}), row
+
+
+def _described(path: Path, error: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    where = f"{path} {'.'.join(location)}".rstrip()
+    if error["type"] == "extra_forbidden":
+        section: Any = RewardRunConfig
+        for part in location[:-1]:
+            field = section.model_fields.get(part) if section is not None else None
+            section = getattr(field, "annotation", None)
+            section = section if isinstance(section, type) and issubclass(section, BaseModel) else None
+        known = list(section.model_fields) if section is not None else []
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}." if known else ""
+        return f"{where}: unknown key.{hint}"
+    if error["type"] == "missing":
+        return f"{where}: missing; it has no default."
+    return f"{where}: {error['msg']} (got {error['input']!r})"
