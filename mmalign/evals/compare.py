@@ -16,7 +16,7 @@ from mmalign.evals.provenance import Combined, Run, combine, conflict, distinct_
 from mmalign.evals.report import write_report
 from mmalign.evals.statistics.bootstrap import Resampling
 from mmalign.evals.statistics.reward_comparison import RewardComparison, compare_rewards
-from mmalign.evals.tables import console_table, markdown
+from mmalign.evals.tables import console_table, interval_text, markdown
 from mmalign.files import atomic_write, write_json
 
 __all__ = ["main", "merge"]
@@ -226,12 +226,11 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
 
 
 def _console(combined: Combined) -> Any:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    from mmalign.evals.tables import interval_text
-
-    table = Table(title="means", title_justify="left")
+    table = Table(title="means", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("model", "run"):
         table.add_column(name)
     for name in combined.columns:

@@ -202,10 +202,10 @@ def _scores(record: Record) -> str:
 _COMPARED = ("model", "against", "reward", "win rate", "won / tied / lost", "gain", "p (Holm)")
 
 
-def _compared(record: Record) -> list[list[str]]:
+def _compared(comparisons: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """One row per comparison and reward, in the order of `_COMPARED`."""
     rows = []
-    for comparison in record["comparisons"]:
+    for comparison in comparisons:
         for title, found in comparison["win_rates"].items():
             rows.append(
                 [
@@ -225,7 +225,7 @@ def _compared(record: Record) -> list[list[str]]:
 
 
 def _comparisons(record: Record) -> str:
-    return markdown_table(_COMPARED, _compared(record), words=3)
+    return markdown_table(_COMPARED, _compared(record["comparisons"]), words=3)
 
 
 def _groups(record: Record) -> str:
@@ -259,24 +259,34 @@ def _provenance(record: Record) -> str:
 
 
 def console_table(record: Record) -> "list[Table]":
-    """Tables for the terminal: means of every model and reward, then win rates where models are compared."""
+    """Tables for the terminal: means of every model by every reward, then each comparison with the base."""
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     prompts = record["prompts"]
     title = f"{escape(record['suite']['name'])}: means over {_prompts(record)}, {prompts['samples']} samples"
-    means = Table(title=title, title_justify="left")
+    means = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     means.add_column("reward")
     for name in record["scores"]:
         means.add_column(escape(name), justify="right")
     for reward in record["rewards"]:
         values = (interval_text(scores[reward["title"]]["mean"]) for scores in record["scores"].values())
         means.add_row(escape(reward_name(reward)), *values)
-    if not record["comparisons"]:
-        return [means]
-    compared = Table(title="paired comparisons, ties half", title_justify="left")
-    for place, column in enumerate(_COMPARED):
-        compared.add_column(column, justify="left" if place < 3 else "right")
-    for row in _compared(record):
-        compared.add_row(*(escape(cell) for cell in row))
-    return [means, compared]
+    return [means, *(_compared_table(comparison) for comparison in record["comparisons"])]
+
+
+def _compared_table(comparison: Mapping[str, Any]) -> "Table":
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{escape(comparison['model'])} against {escape(comparison['base'])}, ties half"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(_COMPARED[2])
+    for column in _COMPARED[3:]:
+        # On 80 columns something must wrap; rates are what is read first.
+        table.add_column(column, justify="right", no_wrap=column == "win rate")
+    for row in _compared([comparison]):
+        table.add_row(*(escape(cell) for cell in row[2:]))
+    return table

@@ -212,7 +212,7 @@ def test_the_command_prints_the_table_and_writes_a_run_that_can_be_compared_agai
     assert main(["compare", *folders, "--output", str(output)]) == 0
     out = capsys.readouterr().out
     assert "sft" in out
-    assert "paired comparisons" in out
+    assert "dpo against base, ties half" in out
     assert sorted(os.listdir(output)) == [
         "comparison.json",
         "comparison.md",
