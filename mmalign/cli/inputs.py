@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from mmalign import objectives
 from mmalign.methods import Method
+from mmalign.methods.rewards import REWARD_ROWS
 
 __all__ = ["EXTRAS", "inputs", "legend", "needs_cell", "needs_relevance"]
 
@@ -218,6 +219,8 @@ def inputs(method: Method) -> list[tuple[str, str, str]]:
 
 def needs_cell(row: Method) -> str:
     """What the page's table says a row needs besides the policy's scores."""
+    if row.name in REWARD_ROWS:
+        return "features"
     if not row.objective:
         return "logits" if "logits" in _arguments(row.function) else "log-probabilities, see the row"
     needs = sorted(row.needs) + (["Labels.relevance"] if needs_relevance(row) else [])

@@ -22,7 +22,8 @@ def main(
     Raises:
         ConfigError: the file cannot be used.
     """
-    from mmalign.rewards.training.config import REWARD_ROWS, method_of
+    from mmalign.methods.rewards import REWARD_ROWS
+    from mmalign.rewards.training.config import method_of
 
     try:
         method = method_of(config_path, overrides)

@@ -5,7 +5,7 @@
 
 from mmalign.methods.row import Default, Method, Taxonomy
 
-__all__ = ["ROWS"]
+__all__ = ["REWARD_ROWS", "ROWS"]
 
 _TRAIN = "mmalign.rewards.training.run.train_reward"
 _HEAD = Default(1e-3, "ours", "a head on frozen features; the backbone is not trained")
@@ -119,3 +119,6 @@ _CONTEXT = Method(
 
 ROWS: tuple[Method, ...] = (_BRADLEY_TERRY, _MORE, _PEARL, _PAL, _CONTEXT)
 """One row per way to train a reward."""
+
+REWARD_ROWS: tuple[str, ...] = tuple(row.name for row in ROWS)
+"""Their names: methods that train a reward instead of a policy."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mmalign import methods
 from mmalign.data.config import DataConfig
 from mmalign.errors import ConfigError, explain, unknown_name
+from mmalign.methods.rewards import REWARD_ROWS
 from mmalign.methods.row import Method
 
 __all__ = [
@@ -26,9 +27,6 @@ __all__ = [
     "load_reward_run",
     "method_of",
 ]
-
-REWARD_ROWS = ("reward_bradley_terry", "reward_more", "reward_pearl", "reward_pal", "reward_context")
-"""Methods that train a reward instead of a policy."""
 
 
 class _Section(BaseModel):

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -45,9 +45,9 @@ def item_key(sample: Sample, *, with_prompt: bool) -> bytes:
     if media is None:
         message = explain("features", got="[a sample without image]", expected="Sample.image")
         raise RowError(message, reason="missing_image")
-    parts = (
-        [media_hash(frame) for frame in media] if isinstance(media, (list, tuple)) else [media_hash(media)]
-    )
+    alone = isinstance(media, (str, bytes)) or not isinstance(media, Sequence)
+    frames: Sequence[Any] = [media] if alone else list(media)  # type: ignore[arg-type]
+    parts = [media_hash(frame) for frame in frames]
     if with_prompt:
         parts.append(text_key(sample.prompt).hex())
     return hashlib.sha256("\0".join(parts).encode()).digest()
