@@ -1,0 +1,110 @@
+"""Tools of `mmalign benchmark`: those that were named, defaults for the others, and no judge by accident."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from mmalign.cli.benchmark_answers import Given, How
+from mmalign.devices import best_device
+from mmalign.errors import CheckpointError, ConfigError, explain
+from mmalign.evals.base import Benchmark
+
+__all__ = ["load_tools"]
+
+
+def load_tools(
+    benchmark: Benchmark, written: Sequence[str], given: Sequence[Given], how: How
+) -> dict[str, Any]:
+    """Loaded tools by name: those that were named, and the defaults of the others.
+
+    Raises:
+        ConfigError: a tool the benchmark does not take, or one without a default that was not named.
+    """
+    parameters = inspect.signature(benchmark.score).parameters
+    sources: dict[str, str] = {}
+    for word in written:
+        name, equals, source = word.partition("=")
+        if not equals or name in sources or (name not in benchmark.tools and name not in parameters):
+            known = ", ".join(benchmark.tools) or "none"
+            expected = f"TOOL=SOURCE, each tool once; tools of {benchmark.name}: {known}"
+            raise ConfigError(explain("--tool", got=word, expected=expected))
+        sources[name] = source
+    if all(found.results is not None for found in given):
+        return {}
+    loaded: dict[str, Any] = {}
+    for name in dict.fromkeys([*benchmark.tools, *sources]):
+        tool = None if sources.get(name) == "none" else _tool(benchmark, name, sources.get(name), how)
+        if tool is not None:
+            loaded[name] = tool
+    if "judge" in parameters and _judged(given) and "judge" not in loaded:
+        loaded["judge"] = _nobody
+    if "judge" in benchmark.tools and "judge" not in loaded:
+        raise _no_tool(benchmark, "judge")
+    return loaded
+
+
+def _judged(given: Sequence[Given]) -> bool:
+    """Whether answers carry what a judge said about them."""
+    names = ("judgement", "extraction", "extract_objs")
+    return any(name in answer.item.expected for found in given for answer in found.answers for name in names)
+
+
+def _nobody(prompt: str) -> str:
+    """The judge of answers that carry their judgements.
+
+    Raises:
+        ConfigError: it is asked after all: an answer carries none.
+    """
+    del prompt
+    message = explain(
+        "judge",
+        got="[an answer without a stored judgement]",
+        expected="one with every answer, or --tool judge=",
+    )
+    raise ConfigError(message)
+
+
+def _tool(benchmark: Benchmark, name: str, source: str | None, how: How) -> Any:
+    """One tool; None for a judge that was not named, who may not be needed.
+
+    Raises:
+        ConfigError: it has no default.
+    """
+    from mmalign.evals.tools import TOOLS, load_tool
+
+    device = str(best_device(how.device))
+    if name == "judge":
+        if source is None:
+            return None
+        from mmalign.evals.answering import StoredJudge, load_speaker
+
+        speaker = load_speaker(source, device=device, dtype=how.dtype)
+        return StoredJudge(speaker, how.cache, name=source)
+    if name == "reward":
+        if source is None:
+            raise _no_tool(benchmark, name)
+        from mmalign import rewards
+
+        plain = ":" in source
+        return rewards.load(source) if plain else rewards.load(source, device=device, dtype=how.dtype)
+    if source is None and name not in TOOLS:
+        raise _no_tool(benchmark, name)
+    options = {"device": device} | ({} if source is None else {"weights": source})
+    try:
+        return load_tool(name, **options)
+    except CheckpointError as error:
+        if source is not None:
+            raise
+        do = f"Or give other weights, --tool {name}=FOLDER, or do without, --tool {name}=none."
+        msg = f"{error} {do}"
+        raise CheckpointError(msg) from error
+
+
+def _no_tool(benchmark: Benchmark, name: str) -> ConfigError:
+    message = explain(
+        f"{benchmark.name} tool {name}",
+        got="[none]",
+        expected=f"--tool {name}=SOURCE",
+        do="It has no default because the choice moves every number.",
+    )
+    return ConfigError(message)
