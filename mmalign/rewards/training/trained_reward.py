@@ -111,7 +111,7 @@ class TrainedReward(ModelReward):
             parts["prompt"] = self.backbone.prepare_text(sample.prompt)
         if self.description.context:
             parts["context"] = self.backbone.prepare_text(self._context_of(sample))
-        inputs: dict[str, Any] = dict(parts)
+        inputs: dict[str, Any] = {name: dict(part.inputs) for name, part in parts.items()}
         if isinstance(self.head, PalHead):
             inputs["mixture"] = self._mixture_of(sample)
         return Prepared(inputs, any(part.truncated for part in parts.values()))
@@ -168,9 +168,11 @@ class TrainedReward(ModelReward):
         def texts(name: str) -> Tensor | None:
             if name not in batch[0].inputs:
                 return None
-            return self.backbone.texts([prepared.inputs[name] for prepared in batch]).to(self.device)
+            return self.backbone.texts([Prepared(prepared.inputs[name]) for prepared in batch]).to(
+                self.device
+            )
 
-        items = self.backbone.items([prepared.inputs["item"] for prepared in batch]).to(self.device)
+        items = self.backbone.items([Prepared(prepared.inputs["item"]) for prepared in batch]).to(self.device)
         mixtures = None
         if isinstance(self.head, PalHead):
             mixtures = torch.stack([prepared.inputs["mixture"] for prepared in batch]).to(self.device)
