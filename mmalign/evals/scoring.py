@@ -76,6 +76,7 @@ def score_missing(
     shard: tuple[int, int] = (0, 1),
     device: str = "",
     progress: Callable[[int], None] = lambda _: None,
+    sample_of: Callable[[Picture, Sequence[str]], Sample] | None = None,
 ) -> int:
     """Score what is not stored yet. Returns how many pictures were scored now.
 
@@ -87,7 +88,9 @@ def score_missing(
         shard: (number, count) of this process.
         device: recorded.
         progress: called with the number of pictures that are done, stored ones included.
+        sample_of: makes the sample of a picture and the extras a reward needs, where it is more than a file.
     """
+    make = sample_of or _sample
     table = scores_table(folder)
     fingerprint, needs = reward.fingerprint(), reward.card.needs
     stored = {key for key, _ in table.stored_keys()}
@@ -101,7 +104,7 @@ def score_missing(
     with table.writer() as writer:
         for batch in _batches(todo, batch_size):
             started = time.perf_counter()
-            samples = [_sample(picture, needs) for picture in batch.values()]
+            samples = [make(picture, needs) for picture in batch.values()]
             scored = reward.score(samples, batch_size=batch_size)
             seconds = (time.perf_counter() - started) / len(batch)
             writer.add(_rows(reward, fingerprint, batch, scored, seconds, device))

@@ -1,0 +1,166 @@
+"""The record of `mmalign accuracy` as tables, for the terminal and for Markdown. Nothing is computed here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmalign.evals.accuracy_groups import BUCKETED
+from mmalign.evals.tables import interval_text, markdown_table, number_text, p_value_text, percent_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Sheet", "accuracy_markdown", "accuracy_sheets", "console_sheets", "markdown_sheets"]
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table before it is drawn.
+
+    Args:
+        title: above it.
+        header: of the columns.
+        rows: cells as text.
+        words: columns of text, which stand left.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def console_sheets(sheets: Sequence[Sheet]) -> "list[Table]":
+    """Tables for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    drawn = []
+    for sheet in sheets:
+        table = Table(title=escape(sheet.title), title_justify="left")
+        for place, name in enumerate(sheet.header):
+            table.add_column(escape(name), justify="left" if place < sheet.words else "right")
+        for row in sheet.rows:
+            table.add_row(*map(escape, row))
+        drawn.append(table)
+    return drawn
+
+
+def markdown_sheets(sheets: Sequence[Sheet]) -> str:
+    """The same as Markdown, a heading above each."""
+    return "\n\n".join(
+        f"## {sheet.title}\n\n{markdown_table(sheet.header, sheet.rows, words=sheet.words)}"
+        for sheet in sheets
+    )
+
+
+def accuracy_sheets(record: Record) -> list[Sheet]:
+    """Accuracy by rule, calibration, comparisons, groups."""
+    sheets = [_rules(record), _calibration(record)]
+    if record["comparisons"]:
+        sheets.append(_comparisons(record))
+    return [*sheets, *_groups(record)]
+
+
+def accuracy_markdown(record: Record) -> str:
+    """The record as a page of Markdown, ended by a newline."""
+    data = record["data"]
+    head = (
+        f"# Rewards on {data['name']}\n\n{data['pairs']} pairs of {data['prompts']} prompts, "
+        f"{data['human_ties']} of them human ties. Intervals: "
+        f"{100 * record['statistics']['confidence']:g} %, prompts resampled."
+    )
+    rules = "\n".join(f"- `{rule}`: {words}" for rule, words in record["rules"].items())
+    notes = "\n".join(f"- {note}" for note in notes_of(record))
+    parts = [head, markdown_sheets(accuracy_sheets(record)), f"## Rules\n\n{rules}"]
+    return "\n\n".join([*parts, f"## Notes\n\n{notes}"] if notes else parts) + "\n"
+
+
+def notes_of(record: Record) -> list[str]:
+    """Warnings of the run, then those of each reward."""
+    own = [f"{title}: {note}" for title, entry in record["rewards"].items() for note in entry["notes"]]
+    return [*record["warnings"], *own]
+
+
+def _rules(record: Record) -> Sheet:
+    rows = []
+    for title, entry in record["rewards"].items():
+        for rule, found in entry["rules"].items():
+            if found is None:
+                rows.append((title, rule, "none", "", "", ""))
+                continue
+            limits = ", ".join(number_text(limit) for limit in found["thresholds"])
+            counts = str(found["pairs"]), str(found["predicted_ties"])
+            rows.append((title, rule, _share(found["pooled"]), *counts, limits))
+        rows.append((title, "tau-b", interval_text(entry["tau_b"]), "", "", ""))
+        if entry["tau_b_of_rankings"] is not None:
+            rows.append((title, "tau-b of rankings", interval_text(entry["tau_b_of_rankings"]), "", "", ""))
+    header = ("reward", "rule", "accuracy", "pairs", "called ties", "threshold")
+    return Sheet("accuracy by tie rule, pooled over pairs", header, tuple(rows), words=2)
+
+
+def _share(interval: Record) -> str:
+    """A percentage, without the words that no interval stands beside it."""
+    return percent_text(interval).removesuffix(" (no interval)")
+
+
+def _calibration(record: Record) -> Sheet:
+    rows = []
+    for title, entry in record["rewards"].items():
+        found, betas = entry["calibration"], ", ".join(number_text(beta) for beta in entry["betas"])
+        if found is None:
+            rows.append((title, "none", "none", "none", "none", "none"))
+            continue
+        rows.append(
+            (
+                title,
+                interval_text(found["nll"]),
+                number_text(found["error"]),
+                f"{100 * found['confidence']:.1f} %",
+                f"{100 * found['accuracy']:.1f} %",
+                betas,
+            )
+        )
+    header = ("reward", "log loss (coin 0.693)", "ECE", "confidence", "right", "beta")
+    return Sheet("calibration of sigmoid(beta x difference)", header, tuple(rows))
+
+
+def _comparisons(record: Record) -> Sheet:
+    rows = [
+        (
+            entry["first"],
+            entry["second"],
+            interval_text(_percent(entry["difference"]), signed=True),
+            p_value_text(entry["adjusted"]),
+            f"{100 * entry['same']:.1f} %",
+            str(entry["pairs"]),
+        )
+        for entry in record["comparisons"]
+    ]
+    header = ("reward", "less", "accuracy points", "p (Holm)", "same choice", "pairs")
+    return Sheet(f"paired comparisons, rule {record['primary_rule']}", header, tuple(rows), words=2)
+
+
+def _percent(interval: Record) -> dict[str, Any]:
+    ends = ("value", "low", "high")
+    return {name: None if interval[name] is None else 100 * interval[name] for name in ends}
+
+
+def _groups(record: Record) -> list[Sheet]:
+    kinds: dict[str, list[tuple[str, ...]]] = {}
+    for title, entry in record["rewards"].items():
+        for breakdown in entry["breakdowns"]:
+            kind = breakdown["by"]
+            rows = kinds.setdefault(kind, [])
+            for name, (interval, count) in breakdown["groups"].items():
+                rows.append((name, title, percent_text(interval), str(count)))
+            if kind not in BUCKETED:
+                rows.append(
+                    (f"mean of {breakdown['num_groups']} groups", title, _share(breakdown["mean"]), "")
+                )
+    return [
+        Sheet(f"accuracy by {kind}", ("group", "reward", "accuracy", "pairs"), tuple(rows), words=2)
+        for kind, rows in kinds.items()
+    ]
