@@ -1,7 +1,9 @@
-"""`mmalign data check | audit | convert | derive | cache`: the options; work is imported when one runs."""
+"""`mmalign data check | audit | convert | derive | relabel | cache`: the options; work is imported later."""
 
 import argparse
 from typing import Any
+
+from mmalign.cli.relabel import add_relabel
 
 __all__ = ["add_commands"]
 
@@ -282,12 +284,15 @@ def _add_derive(commands: Any) -> None:
 
 def add_commands(subparsers: Any) -> None:
     """Add `data` and its sub-commands to the parser of `mmalign`; imports nothing heavy."""
-    parser = subparsers.add_parser("data", help="check, audit, convert, derive and cache preference data")
+    parser = subparsers.add_parser(
+        "data", help="check, audit, convert, derive, relabel and cache preference data"
+    )
     commands = parser.add_subparsers(
-        dest="subcommand", metavar="check|audit|convert|derive|cache", required=True
+        dest="subcommand", metavar="check|audit|convert|derive|relabel|cache", required=True
     )
     _add_audit(commands)
     _add_derive(commands)
+    add_relabel(commands, _add_source_options, _data_config)
 
     check = commands.add_parser(
         "check",

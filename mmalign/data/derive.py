@@ -27,7 +27,7 @@ from mmalign.data.rows import FieldError, RowReport, issue_of
 from mmalign.errors import ConfigError, RowError, explain, unknown_name
 from mmalign.files import atomic_directory
 
-__all__ = ["DeriveSettings", "Derived", "How", "derive"]
+__all__ = ["DeriveSettings", "Derived", "How", "derive", "row_record"]
 
 How = Literal[
     "all_pairs",
@@ -366,7 +366,7 @@ def _write(folder: Path, rows: Sequence[PreferenceRow]) -> None:
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
             used.update(candidate.image for candidate in row.candidates if isinstance(candidate.image, str))
-            file.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(row_record(row), ensure_ascii=False) + "\n")
     for path in folder.glob("images/*"):
         if f"images/{path.name}" not in used:
             path.unlink()
@@ -375,7 +375,7 @@ def _write(folder: Path, rows: Sequence[PreferenceRow]) -> None:
 _NAMES = frozenset(name for names in ALIASES.values() for name in names)
 
 
-def _record(row: PreferenceRow) -> dict[str, Any]:
+def row_record(row: PreferenceRow) -> dict[str, Any]:
     """A row as the readers understand it; extra columns that would be mistaken for others are renamed."""
     contents = [candidate.text or candidate.image for candidate in row.candidates]
     rewards = [candidate.reward for candidate in row.candidates]
