@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from mmalign.errors import ConfigError, explain
+from mmalign.evals.generation import parse_shard
 from mmalign.evals.harness import resolve_models
 from mmalign.evals.pairs import candidates, outputs
 from mmalign.evals.pairs.making import Made, make, usable
@@ -25,14 +26,6 @@ def _plan(path: Path, overrides: Sequence[str], models: Sequence[str]) -> tuple[
         expected = "prompt sets of the plan"
         raise ConfigError(explain(f"{path} prompts", got="none", expected=expected))
     return plan, resolve_models(plan, list(models) or list(plan.models))
-
-
-def _part(shard: str) -> tuple[int, int]:
-    number, _, count = shard.partition("/")
-    if not (number.isdigit() and count.isdigit()) or int(number) >= int(count):
-        message = explain("--shard", got=shard, expected="NUMBER/COUNT, counted from 0, for example 0/4")
-        raise ConfigError(message)
-    return int(number), int(count)
 
 
 @contextmanager
@@ -72,7 +65,7 @@ def run_sample(
             store,
             folder=plan_path.parent,
             device=device,
-            shard=_part(shard),
+            shard=parse_shard(shard),
             progress=progress,
         )
     print(f"{done} pictures of {len(specs)} models are in {store}. Next: mmalign pairs score {plan_path}")
@@ -104,7 +97,7 @@ def run_score(
             store,
             folder=plan_path.parent,
             device=str(best_device(device)),
-            shard=_part(shard),
+            shard=parse_shard(shard),
             progress=progress,
         )
     print(f"{scored} scores are new in {store}. Next: mmalign pairs select {plan_path}")
