@@ -35,4 +35,4 @@ def main(
         return rewards.main(config_path, overrides, dry_run=dry_run, resume=resume)
     from mmalign.train import run as policies
 
-    return policies.main(config_path, overrides, dry_run=dry_run, resume=resume)
+    return policies.main(config_path=config_path, overrides=overrides, dry_run=dry_run, resume=resume)

@@ -32,6 +32,7 @@ __all__ = [
     "generate_missing",
     "jobs_of",
     "model_fingerprint",
+    "parse_shard",
     "picture_key",
     "pictures_table",
     "recipe_of",
@@ -71,6 +72,19 @@ def jobs_of(items: Sequence[Item], copies: int) -> list[Job]:
 def shard_of(name: str, count: int) -> int:
     """Which of `count` processes does a piece of work: by its name alone."""
     return int(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) % count
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """(number, count) of `NUMBER/COUNT`, counted from 0.
+
+    Raises:
+        ConfigError: it is not written so, or the number is not below the count.
+    """
+    number, _, count = shard.partition("/")
+    if not (number.isdigit() and count.isdigit()) or int(number) >= int(count):
+        message = explain("--shard", got=shard, expected="NUMBER/COUNT, counted from 0, for example 0/4")
+        raise ConfigError(message)
+    return int(number), int(count)
 
 
 def pictures_table(folder: Path) -> PartTable:

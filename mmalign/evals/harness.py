@@ -16,7 +16,7 @@ from rich.console import Console
 from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Item
-from mmalign.evals.generation import Job, generate_missing, jobs_of, model_fingerprint
+from mmalign.evals.generation import Job, generate_missing, jobs_of, model_fingerprint, parse_shard
 from mmalign.evals.prompts import read_prompts
 from mmalign.evals.results import (
     Column,
@@ -296,7 +296,7 @@ def main(
     specs = resolve_models(described, models)
     target = output or Path("runs/evals") / described.name
     stages: tuple[str, ...] = STAGES if stage == "all" else (stage,)
-    part = _parse_shard(shard)
+    part = parse_shard(shard)
     if part[1] > 1 and "report" in stages:
         stages = tuple(name for name in stages if name != "report")
     console = Console()
@@ -316,14 +316,6 @@ def main(
     for table in console_table(record):
         console.print(table)
     for warning in record["warnings"]:
-        console.print(f"note: {warning}")
-    console.print(f"{target / 'report.html'}, results.json, results.md, samples.jsonl")
+        console.print(f"note: {warning}", markup=False, highlight=False)
+    console.print(f"{target / 'report.html'}, results.json, results.md, samples.jsonl", markup=False)
     return 3 if any(reward["failed"] for reward in record["rewards"]) else 0
-
-
-def _parse_shard(shard: str) -> tuple[int, int]:
-    number, _, count = shard.partition("/")
-    if not (number.isdigit() and count.isdigit()) or int(number) >= int(count):
-        message = explain("--shard", got=shard, expected="NUMBER/COUNT, counted from 0, for example 0/4")
-        raise ConfigError(message)
-    return int(number), int(count)

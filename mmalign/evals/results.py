@@ -281,6 +281,10 @@ def summarise(results: Results) -> dict[str, Any]:
     return plain
 
 
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
+
+
 def _reward_record(column: Column, results: Results) -> dict[str, Any]:
     failed = sum(len(results.errors[model.spec.name][column.title]) for model in results.models)
     card = asdict(column.card)
@@ -312,7 +316,7 @@ def warnings_of(results: Results, record: Mapping[str, Any]) -> list[str]:
         if lacking:
             found.append(f"{model.spec.name} has no picture for {lacking} of {len(results.jobs)} samples.")
     found += [
-        f"{reward['title']} could not score {reward['failed']} pictures; they count for no side."
+        f"{reward['title']} could not score {_pictures(reward['failed'])}; failures count for no side."
         for reward in record["rewards"]
         if reward["failed"]
     ]

@@ -55,7 +55,10 @@ def test_running_the_module_is_running_the_command() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "train", "sample", "export", "data", "methods", "families", "recipes", "config"],
+    [
+        *("demo", "train", "sample", "eval", "compare", "pairs", "export", "data", "methods", "families"),
+        *("recipes", "config", "rewards", "doctor", "serve-reward"),
+    ],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -144,6 +147,8 @@ def test_the_exit_code_of_a_handler_is_the_command_s(monkeypatch: pytest.MonkeyP
         (["sample", "--prompt", "a cat"], "mmalign.diffusion.sampling:main"),
         (["export", "runs/a", "--to", "diffusers"], "mmalign.diffusion.export:main"),
         (["demo"], "mmalign.toy.demo:main"),
+        (["eval", "suite.yaml", "--model", "base"], "mmalign.evals.harness:main"),
+        (["compare", "results.json"], "mmalign.evals.compare:main"),
         (["config", "schema"], "mmalign.cli.config:print_schema"),
         (["config", "show", "run.yaml"], "mmalign.cli.config:print_resolved"),
         (["recipes"], "mmalign.cli.recipes:print_recipes"),
