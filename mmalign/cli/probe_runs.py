@@ -1,4 +1,4 @@
-"""What `mmalign accuracy` does, from options to printed tables and files."""
+"""What `mmalign accuracy` and `mmalign factors` do, from options to printed tables and files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,13 +9,22 @@ from rich.console import Console
 
 from mmalign.errors import ConfigError, explain, unknown_name
 from mmalign.evals.accuracy_run import Rated, data_config, measure_rewards, pair_lines, rate_rows, titled
-from mmalign.evals.accuracy_tables import accuracy_markdown, accuracy_sheets, console_sheets, notes_of
+from mmalign.evals.accuracy_tables import (
+    accuracy_markdown,
+    accuracy_sheets,
+    console_sheets,
+    factors_markdown,
+    factors_sheets,
+    notes_of,
+)
+from mmalign.evals.factor_run import candidate_factors, report_factors
+from mmalign.evals.factor_values import IMAGE_FACTORS, TEXT_FACTORS
 from mmalign.evals.labelled_rows import LabelledRows, read_labelled
 from mmalign.evals.statistics import Resampling
 from mmalign.evals.tie_rules import RULE_NAMES
 from mmalign.files import atomic_write, write_json
 
-__all__ = ["accuracy"]
+__all__ = ["accuracy", "factors"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,9 +63,7 @@ def rate_all(
     place = str(best_device(options["device"]))
 
     def loaded(name: str) -> Any:
-        if ":" in name and not name.startswith(("http://", "https://")):
-            return load(name)
-        if name.startswith(("http://", "https://")):
+        if ":" in name:  # a function or an address, which know their own device and weights
             return load(name)
         return load(name, weights=options["weights"], device=place, dtype=options["dtype"])
 
@@ -162,3 +169,56 @@ def _check_columns(rows: LabelledRows, by: Sequence[str]) -> None:
     for column in by:
         if column not in known:
             raise unknown_name("column", column, known)
+
+
+def factors(
+    *,
+    pairs: str,
+    rewards: Sequence[str] = (),
+    factors: Sequence[str] = (),
+    output: Path | None = None,
+    split: str | None = None,
+    **options: Any,
+) -> int:
+    """`mmalign factors PAIRS [--reward NAME]`. Returns 0, or 3 when candidates could not be read or scored.
+
+    Args:
+        pairs: labelled pairs.
+        rewards: `[TITLE=]NAME` words; none: people's labels alone.
+        factors: which; all that differ by default.
+        output: folder to write.
+        split: of `pairs`.
+        options: how rows are read and rewards are run.
+
+    Raises:
+        ConfigError: rows, rewards or options do not fit.
+        UnknownNameError: no such factor or reward.
+    """
+    known = {**IMAGE_FACTORS, **TEXT_FACTORS}
+    for name in factors:
+        if name not in known:  # before anything is measured
+            raise unknown_name("factor", name, known)
+    rows = rows_of(pairs, split, options)
+    with _progress() as progress:
+        total, done = rows.num_candidates, 0
+
+        def tell(step: int) -> None:
+            nonlocal done
+            done += step
+            progress("factors", done, total)
+
+        values = candidate_factors(rows, options["cache"], tell)
+    rated = rate_all(rewards, rows, None, options) if rewards else []
+    report = report_factors(rows, values, rated, factors=factors)
+    console = Console()
+    for table in console_sheets(factors_sheets(report.record)):
+        console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+    if output is not None:
+        written = [
+            write_json(output / "factors.json", report.record),
+            atomic_write(output / "factors.md", factors_markdown(report.record)),
+        ]
+        console.print(f"written: {', '.join(map(str, written))}", markup=False)
+    return 3 if any(reward.scores.errors for reward in rated) or not all(values) else 0

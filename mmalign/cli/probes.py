@@ -1,4 +1,4 @@
-"""`mmalign accuracy`: the options; work is imported when it runs."""
+"""`mmalign accuracy | factors`: the options; work is imported when one runs."""
 
 import argparse
 from collections.abc import Callable
@@ -118,6 +118,27 @@ def _add_accuracy(commands: Any, calls: Callable[[str], Any]) -> None:  # argpar
     parser.set_defaults(handler=calls("mmalign.cli.probe_runs:accuracy"))
 
 
+def _add_factors(commands: Any, calls: Callable[[str], Any]) -> None:
+    parser = commands.add_parser(
+        "factors",
+        help="what people and rewards pay for: saturation, sharpness, length, ...",
+        description="How often the preferred candidate has more of each measurable factor, by people's "
+        "labels and by rewards, and where a reward pays for something that people do not.",
+    )
+    _add_rows(parser)
+    _add_scoring(parser, required=False)
+    parser.add_argument(
+        "--factor",
+        dest="factors",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="repeat (default: all that differ)",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write factors.json and factors.md")
+    parser.set_defaults(handler=calls("mmalign.cli.probe_runs:factors"))
+
+
 def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:
     """Register the commands.
 
@@ -126,3 +147,4 @@ def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:
         calls: `module:function` to the handler that imports and calls it.
     """
     _add_accuracy(commands, calls)
+    _add_factors(commands, calls)

@@ -1,4 +1,4 @@
-"""The record of `mmalign accuracy` as tables, for the terminal and for Markdown. Nothing is computed here."""
+"""Records of `mmalign accuracy` and `mmalign factors` as tables. Nothing is computed here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,16 @@ from mmalign.evals.tables import interval_text, markdown_table, number_text, p_v
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Sheet", "accuracy_markdown", "accuracy_sheets", "console_sheets", "markdown_sheets"]
+__all__ = [
+    "Sheet",
+    "accuracy_markdown",
+    "accuracy_sheets",
+    "console_sheets",
+    "factors_markdown",
+    "factors_sheets",
+    "markdown_sheets",
+    "notes_of",
+]
 
 Record = Mapping[str, Any]
 
@@ -164,3 +173,55 @@ def _groups(record: Record) -> list[Sheet]:
         Sheet(f"accuracy by {kind}", ("group", "reward", "accuracy", "pairs"), tuple(rows), words=2)
         for kind, rows in kinds.items()
     ]
+
+
+# ------------------------------------------------------------------------------------------------- factors
+
+
+def factors_sheets(record: Record) -> list[Sheet]:
+    """The taus of people and rewards, then what each reward overpays."""
+    taus = {
+        name: {entry["factor"]: entry for entry in profile["factors"]}
+        for name, profile in record["profiles"].items()
+    }
+    people = next(iter(taus.values()))
+    order = sorted(record["factors"], key=lambda name: -abs(people[name]["tau"]["value"] or 0.0))
+    rows = tuple(
+        (
+            factor,
+            *(_tau_text(entries[factor]) for entries in taus.values()),
+            str(people[factor]["num_concordant"] + people[factor]["num_discordant"]),
+        )
+        for factor in order
+    )
+    title = "tau: how often the preferred one has more of it (1 always, -1 never)"
+    sheets = [Sheet(title, ("factor", *taus, "pairs"), rows)]
+    for title, found in record["overpaid"].items():
+        agreed = record["agreement"][title]
+        cells = tuple(
+            (
+                entry["factor"],
+                interval_text(entry["difference"], signed=True),
+                p_value_text(entry["adjusted"]),
+                str(entry["pairs"]),
+            )
+            for entry in found
+        )
+        like = "none" if agreed is None else f"{agreed:+.2f}"
+        heading = f"{title} less people (order of factors alike: {like})"
+        sheets.append(Sheet(heading, ("factor", "tau difference", "p (Holm)", "pairs"), cells))
+    return sheets
+
+
+def _tau_text(entry: Record) -> str:
+    """A tau; what has none differs in no pair."""
+    return "none" if entry["tau"]["value"] is None else interval_text(entry["tau"], signed=True)
+
+
+def factors_markdown(record: Record) -> str:
+    """The record as a page of Markdown, ended by a newline."""
+    meanings = "\n".join(f"- `{name}`: {words}" for name, words in record["factors"].items())
+    notes = "\n".join(f"- {note}" for note in record["notes"])
+    head = f"# What preferences pay for in {record['data']['name']}"
+    parts = [head, markdown_sheets(factors_sheets(record)), f"## Factors\n\n{meanings}"]
+    return "\n\n".join([*parts, f"## In words\n\n{notes}"] if notes else parts) + "\n"

@@ -117,6 +117,10 @@ class LabelledRows:
             prompts=tuple(self.rows[number].prompt for number in columns[3]),
         )
 
+    def candidate(self, index: int, place: int) -> Candidate:
+        """One candidate of a row, by the row's number in the table and the place in the file's order."""
+        return _file_order(self.table, self.table[index])[0][place]
+
     def candidates(self) -> Iterator[tuple[LabelledRow, int, Candidate]]:
         """Every candidate with its row and its place, media as on disk; rows are read again one by one."""
         for row in self.rows:
@@ -245,12 +249,10 @@ def _digest(candidate: Candidate, where: str) -> str:
 
 def _sample_maker(rows: LabelledRows) -> Callable[[Picture, Sequence[str]], Sample]:
     """Reads a candidate again when its turn comes, so that media of a large file never lie in memory."""
-    table = rows.table
 
     def make(picture: Picture, needs: Sequence[str]) -> Sample:
         index, place = (int(part) for part in picture.sample_id.split("/"))
-        candidates, _ = _file_order(table, table[index])
-        candidate = candidates[place]
+        candidate = rows.candidate(index, place)
         return Sample(
             prompt=picture.prompt,
             image=candidate.image,
