@@ -39,12 +39,12 @@ _MORE = Method(
     reference="none",
     function=_TRAIN,
     defaults={"*": {"learning_rate": _HEAD}},
-    formula="loss = tasks * sum over tasks k of w_k * sum over pairs of k of -log sigmoid(r_1 - r_2) / pairs "
-    "of the batch\n"
+    formula="loss = sum over tasks k of w_k * mean over pairs of k of -log sigmoid(r_1 - r_2)\n"
     "w = argmin |sum_k w_k gradient_k|, w >= 0, sum w = 1, anew in every step",
     departures=(
         "the gradients are those of all trained weights, the head's; the release takes the reward layer's",
-        "a task without a pair in the batch has no weight in that step",
+        "tasks of different size in a batch count by their means (the release divides by all pairs), and one "
+        "without a pair has no weight in that step",
     ),
     couples_rows=True,
     needs=frozenset({"task_weight"}),

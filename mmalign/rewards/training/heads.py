@@ -87,8 +87,9 @@ class PreferenceHead(nn.Module):
             if isinstance(module, nn.Linear):
                 _draw(module, generator)
         if settings.context:  # at the start a context changes nothing
-            nn.init.zeros_(self.scale.weight)
-            nn.init.zeros_(self.scale.bias)
+            for layer in (self.scale, self.shift):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.last.bias)
 
     def _build(self) -> None:
@@ -118,7 +119,7 @@ class PreferenceHead(nn.Module):
         return {name: width for name, width in named.items() if width}
 
     @torch.no_grad()
-    def standardise_by(self, **features: Float[Tensor, "sample _"]) -> None:
+    def standardise_by(self, **features: Float[Tensor, "_ _"]) -> None:
         """Take mean and spread of the training features: `item`, `prompt`, `context`, those it reads.
 
         Raises:

@@ -184,11 +184,14 @@ class _OfTasks:
         first, second = outputs_of(head, pairs)
         policy = torch.cat([first, second], dim=1)
         labels = Labels(relevance=torch.stack([pairs.probability, 1.0 - pairs.probability], dim=1))
-        weights = torch.ones(self.tasks, device=policy.device) / self.tasks
+        decided = pairs.probability != 0.5
+        counts = torch.bincount(pairs.task[decided], minlength=self.tasks)
+        weights = torch.full((self.tasks,), 1.0 / self.tasks, dtype=policy.dtype, device=policy.device)
         if torch.is_grad_enabled():
             weights = self._weights(head, policy, labels, pairs).to(policy)
-        chosen = weights[pairs.task]
-        scores = Scores(policy, extras={"task_weight": chosen})
+        # The objective divides by the pairs of all tasks; a task that is rare here counts by its own mean.
+        weights = weights * counts.sum() / (self.tasks * counts.clamp(min=1))
+        scores = Scores(policy, extras={"task_weight": weights[pairs.task]})
         return objectives.more_ranking(tasks=float(self.tasks))(scores, labels).loss
 
     def _weights(self, head: nn.Module, policy: Tensor, labels: Labels, pairs: FeaturePairs) -> Tensor:

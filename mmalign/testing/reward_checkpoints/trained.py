@@ -16,7 +16,7 @@ __all__ = ["BAD_SAMPLES", "CHECKPOINTS", "OTHER_OPTIONS", "SAMPLES", "TENSOR_ARG
 
 
 def write_trained(folder: Path, seed: int = 0) -> Path:
-    """A head with mean and deviation that reads contexts, beside the files of its CLIP. Returns the folder."""
+    """A head of normal rewards that reads contexts, beside the files of its CLIP. Returns the folder."""
     write_clip_folder(folder, seed)
     backbone = make_backbone("clip", name="vit-h-14", weights=folder)
     width = backbone.item_width
