@@ -122,10 +122,15 @@ def _print_table(console: "Console", cards: dict[str, Card], folder: Path | None
         here = presence(card, folder=folder).word
         line = Text(f"{card.name:<{width}}  ")
         line.append(f"{here:<6}", style={"yes": "green", "-": ""}.get(here, "dim"))
-        console.print(line.append(f"  {_size(card):>6}  {card.licence}"))
+        console.print(line.append(f"  {_size(card):>6}  {_short(card.licence, console.width - width - 18)}"))
         console.print(Padding(Text(card.title), (0, 0, 0, 4)))
         if card.scale:
             console.print(Padding(Text(f"scale: {card.scale}", style="dim"), (0, 0, 0, 4)))
+
+
+def _short(text: str, width: int) -> str:
+    """`text` in one line of `width` characters; one card shows it in full."""
+    return text if len(text) <= width else text[: max(width - 1, 8)].rstrip(" ,;(") + "…"
 
 
 def _print_card(console: "Console", card: Card, folder: Path | None) -> None:

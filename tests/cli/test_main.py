@@ -143,7 +143,7 @@ def test_the_exit_code_of_a_handler_is_the_command_s(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("words", "signature_of"),
     [
-        (["train", "run.yaml"], "mmalign.train.run:main"),
+        (["train", "run.yaml"], "mmalign.cli.training:main"),
         (["sample", "--prompt", "a cat"], "mmalign.diffusion.sampling:main"),
         (["export", "runs/a", "--to", "diffusers"], "mmalign.diffusion.export:main"),
         (["demo"], "mmalign.toy.demo:main"),
