@@ -1,4 +1,4 @@
-"""What `mmalign accuracy` and `mmalign factors` do, from options to printed tables and files."""
+"""What `mmalign accuracy | factors | overoptimisation` do, from options to printed tables and files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,13 @@ from mmalign.evals.accuracy_tables import (
 from mmalign.evals.factor_run import candidate_factors, report_factors
 from mmalign.evals.factor_values import IMAGE_FACTORS, TEXT_FACTORS
 from mmalign.evals.labelled_rows import LabelledRows, read_labelled
+from mmalign.evals.overoptimisation_run import checkpoint_report, checkpoint_sheets, checkpoints_markdown
+from mmalign.evals.provenance import Run, read_run
 from mmalign.evals.statistics import Resampling
 from mmalign.evals.tie_rules import RULE_NAMES
 from mmalign.files import atomic_write, write_json
 
-__all__ = ["accuracy", "factors"]
+__all__ = ["accuracy", "factors", "overoptimisation"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -222,3 +224,82 @@ def factors(
         ]
         console.print(f"written: {', '.join(map(str, written))}", markup=False)
     return 3 if any(reward.scores.errors for reward in rated) or not all(values) else 0
+
+
+def overoptimisation(
+    *,
+    runs: Sequence[Path],
+    proxy: str | None = None,
+    order: Sequence[str] = (),
+    drift: Sequence[float] | None = None,
+    pictures: bool = True,
+    cache: Path = Path("runs/evals/store"),
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    output: Path | None = None,
+) -> int:
+    """`mmalign overoptimisation RUN...`. Returns 0, or 1 where the training reward alone still rises.
+
+    Args:
+        runs: results.json files or their folders, in order of training.
+        proxy: title of the training reward.
+        order: models, the base model first.
+        drift: of each model.
+        pictures: whether pictures are measured.
+        cache: store of what was measured.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        confidence: of intervals.
+        output: folder to write.
+
+    Raises:
+        ConfigError: runs that do not fit together.
+        UnknownNameError: no such reward or model.
+        CheckpointError: a file cannot be read.
+    """
+    read = _distinct([read_run(path) for path in runs])
+    total = sum(int(model["pictures"]) for run in read for model in run.record["models"])
+    with _progress() as progress:
+        done = 0
+
+        def tell(step: int) -> None:
+            nonlocal done
+            done += step
+            progress("pictures", done, total)
+
+        report = checkpoint_report(
+            read,
+            proxy=proxy,
+            order=order,
+            pictures=pictures,
+            cache=cache,
+            drift=drift,
+            how=Resampling(resamples, seed, confidence),
+            progress=tell,
+        )
+    console = Console()
+    for table in console_sheets(checkpoint_sheets(report.record)):
+        console.print(table)
+    for line in report.found.warnings or ("No sign of over-optimisation.",):
+        console.print(line, markup=False)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+    if output is not None:
+        written = [
+            write_json(output / "overoptimisation.json", report.record),
+            atomic_write(output / "overoptimisation.md", checkpoints_markdown(report.record)),
+        ]
+        console.print(f"written: {', '.join(map(str, written))}", markup=False)
+    return 1 if report.found.alarm else 0
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """The runs; those in folders of one name are told apart by the folder above."""
+    names = [run.name for run in runs]
+    return [
+        run
+        if names.count(run.name) == 1
+        else Run("/".join(run.folder.resolve().parts[-2:]), run.record, run.rows, run.folder)
+        for run in runs
+    ]

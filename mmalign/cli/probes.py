@@ -1,4 +1,4 @@
-"""`mmalign accuracy | factors`: the options; work is imported when one runs."""
+"""`mmalign accuracy | factors | overoptimisation`: the options; work is imported when one runs."""
 
 import argparse
 from collections.abc import Callable
@@ -139,6 +139,42 @@ def _add_factors(commands: Any, calls: Callable[[str], Any]) -> None:
     parser.set_defaults(handler=calls("mmalign.cli.probe_runs:factors"))
 
 
+def _add_overoptimisation(commands: Any, calls: Callable[[str], Any]) -> None:
+    parser = commands.add_parser(
+        "overoptimisation",
+        help="do a training's checkpoints still get better, or only their training reward?",
+        description="Results of `mmalign eval` of several checkpoints on the same prompts and noise: gain of "
+        "the training reward against held-out rewards, and how the pictures moved. Exit code 1 when the "
+        "training reward rises while the held-out ones fall for two checkpoints in a row.",
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="results.json, or its folder, in order of training")
+    add(
+        "--proxy",
+        metavar="TITLE",
+        help="the reward that was trained on (default: the suite's role: training)",
+    )
+    add(
+        "--model",
+        dest="order",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="models in order of training, the base model first; repeat (default: all, as in the runs)",
+    )
+    add("--drift", type=float, nargs="+", metavar="NUMBER", help="distance of each model from the base model")
+    add("--no-pictures", dest="pictures", action="store_false", help="scores alone; opens no picture")
+    add(
+        "--cache",
+        type=Path,
+        default=Path("runs/evals/store"),
+        help="store of what was measured (default: runs/evals/store)",
+    )
+    _add_statistics(parser)
+    add("--output", type=Path, metavar="DIR", help="write overoptimisation.json and overoptimisation.md")
+    parser.set_defaults(handler=calls("mmalign.cli.probe_runs:overoptimisation"))
+
+
 def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:
     """Register the commands.
 
@@ -148,3 +184,4 @@ def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:
     """
     _add_accuracy(commands, calls)
     _add_factors(commands, calls)
+    _add_overoptimisation(commands, calls)
