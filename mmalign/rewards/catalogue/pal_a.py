@@ -1,14 +1,16 @@
 """PAL, model A: rewards for one user, who is a mixture of prototypes."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mmalign.rewards.card import Card
 from mmalign.rewards.ideal_point_reward import PICKSCORE_CLIP, PalReward, load_pal_reward
 
-__all__ = ["CARD", "build"]
+__all__ = ["CARD", "build", "build_for"]
 
 CARD = Card(
     name="pal_a",
@@ -39,7 +41,9 @@ CARD = Card(
 )
 
 
-def build(
+def build_for(
+    card: Card,
+    model: Literal["a", "b"],
     *,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -51,6 +55,8 @@ def build(
     """The reward, ready to score.
 
     Args:
+        card: what it is.
+        model: which of the two.
         weights: folder that `PalHead.save` wrote.
         device: where the networks stand.
         dtype: of the backbone.
@@ -64,8 +70,8 @@ def build(
         UnknownNameError: no such user or backbone.
     """
     return load_pal_reward(
-        CARD,
-        "a",
+        card,
+        model,
         weights=weights,
         device=device,
         dtype=dtype,
@@ -73,3 +79,6 @@ def build(
         user=user,
         mixture=mixture,
     )
+
+
+build = partial(build_for, CARD, "a")

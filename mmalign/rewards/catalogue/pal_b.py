@@ -1,76 +1,18 @@
 """PAL, model B: rewards for one user, who is a mixture of prototypes."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
-import torch
-
-from mmalign.rewards.card import Card
-from mmalign.rewards.ideal_point_reward import PICKSCORE_CLIP, PalReward, load_pal_reward
+from mmalign.rewards.catalogue import pal_a
 
 __all__ = ["CARD", "build"]
 
-CARD = Card(
+CARD = replace(
+    pal_a.CARD,
     name="pal_b",
     title="PAL, model B: angle of a picture to a user's ideal point for the prompt, a mixture of prototypes",
-    modality="image",
     scale="min(exp(s), 100) * cos: at most 100, as trained",
-    weights=(PICKSCORE_CLIP,),
-    paper="2406.08469",
-    official_code="https://github.com/RamyaLab/pluralistic-alignment",
-    licence="Apache-2.0 (code); your head is yours, PickScore's backbone is MIT",
-    differentiable=True,
     text_limit=77,
-    pixels="shorter side 224 bicubic (Pillow), centre crop 224 (odd margins rounded down)",
-    needs=("user",),
-    options={
-        "backbone": "whose embeddings the head was trained on: pickscore, a CLIP by name (vit-h-14, ...), or "
-        "none, where samples bring theirs in extras image_embedding and prompt_embedding",
-        "user": "of samples that name neither user nor mixture",
-        "mixture": "of the same: K numbers that sum to 1, for a standard reward model",
-    },
-    departures=(
-        "No head for pictures is published: train one (mmalign.rewards.ideal_point_training) and give its "
-        "folder.",
-        "The official wrapper for a fixed mixture takes its numbers as they are in one place and through a "
-        "softmax in another; here a mixture is the weights themselves and has to sum to 1.",
-        "The official option dist_logistic has the sign turned round; here a larger distance is a lower "
-        "reward.",
-    ),
 )
 
-
-def build(
-    *,
-    weights: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype,
-    backbone: str = "pickscore",
-    user: str | None = None,
-    mixture: Sequence[float] | None = None,
-) -> PalReward:
-    """The reward, ready to score.
-
-    Args:
-        weights: folder that `PalHead.save` wrote.
-        device: where the networks stand.
-        dtype: of the backbone.
-        backbone: see the card's options.
-        user: see the card's options.
-        mixture: see the card's options.
-
-    Raises:
-        ConfigError: no folder, or an option that does not exist.
-        CheckpointError: files are missing or do not fit.
-        UnknownNameError: no such user or backbone.
-    """
-    return load_pal_reward(
-        CARD,
-        "b",
-        weights=weights,
-        device=device,
-        dtype=dtype,
-        backbone=backbone,
-        user=user,
-        mixture=mixture,
-    )
+build = partial(pal_a.build_for, CARD, "b")

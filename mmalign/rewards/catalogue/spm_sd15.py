@@ -1,5 +1,6 @@
 """SPO's step-aware preference model for Stable Diffusion 1.5."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from mmalign.rewards.card import Card, Weights
 from mmalign.rewards.step_aware_reward import CLIP_H, Start, StepAwareReward, load_step_aware_reward
 
-__all__ = ["CARD", "build"]
+__all__ = ["CARD", "build", "build_for"]
 
 _MODEL = Weights(
     repository="SPO-Diffusion-Models/Step-Aware_Preference_Models",
@@ -42,7 +43,8 @@ CARD = Card(
 )
 
 
-def build(
+def build_for(
+    card: Card,
     *,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -54,6 +56,7 @@ def build(
     """The reward, ready to score.
 
     Args:
+        card: what it is.
         weights: folder with the released file and with CLIP-H's config and tokenizer (itself or its
             sub-folders of the repositories' names); None = the hub's cache.
         device: where the network stands.
@@ -67,7 +70,7 @@ def build(
         ConfigError: an option outside its range.
     """
     return load_step_aware_reward(
-        CARD,
+        card,
         weights=weights,
         device=device,
         dtype=dtype,
@@ -75,3 +78,6 @@ def build(
         timestep=None if timestep is None else float(timestep),
         seed=seed,
     )
+
+
+build = partial(build_for, CARD)

@@ -1,5 +1,6 @@
 """VQAScore by any chat model that sees pictures: P(Yes) to the question whether they show the prompt."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,9 @@ CARD = Card(
 )
 
 
-def build(
+def build_for(
+    card: Card,
+    share: bool,
     *,
     weights: str | Path | None,
     device: str | torch.device,
@@ -47,6 +50,11 @@ def build(
 ) -> Reward:
     """The reward, loaded."""
     judge = load_chat_model(
-        weights=weights, model=model, reward=CARD.name, device=device, dtype=dtype, max_pixels=max_pixels
+        weights=weights, model=model, reward=card.name, device=device, dtype=dtype, max_pixels=max_pixels
     )
-    return VqaScore(CARD, judge, question=question, answer=answer, opposite=opposite, temperature=temperature)
+    return VqaScore(
+        card, judge, question=question, answer=answer, opposite=opposite, temperature=temperature, share=share
+    )
+
+
+build = partial(build_for, CARD, False)

@@ -1,54 +1,15 @@
 """P(Yes) among P(Yes) and P(No), by any chat model that sees pictures; not VQAScore."""
 
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
-import torch
+from mmalign.rewards.catalogue import vqascore
 
-from mmalign.rewards.base import Reward
-from mmalign.rewards.card import Card
-from mmalign.rewards.vision_language import load_chat_model
-from mmalign.rewards.vqa import QUESTION, VqaScore
-
-CARD = Card(
+CARD = replace(
+    vqascore.CARD,
     name="yes_no_ratio",
     title="P(Yes) / (P(Yes) + P(No)) by a chat model of your choice: not VQAScore",
-    modality="image",
-    outputs=("score", "answer_mass"),
     scale="share, 0 to 1; answer_mass = P(Yes) + P(No): near 0 the model was about to say something else",
-    paper="2404.01291",
-    official_code="linzhiqiu/t2v_metrics",
-    pixels="native size, within the processor's limits",
-    options={
-        "model": "hub id, hub id@revision, or folder of an image-text-to-text model",
-        "question": "with one {} for the prompt",
-        "answer": "the word whose probability counts, Yes",
-        "opposite": "the other answer, No",
-        "temperature": "divides the logits, 1",
-        "max_pixels": "larger pictures are scaled down to this area; default none",
-    },
-    departures=(
-        "Rows are scored in batches by one teacher-forced pass; the official wrapper generates one by one.",
-        "Raw logits count; generation settings of the checkpoint (repetition penalty) do not.",
-    ),
 )
 
-
-def build(
-    *,
-    weights: str | Path | None,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    model: str | None = None,
-    question: str = QUESTION,
-    answer: str = "Yes",
-    opposite: str = "No",
-    temperature: float = 1.0,
-    max_pixels: int | None = None,
-) -> Reward:
-    """The reward, loaded."""
-    judge = load_chat_model(
-        weights=weights, model=model, reward=CARD.name, device=device, dtype=dtype, max_pixels=max_pixels
-    )
-    return VqaScore(
-        CARD, judge, question=question, answer=answer, opposite=opposite, temperature=temperature, share=True
-    )
+build = partial(vqascore.build_for, CARD, True)
