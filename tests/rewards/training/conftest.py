@@ -108,7 +108,7 @@ def toy_pairs(num: int, seed: int) -> list[Pair]:
         if plain:
             rejected = type(rejected)(**{**vars(rejected), "framed": False})
         pairs.append(
-            Pair(facts.caption(), render(chosen), render(rejected), Score(1, 1), Score(0, 0), "both")
+            Pair(facts.caption(), render(chosen), render(rejected), Score(1.0, 1.0), Score(0.0, 0.0), "both")
         )
     return pairs
 
