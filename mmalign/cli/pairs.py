@@ -37,6 +37,25 @@ def _add_common(parser: argparse.ArgumentParser, *, work: bool) -> None:
         add("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
 
 
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--candidates",
+        dest="candidates_source",
+        type=Path,
+        metavar="SHARDS",
+        help="candidates that exist: .parquet or .tar (WebDataset) shards, or a folder of them, with prompt, "
+        "picture and, if known, id and model; PLAN then needs no prompts and no models",
+    )
+    parser.add_argument(
+        "--block-rows",
+        type=int,
+        default=256,
+        metavar="N",
+        help="with --candidates: samples that are scored and stored together; the same for score and select "
+        "(default: 256)",
+    )
+
+
 def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse's type is not public
     """Register `mmalign pairs`.
 
@@ -65,6 +84,15 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
         description="A score is stored under the picture's bytes, the prompt and the reward's fingerprint.",
     )
     _add_common(score, work=True)
+    _add_shards(score)
+    add = score.add_argument
+    add(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="with --candidates: score on a Ray cluster (extra ray); shards and store lie on a disk all see",
+    )
+    add("--workers", type=int, default=1, metavar="N", help="with --ray: one per device (default: 1)")
+    add("--gpus-per-worker", type=float, default=0.0, metavar="N", help="with --ray (default: 0)")
     score.set_defaults(handler=calls("mmalign.evals.pairs.commands:run_score"))
 
     select = stages.add_parser(
@@ -74,6 +102,7 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
         "every step.",
     )
     _add_common(select, work=False)
+    _add_shards(select)
     select.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     select.add_argument("--force", action="store_true", help="replace DIR if it exists")
     select.set_defaults(handler=calls("mmalign.evals.pairs.commands:run_select"))

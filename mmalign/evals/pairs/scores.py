@@ -27,9 +27,19 @@ class Entry:
 
     def key(self, reward: Reward, fingerprint: str) -> str:
         """Under which its score is stored."""
+        return self.key_of(reward.card.needs, fingerprint)
+
+    def key_of(self, needs: Sequence[str], fingerprint: str) -> str:
+        """The same without the reward at hand.
+
+        Args:
+            needs: extras the reward reads.
+            fingerprint: of the reward.
+        """
         sample = self.sample
-        picture = Picture(sample.id, sample.prompt, Path(), self.sha256, sample.extras)
-        return score_key(picture, reward.card.needs, fingerprint)
+        return score_key(
+            Picture(sample.id, sample.prompt, Path(), self.sha256, sample.extras), needs, fingerprint
+        )
 
 
 def entry_of(sample: Sample) -> Entry:

@@ -1,11 +1,13 @@
 """A painter and rewards without networks; a plan over them."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from mmalign.evals import generation
 from mmalign.evals.pairs.plan import read_plan
@@ -74,3 +76,31 @@ def make_pool():
         return Pool(tuple(titles), prompts)
 
     return make
+
+
+@pytest.fixture
+def shard_rows():
+    """Rows of candidates in shards: 5 prompts, one of them held out, each row with a picture of its own."""
+    prompts = ["a fox", "a heron", "two boats", "an owl", "The pier at night"]
+
+    def rows(count: int) -> list[dict]:
+        return [
+            {
+                "id": f"s{number:03d}",
+                "prompt": prompts[number % len(prompts)],
+                "image": _picture(number),
+                "model": f"m{number % 2}",
+                "seed": number,
+            }
+            for number in range(count)
+        ]
+
+    return rows
+
+
+def _picture(number: int) -> bytes:
+    generator = torch.Generator().manual_seed(number)
+    pixels = torch.randint(0, 255, (12, 12, 3), generator=generator, dtype=torch.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
