@@ -1,4 +1,4 @@
-"""`mmalign rewards | serve-reward | doctor`: the options; work is imported when one runs."""
+"""`mmalign rewards | serve-reward | fit-user | doctor`: the options; work is imported when one runs."""
 
 import argparse
 from collections.abc import Callable
@@ -73,6 +73,39 @@ def _add_serve(commands: Any, calls: Callable[[str], Any]) -> None:
     parser.set_defaults(handler=calls("mmalign.cli.reward_serving:serve"))
 
 
+def _add_fit_user(commands: Any, calls: Callable[[str], Any]) -> None:
+    parser = commands.add_parser(
+        "fit-user",
+        help="teach a PAL head one more user, from a few of their choices",
+        description="Fit the mixture of prototypes that a user is, K numbers, to pairs the user decided; "
+        "nothing else in the head changes. Prints how often the fitted rewards agree with choices of prompts "
+        "that were held out, beside the uniform mixture.",
+    )
+    add = parser.add_argument
+    add("head", metavar="HEAD", type=Path, help="folder of a head, as PalHead.save writes it")
+    add("choices", metavar="CHOICES", help="pairs or rankings of pictures: file, folder or hub id")
+    add("--user", metavar="NAME", help="whose choices they are")
+    add("--user-column", metavar="COLUMN", help="or the column that says whose; each user is fitted")
+    add("--replace", action="store_true", help="fit users anew that the head has already")
+    add("--output", type=Path, metavar="DIR", help="folder to save the head to (default: HEAD itself)")
+    add("--backbone", default="pickscore", help="the head was trained on, as pal_b's options say")
+    add(
+        "--loss",
+        default="own",
+        choices=("own", "choice", "hinge"),
+        help="own: what the head is trained with; choice: calibrated cross-entropy (default: own)",
+    )
+    add("--ridge", type=float, default=1e-2, help="pull to the uniform mixture, above 0 (default: 0.01)")
+    add("--format", default="auto", metavar="LAYOUT", help="layout of the rows (default: recognise it)")
+    add("--columns", nargs="*", default=[], metavar="role=column", help="what columns mean")
+    add("--split", help="split of the data set")
+    add("--root", help="folder that relative picture paths start from (default: beside the file)")
+    add("--limit", type=int, metavar="N", help="only the first N rows")
+    add("--batch-size", type=int, default=16, metavar="N", help="pictures in one forward (default: 16)")
+    add("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
+    parser.set_defaults(handler=calls("mmalign.cli.user_fitting:fit_user"))
+
+
 def _add_doctor(commands: Any, calls: Callable[[str], Any]) -> None:
     parser = commands.add_parser(
         "doctor",
@@ -110,4 +143,5 @@ def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:
     """
     _add_rewards(commands, calls)
     _add_serve(commands, calls)
+    _add_fit_user(commands, calls)
     _add_doctor(commands, calls)

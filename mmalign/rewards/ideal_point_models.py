@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmalign.errors import CheckpointError, ConfigError, ShapeError, UnknownNameError, explain, unknown_name
+from mmalign.files import save_tensors, write_json
 from mmalign.rewards.checkpoints import fill, read_state
 from mmalign.rewards.ideal_points import angle_rewards, distance_rewards, mix, mix_of_prompt, user_weights
 
@@ -271,14 +272,11 @@ class PalHead(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write `pal.json` and `pal.safetensors`. Returns the folder."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {**asdict(self.settings), "users": list(self.users)}
-        (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
-        save_file(state, str(folder / WEIGHTS_FILE))
+        # Each file appears whole: a head that gains a user may lie in the folder that is being read.
+        save_tensors(folder / WEIGHTS_FILE, self.state_dict())
+        write_json(folder / SETTINGS_FILE, {**asdict(self.settings), "users": list(self.users)})
         return folder
 
     @classmethod

@@ -106,7 +106,16 @@ class PalReward(ModelReward):
             RowError: no user or an unknown one, no picture, an embedding of another width, or nothing that
                 could embed.
         """
-        inputs: dict[str, Any] = {"weights": self._weights(sample)}
+        weights, media = self._weights(sample), self.media(sample)
+        return Prepared({"weights": weights, **media.inputs}, media.truncated)
+
+    def media(self, sample: Sample) -> Prepared:
+        """What `prepare` does, without asking whose reward it is: for `embed`.
+
+        Raises:
+            RowError: no picture, an embedding of another width, or nothing that could embed.
+        """
+        inputs: dict[str, Any] = {}
         truncated = False
         inputs["image"] = self._stored(sample, "image_embedding")
         if inputs["image"] is None:
@@ -180,11 +189,17 @@ class PalReward(ModelReward):
 
     def forward(self, batch: Sequence[Prepared]) -> Float[Tensor, "sample 1"]:
         """Rewards of prepared samples."""
-        images = self._embedded(batch, "image", "pixels")
-        prompts = self._embedded(batch, "prompt", "ids") if self.head.settings.needs_prompt else None
+        images, prompts = self.embed(batch)
         weights = torch.stack([prepared.inputs["weights"] for prepared in batch]).to(self.device)
         rewards: Tensor = self.head(images, weights, prompts)
         return rewards[:, None]
+
+    def embed(
+        self, batch: Sequence[Prepared]
+    ) -> tuple[Float[Tensor, "sample input"], Float[Tensor, "sample input"] | None]:
+        """Embeddings of pictures and, where the head reads them, of prompts: what `Choices` are made of."""
+        images = self._embedded(batch, "image", "pixels")
+        return images, self._embedded(batch, "prompt", "ids") if self.head.settings.needs_prompt else None
 
     def _embedded(self, batch: Sequence[Prepared], stored: str, raw: str) -> Tensor:
         """Embeddings of a batch: those that came along, and those of the backbone, in order."""
