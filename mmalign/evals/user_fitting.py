@@ -1,4 +1,4 @@
-"""`mmalign fit-user`: one more user for a PAL head from a few choices; the rest of the head stays as it is."""
+"""`mmalign fit-user`: one more user for a PAL head, from a few choices; the head itself stays as it is."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
