@@ -210,7 +210,7 @@ def _item(record: Record, number: int, mode: Mode) -> PairItem:
         hallucination=hits[1] if error is None else math.nan,
         labels=(labels[0], labels[1]),
         parsed=(parsed[0], parsed[1]),
-        length=mean(lengths),
+        length=mean(lengths) if error is None else math.nan,
         error=error,
     )
 
