@@ -137,7 +137,7 @@ def test_a_trained_reward_drives_a_suite(run, tmp_path, monkeypatch):
     )
     (comparison,) = record["comparisons"]
     assert comparison["win_rates"]["mine"]["rate"]["value"] == 1.0, "a frame is what was preferred"
-    assert record["rewards"][0]["name"] == "trained[reward_bradley_terry]"
+    assert record["rewards"][0]["name"] == "trained"
 
 
 # ------------------------------------------------------------------------------------------- other methods
