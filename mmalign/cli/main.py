@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import __version__
-from mmalign.cli import benchmarks, compare, data, evals, pairs, probes, rewards
+from mmalign.cli import benchmarks, compare, data, evals, judging, pairs, probes, rewards
 from mmalign.errors import MmalignError
 
 __all__ = ["build_parser", "main"]
@@ -208,6 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     benchmarks.add_commands(commands, _calls)
     rewards.add_commands(commands, _calls)
     probes.add_commands(commands, _calls)
+    judging.add_commands(commands, _calls)
     pairs.add_command(commands, _calls)
     _add_export(commands)
     data.add_commands(commands)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "add_rows"]
 
 
-def _add_rows(parser: argparse.ArgumentParser) -> None:
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """The options that say which labelled rows are read."""
     parser.add_argument("pairs", metavar="PAIRS", help="labelled pairs or rankings: file, folder or hub id")
     add = parser.add_argument
     add("--format", default="auto", metavar="LAYOUT", help="layout of the rows (default: recognise it)")
@@ -87,7 +88,7 @@ def _add_accuracy(commands: Any, calls: Callable[[str], Any]) -> None:  # argpar
         "Kendall's tau-b, log loss and calibration, groups, and every two rewards compared. Scores are "
         "stored: a run that was killed goes on where it was.",
     )
-    _add_rows(parser)
+    add_rows(parser)
     _add_scoring(parser, required=True)
     parser.add_argument(
         "--rule",
@@ -125,7 +126,7 @@ def _add_factors(commands: Any, calls: Callable[[str], Any]) -> None:
         description="How often the preferred candidate has more of each measurable factor, by people's "
         "labels and by rewards, and where a reward pays for something that people do not.",
     )
-    _add_rows(parser)
+    add_rows(parser)
     _add_scoring(parser, required=False)
     parser.add_argument(
         "--factor",

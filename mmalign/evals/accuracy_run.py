@@ -143,6 +143,9 @@ def rate_rows(
         batch_size: candidates per call.
         device: recorded.
         progress: called with (title, candidates done, all of them).
+
+    Raises:
+        ConfigError: the reward compares two candidates; or `stored`, and there are no scores.
     """
     if name == STORED:
         held = None if validation is None else stored_scores(validation)
@@ -152,6 +155,14 @@ def rate_rows(
 
         load = load_reward
     reward = load(name)
+    if {"in_order", "swapped"} <= set(reward.card.outputs):
+        message = explain(
+            f"--reward {name}",
+            got="a judge of pairs, which scores no candidate alone",
+            expected="a reward of single candidates",
+            do="`mmalign judge bias` asks it in both orders and holds it against the labels.",
+        )
+        raise ConfigError(message)
 
     def scored(part: LabelledRows) -> Scores:
         done = 0

@@ -426,6 +426,15 @@ def test_prompts_that_validation_shares_are_told(
     assert any("7 prompts stand in the validation pairs too" in note for note in report.record["warnings"])
 
 
+def test_a_judge_of_pairs_is_sent_where_it_is_asked_in_both_orders(
+    file_of_pairs: Path, redness: FunctionReward, tmp_path: Path
+) -> None:
+    object.__setattr__(redness._card, "outputs", ("preference", "in_order", "swapped"))
+    rows = read_labelled(data_config(str(file_of_pairs)))
+    with pytest.raises(ConfigError, match="mmalign judge bias"):
+        rate_rows("judge", "judge", rows, tmp_path / "store", load=lambda _: redness)
+
+
 def test_rows_of_single_candidates_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
     path = write_rows(tmp_path, [{"prompt": "a", "image": "x.png", "label": True}])
