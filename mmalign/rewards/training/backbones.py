@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmalign.errors import ConfigError, RowError, explain, unknown_name
 from mmalign.rewards.base import Prepared
@@ -53,6 +53,11 @@ class Backbone(ABC):
     context_width: int = 0
     text_limit: int | None = None
     differentiable: bool = False
+
+    @property
+    def network(self) -> nn.Module | None:
+        """What an adapter may be put into; None where there is no network."""
+        return None
 
     @abstractmethod
     def prepare(self, sample: Sample) -> Prepared:
@@ -115,6 +120,12 @@ class ClipFeatures(Backbone):
         self.item_width = self.prompt_width = self.context_width = encoder.feature_size
         self.text_limit = encoder.text_limit
 
+    @property
+    def network(self) -> nn.Module | None:
+        """Both towers."""
+        found: nn.Module | None = getattr(self.encoder, "network", None)
+        return found
+
     def prepare(self, sample: Sample) -> Prepared:
         """The preprocessed picture."""
         return Prepared({"pixels": self.encoder.preprocessing(_picture(sample))})
@@ -170,10 +181,15 @@ class BlipFeatures(Backbone):
         dtype: torch.dtype,
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
-        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.blip = network.to(self.device).eval().requires_grad_(False)
         self.tokens, self.preprocessing, self.weights = tokens, preprocessing, dict(weights)
         self.item_width = int(network.text.config.hidden_size)
         self.text_limit = tokens.length
+
+    @property
+    def network(self) -> nn.Module | None:
+        """Both towers, and the published head, which nobody asks."""
+        return self.blip
 
     def prepare(self, sample: Sample) -> Prepared:
         """The preprocessed picture and the prompt's tokens."""
@@ -196,8 +212,8 @@ class BlipFeatures(Backbone):
         return self._states(self.preprocessing.tensor(pixels), ids, mask)
 
     def _states(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        image = self.network.vision(pixel_values=pixels.to(self.device, self.dtype)).last_hidden_state
-        found: Tensor = self.network.text(
+        image = self.blip.vision(pixel_values=pixels.to(self.device, self.dtype)).last_hidden_state
+        found: Tensor = self.blip.text(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             encoder_hidden_states=image,
@@ -239,6 +255,12 @@ class ChatFeatures(Backbone):
         config = chat.network.config
         self.item_width = int(getattr(config, "text_config", config).hidden_size)
         self.context_width = self.item_width
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The whole model."""
+        found: nn.Module = self.chat.network
+        return found
 
     def prepare(self, sample: Sample) -> Prepared:
         """The question as tensors, with what it is about."""

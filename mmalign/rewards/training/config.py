@@ -17,6 +17,7 @@ from mmalign.methods.row import Method
 
 __all__ = [
     "REWARD_ROWS",
+    "AdapterConfig",
     "BackboneConfig",
     "ColumnsConfig",
     "HeadConfig",
@@ -81,6 +82,14 @@ class HeadConfig(_Section):
     prototypes: int = Field(2, ge=1, description="reward_pal: of which users are mixtures")
 
 
+class AdapterConfig(_Section):
+    """Training the backbone with the head, by LoRA; without it features are computed once."""
+
+    rank: int = Field(0, ge=0, description="0 leaves the backbone frozen")
+    alpha: float | None = Field(None, gt=0, description="default: the rank")
+    targets: str = Field("", description="regular expression of module names; default: queries and values")
+
+
 class LossConfig(_Section):
     """The loss."""
 
@@ -103,6 +112,7 @@ class TrainConfig(_Section):
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
     batch_size: int = Field(256, ge=1, description="pairs per step")
     learning_rate: float | None = Field(None, gt=0, description="peak; default: the row")
+    adapter_learning_rate: float | None = Field(None, gt=0, description="of LoRA; default: learning_rate")
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -149,6 +159,7 @@ class RewardRunConfig(_Section):
     data: DataConfig
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
     head: HeadConfig = Field(default_factory=HeadConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig
     validation: ValidationConfig = Field(default_factory=ValidationConfig)

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from mmalign.files import (
 )
 from mmalign.rewards.ideal_point_models import PalHead
 from mmalign.rewards.ideal_point_training import parameter_groups
+from mmalign.rewards.training.adapters import ADAPTER
 from mmalign.rewards.training.config import TrainConfig
 from mmalign.rewards.training.pairs import FeaturePairs
 from mmalign.rewards.training.scoring import Head, PairLoss, logit_of, outputs_of
@@ -36,8 +37,6 @@ __all__ = ["CHECKPOINTS", "METRICS", "Progress", "held_out", "judge", "train_hea
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
-
-_CHUNK = 8192
 
 
 @dataclass
@@ -67,7 +66,7 @@ def held_out(head: Head, pairs: FeaturePairs) -> Callable[[float], HeldOut]:
     training = head.training
     head.eval()
     places = torch.arange(len(pairs), device=pairs.first.device)
-    parts = [outputs_of(head, pairs.at(some)) for some in places.split(_CHUNK)]
+    parts = [outputs_of(head, pairs.at(some)) for some in places.split(pairs.chunk)]
     head.train(training)
     first, second = (torch.cat([part[side] for part in parts]).cpu() for side in (0, 1))
     label, weight = pairs.probability.cpu().double(), pairs.weight.cpu().double()
@@ -156,15 +155,24 @@ class _Run:
 
 def _optimiser(head: Head, config: TrainConfig) -> torch.optim.AdamW:
     rate = float(config.learning_rate or 0.0)
+    named = dict(head.named_parameters())
+    adapter = {name: value for name, value in named.items() if name.startswith(f"{ADAPTER}.")}
+    own = [value for name, value in named.items() if name not in adapter]
     if isinstance(head, PalHead):
-        groups: Iterable[Any] = parameter_groups(head, projector_lr=rate, weight_decay=config.weight_decay)
+        groups: list[dict[str, Any]] = parameter_groups(
+            head, projector_lr=rate, weight_decay=config.weight_decay
+        )
+        apart = {id(value) for value in adapter.values()}
+        for group in groups:
+            group["params"] = [value for value in group["params"] if id(value) not in apart]
     else:
-        matrices = [p for p in head.parameters() if p.ndim > 1]
-        others = [p for p in head.parameters() if p.ndim <= 1]
         groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
         ]
+    if adapter:
+        tuned = {"params": list(adapter.values()), "weight_decay": 0.0}
+        groups.append({**tuned, "lr": config.adapter_learning_rate or rate})
     optimiser = torch.optim.AdamW(groups, lr=rate)
     for group in optimiser.param_groups:
         group["peak"] = group["lr"]

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +12,22 @@ from torch import Tensor
 from mmalign.batch import PreferenceRow
 from mmalign.data.readers import RowTable
 from mmalign.errors import ConfigError, RowError, explain
+from mmalign.rewards.base import Prepared
 from mmalign.rewards.sample import Sample
+from mmalign.rewards.training.backbones import Backbone
 from mmalign.rewards.training.feature_store import FeatureStore
 from mmalign.seeding import derive_seed
 
-__all__ = ["Columns", "FeatureBatch", "FeaturePairs", "PairTable", "part_of", "read_pairs", "split"]
+__all__ = [
+    "Columns",
+    "FeatureBatch",
+    "FeaturePairs",
+    "PairTable",
+    "part_of",
+    "prepare_item",
+    "read_pairs",
+    "split",
+]
 
 Part = Literal["train", "validation", "test"]
 
@@ -88,6 +99,9 @@ class FeaturePairs:
     user: Int[Tensor, " pair"]
     task: Int[Tensor, " pair"]
 
+    chunk: ClassVar[int] = 8192
+    """Pairs judged at once."""
+
     def __len__(self) -> int:
         return len(self.first)
 
@@ -121,6 +135,9 @@ class PairTable:
         users: names, by number.
         tasks: names, by number.
         dropped: reason to number of rows that could not be used.
+        origins: (row of the data set, candidate) of each row of the table of items.
+        prompts: text of each row of the table of prompts.
+        contexts: text of each row of the table of contexts.
     """
 
     pairs: FeaturePairs
@@ -128,6 +145,9 @@ class PairTable:
     users: tuple[str, ...]
     tasks: tuple[str, ...]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    origins: tuple[tuple[int, int], ...] = ()
+    prompts: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -140,6 +160,7 @@ class _Read:
     tasks: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     keys: list[bytes | None] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     labels: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -156,6 +177,10 @@ def _extra(row: PreferenceRow, column: str, what: str) -> str:
     return str(value)
 
 
+def _sample(row: PreferenceRow, candidate: int) -> Sample:
+    return Sample(prompt=row.prompt, image=row.candidates[candidate].image)
+
+
 def _take(read: _Read, row: PreferenceRow, columns: Columns, source: str) -> None:
     candidates = [candidate.image for candidate in row.candidates]
     if len(candidates) != 2 or any(image is None for image in candidates):
@@ -164,7 +189,8 @@ def _take(read: _Read, row: PreferenceRow, columns: Columns, source: str) -> Non
     context = _extra(row, columns.context, "context") if columns.context else ""
     user = _extra(row, columns.user, "user") if columns.user else ""
     task = _extra(row, columns.task, "task") if columns.task else source
-    read.samples += [Sample(prompt=row.prompt, image=image) for image in candidates]
+    read.samples += [_sample(row, candidate) for candidate in (0, 1)]
+    read.rows.append(row.index)
     read.texts.append(row.prompt)
     read.contexts.append(context)
     read.users.append(user)
@@ -252,7 +278,25 @@ def _features(
         user=user,
         task=task,
     )
-    return PairTable(pairs, tuple(texts), user_names, task_names, dict(dropped))
+    origins: dict[int, tuple[int, int]] = {}
+    for number, place in enumerate(places.tolist()):
+        origins.setdefault(place, (read.rows[number // 2], number % 2))
+    return PairTable(
+        pairs,
+        tuple(texts),
+        user_names,
+        task_names,
+        dict(dropped),
+        tuple(origins[row] for row in range(len(items))),
+        tuple(dict.fromkeys(texts)),
+        tuple(dict.fromkeys(contexts)),
+    )
+
+
+def prepare_item(rows: RowTable, table: PairTable, backbone: Backbone, row: int) -> Prepared:
+    """What the backbone reads of a row of the table of items, read anew from the data set."""
+    number, candidate = table.origins[row]
+    return backbone.prepare(_sample(rows[number], candidate))
 
 
 def _numbered(names: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:

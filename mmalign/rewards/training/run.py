@@ -9,16 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from mmalign.data.readers import open_rows
+from mmalign.data.readers import RowTable, open_rows
 from mmalign.files import write_json
 from mmalign.methods.row import Method
+from mmalign.rewards.training.adapters import (
+    ADAPTER,
+    LiveFeatures,
+    LivePairs,
+    adapter_tensors,
+    attach_adapter,
+)
 from mmalign.rewards.training.backbones import Backbone, make_backbone
 from mmalign.rewards.training.config import RewardRunConfig, load_reward_run
 from mmalign.rewards.training.feature_store import FeatureStore
 from mmalign.rewards.training.heads import PreferenceHead
 from mmalign.rewards.training.loop import Progress, held_out, judge, train_head
-from mmalign.rewards.training.pairs import Columns, FeaturePairs, PairTable, Part, read_pairs, split
+from mmalign.rewards.training.pairs import (
+    Columns,
+    FeaturePairs,
+    PairTable,
+    Part,
+    prepare_item,
+    read_pairs,
+    split,
+)
 from mmalign.rewards.training.saved import Description, save_reward
 from mmalign.rewards.training.scoring import Head, make_head, make_loss
 from mmalign.rewards.training.validation import Measures, best_tie_threshold, measure
@@ -121,8 +137,14 @@ def train_reward(
     tell(
         f"pairs: {', '.join(f'{size:,} {name}' for name, size in sizes.items())}; {store.computed:,} embedded"
     )
-    pairs = {name: table.pairs.at(places).to(device) for name, places in parts.items()}
-    head = _head(config, table, pairs["train"]).to(device)
+    given, adapter = table.pairs, {}
+    head = _head(config, table, given.at(parts["train"]))
+    if config.adapter.rank:
+        adapter = attach_adapter(backbone, **config.adapter.model_dump(), seed=config.train.seed)
+        given = _live(rows, table, backbone)
+        head.register_module(ADAPTER, nn.ParameterDict(adapter_tensors(backbone)))
+    head = head.to(device)
+    pairs = {name: given.at(places).to(device) for name, places in parts.items()}
     write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
     progress = train_head(
         head,
@@ -145,6 +167,7 @@ def train_reward(
         head={},
         temperature=temperature,
         context=bool(config.columns.context),
+        adapter=adapter,
         measures={"test": calibrated.as_json(), "test_uncalibrated": raw.as_json()},
         training={
             "settings": config.model_dump(mode="json"),
@@ -162,6 +185,17 @@ def train_reward(
     tell(_summary(calibrated, raw))
     tell(f"reward: {folder} (mmalign.rewards.load('trained', weights={str(folder)!r}))")
     return TrainedRun(folder, progress, calibrated, raw, head)
+
+
+def _live(rows: RowTable, table: PairTable, backbone: Backbone) -> LivePairs:
+    """The pairs with features that follow the backbone; pictures are read anew in every step."""
+    live = LiveFeatures(
+        backbone,
+        lambda row: prepare_item(rows, table, backbone, row),
+        table.prompts,
+        table.contexts,
+    )
+    return LivePairs(**vars(table.pairs), live=live)
 
 
 def _head(config: RewardRunConfig, table: PairTable, train: FeaturePairs) -> Head:

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mmalign.errors import CheckpointError, explain
 from mmalign.files import read_json, save_tensors, write_json
 from mmalign.rewards.checkpoints import fill, read_state
 from mmalign.rewards.ideal_point_models import PalHead, PalSettings
+from mmalign.rewards.training.adapters import ADAPTER
 from mmalign.rewards.training.heads import HeadSettings, PreferenceHead
 from mmalign.rewards.training.scoring import Head
 from mmalign.rewards.weights import file_sha256
@@ -20,6 +23,7 @@ __all__ = [
     "Description",
     "head_description",
     "load_head",
+    "read_adapter",
     "read_description",
     "save_reward",
 ]
@@ -43,6 +47,7 @@ class Description:
         temperature: rewards are divided by it, so that sigmoid of a difference is a probability.
         sha256: of the weights.
         context: whether samples bring one.
+        adapter: settings of LoRA in the backbone, empty without it.
         measures: on the test pairs, after calibration, and the error before it.
         training: settings, sizes and steps of the run.
     """
@@ -55,6 +60,7 @@ class Description:
     temperature: float
     sha256: str = ""
     context: bool = False
+    adapter: Mapping[str, Any] = field(default_factory=dict)
     measures: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -147,5 +153,14 @@ def load_head(folder: str | Path, description: Description) -> Head:
         if kind is HeadSettings
         else PalHead(PalSettings(**settings), given.get("users", ()))
     )
-    fill(head, read_state(path), where=str(path))
+    prefix = f"{ADAPTER}."
+    own = {name: value for name, value in read_state(path).items() if not name.startswith(prefix)}
+    fill(head, own, where=str(path))
     return head.eval()
+
+
+def read_adapter(folder: str | Path) -> dict[str, Tensor]:
+    """LoRA's weights of a folder; empty where the backbone was frozen."""
+    prefix = f"{ADAPTER}."
+    state = read_state(Path(folder) / WEIGHTS_FILE)
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -17,6 +17,7 @@ from mmalign.rewards.clip_backbones import backbone_weights
 from mmalign.rewards.ideal_point_models import PalHead
 from mmalign.rewards.prompt_image import check_prompts
 from mmalign.rewards.sample import Sample
+from mmalign.rewards.training.adapters import attach_adapter, load_adapter
 from mmalign.rewards.training.backbones import Backbone, make_backbone
 from mmalign.rewards.training.pairs import FeatureBatch
 from mmalign.rewards.training.saved import (
@@ -24,6 +25,7 @@ from mmalign.rewards.training.saved import (
     WEIGHTS_FILE,
     Description,
     load_head,
+    read_adapter,
     read_description,
 )
 from mmalign.rewards.training.scoring import Head, rewards_of
@@ -192,6 +194,7 @@ class TrainedReward(ModelReward):
             "weights": self.weights,
             "method": self.description.method,
             "temperature": self.description.temperature,
+            "adapter": dict(self.description.adapter),
             "backbone": dict(self.backbone.settings()),
             "options": self.options,
         }
@@ -310,6 +313,9 @@ def load_trained(
             do="Load with backbone=FOLDER of that one.",
         )
         raise CheckpointError(message)
+    if description.adapter:
+        attach_adapter(tower, **description.adapter)
+        load_adapter(tower, read_adapter(folder), where=str(folder / WEIGHTS_FILE))
     kind = DifferentiableTrainedReward if tower.differentiable else TrainedReward
     hashed = hashes(folder, (WEIGHTS_FILE,))
     return kind(card, description, head, tower, weights=hashed, device=device, dtype=dtype, **options)
