@@ -9,9 +9,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from mmalign.devices import best_device, load_base, load_trained
+from mmalign.devices import best_device
 from mmalign.diffusion import export as exporting
 from mmalign.diffusion import sampling
+from mmalign.diffusion.trained import load_base, load_trained
 from mmalign.errors import CheckpointError, ConfigError
 from mmalign.testing.families import load, trained_by
 from mmalign.train.checkpoint import Checkpoint, save_checkpoint
