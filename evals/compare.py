@@ -1,4 +1,4 @@
-r"""Put several evaluations into one table, if their numbers may stand together: the same as `mmalign compare`.
+r"""Put several evaluations into one table, where numbers may stand together: the same as `mmalign compare`.
 
 python evals/compare.py runs/evals/first/results.json runs/evals/second/results.json
 """
