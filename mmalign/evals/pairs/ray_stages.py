@@ -5,6 +5,9 @@ block's scores lie under one name with the same bytes, so the store holds what a
 written. Needs the extra `ray`; nothing else of mmalign imports it.
 """
 
+import hashlib
+import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,24 +22,44 @@ if TYPE_CHECKING:
 
 __all__ = ["score_on_ray"]
 
-_RETRIES = 5
-"""How often a block is handed out again after a worker died on it, before the job gives up."""
+_ATTEMPTS = 3
+"""How many workers may die on one block before the job gives up."""
 
 
 class _Actor:
     """Holds the loaded rewards of one worker; what Ray Data calls with a batch of one block."""
 
-    def __init__(self, specs: Sequence[Mapping[str, Any]], store: str, device: str) -> None:
+    def __init__(self, specs: Sequence[Mapping[str, Any]], store: str, device: str, attempts: str) -> None:
         from mmalign.evals.pairs.shard_scoring import BlockScorer
 
         read = [RewardSpec.model_validate(spec) for spec in specs]
         self.scorer = BlockScorer(read, Path(store), device)
+        self.attempts = Path(attempts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         columns = ("shard", "group", "first", "count")
-        rows = zip(*(batch[name].tolist() for name in columns), strict=True)
-        receipts = [asdict(self.scorer.score(Block(*row))) for row in rows]
+        blocks = [Block(*row) for row in zip(*(batch[name].tolist() for name in columns), strict=True)]
+        receipts = []
+        for block in blocks:
+            _count_attempt(self.attempts, block)
+            receipts.append(asdict(self.scorer.score(block)))
         return {name: [receipt[name] for receipt in receipts] for name in receipts[0]}
+
+
+def _count_attempt(folder: Path, block: Block) -> None:
+    """Note that a worker starts on a block: Ray hands a lost block out for ever, and some blocks kill.
+
+    Raises:
+        TrainingError: too many workers started on it and none finished.
+    """
+    path = folder / hashlib.sha256(block.name.encode()).hexdigest()[:40]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b".")
+    started = path.stat().st_size
+    if started > _ATTEMPTS:
+        message = f"{block.name}: {_ATTEMPTS} workers died on it. Score it alone, without Ray, to see why."
+        raise TrainingError(message)
 
 
 def _import_ray() -> Any:
@@ -92,6 +115,7 @@ def score_on_ray(
     ray = _import_ray()
     blocks = blocks_of(source, rows=rows)
     variables = dict(environment or {})
+    attempts = store / "attempts" / uuid.uuid4().hex
     started = not ray.is_initialized()
     if started:
         local = {} if address is not None else {"num_cpus": max(2, int(workers * cpus_per_worker) + 1)}
@@ -104,7 +128,7 @@ def score_on_ray(
         )
     try:
         limits = (gpus_per_worker, cpus_per_worker)
-        found = _scored(ray, blocks, specs, store, workers, device, limits, progress)
+        found = _scored(ray, blocks, specs, store, attempts, workers, device, limits, progress)
     except ray.exceptions.RayError as error:
         message = (
             f"pairs score on Ray: a worker failed for good ({error}). What was scored is kept in {store}: "
@@ -114,6 +138,7 @@ def score_on_ray(
     finally:
         if started:
             ray.shutdown()
+        shutil.rmtree(attempts, ignore_errors=True)
     receipts = {receipt["block"]: Receipt(**receipt) for receipt in found}
     return [receipts[block.name] for block in blocks]
 
@@ -123,6 +148,7 @@ def _scored(
     blocks: Sequence[Block],
     specs: Sequence[RewardSpec],
     store: Path,
+    attempts: Path,
     workers: int,
     device: str,
     limits: tuple[float, float],
@@ -140,13 +166,16 @@ def _scored(
         )
         scored = table.map_batches(
             _Actor,
-            fn_constructor_args=([spec.model_dump() for spec in specs], str(store.resolve()), device),
+            fn_constructor_args=(
+                [spec.model_dump() for spec in specs],
+                str(store.resolve()),
+                device,
+                str(attempts.resolve()),
+            ),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
             num_gpus=limits[0] or None,
             num_cpus=limits[1],
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
         )
         found = []
         for row in scored.iter_rows():

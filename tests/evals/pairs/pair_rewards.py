@@ -38,5 +38,10 @@ def deadly(samples):
     return redness(samples)
 
 
+def always_deadly(samples):
+    os.kill(os.getpid(), signal.SIGKILL)
+    return redness(samples)
+
+
 def words(samples):
     return [float(len((sample.text or "").split())) for sample in samples]

@@ -82,6 +82,16 @@ def test_a_reward_that_cannot_run_ends_the_job_and_what_was_scored_is_kept(shard
         )
 
 
+@pytest.mark.slow
+def test_a_block_that_kills_every_worker_ends_the_job(shards_folder, tmp_path):
+    deadly = RewardSpec(name="pair_rewards:always_deadly")
+    with pytest.raises(TrainingError, match=r"(?s)3 workers died on it.*mend the cause and run again"):
+        score_on_ray(
+            shards_folder, [deadly], tmp_path / "store", workers=1, environment=environment(tmp_path)
+        )
+    assert not stored(tmp_path / "store")
+
+
 def test_ray_that_is_not_installed_is_named(shards_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'mmalign\[ray\]'"):
