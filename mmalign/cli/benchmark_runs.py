@@ -8,7 +8,7 @@ from typing import Any
 
 from mmalign import registry
 from mmalign.cli.benchmark_answers import Given, How, Model, answers_of, images_of, read_models
-from mmalign.cli.benchmark_tools import load_tools
+from mmalign.cli.benchmark_tools import load_tools, read_tools
 from mmalign.cli.reward_serving import parsed_options
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Benchmark, Item
@@ -57,6 +57,7 @@ def run(
     options = parsed_options(overrides)
     of_reading, of_scoring = sort_options(benchmark, options)
     named = read_models(benchmark, answers, models)
+    sources = read_tools(benchmark, tools, named)
     if limit is not None and limit < 1:
         raise ConfigError(explain("--limit", got=limit, expected="at least 1"))
     every = benchmark.items(data, **of_reading)
@@ -70,7 +71,7 @@ def run(
     )
     how = How(cache, device, dtype, batch_size, max_new_tokens, max_pixels, generation)
     given = answers_of(benchmark, items, named, how)
-    loaded = load_tools(benchmark, tools, given, how)
+    loaded = load_tools(benchmark, sources, given, how)
     answered = [
         _scored(benchmark, model, found, {**of_scoring, **loaded})
         for model, found in zip(named, given, strict=True)

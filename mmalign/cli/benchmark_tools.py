@@ -1,24 +1,23 @@
 """Tools of `mmalign benchmark`: those that were named, defaults for the others, and no judge by accident."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmalign.cli.benchmark_answers import Given, How
+from mmalign.cli.benchmark_answers import Given, How, Model
 from mmalign.devices import best_device
 from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.evals.base import Benchmark
 
-__all__ = ["load_tools"]
+__all__ = ["load_tools", "read_tools"]
 
 
-def load_tools(
-    benchmark: Benchmark, written: Sequence[str], given: Sequence[Given], how: How
-) -> dict[str, Any]:
-    """Loaded tools by name: those that were named, and the defaults of the others.
+def read_tools(benchmark: Benchmark, written: Sequence[str], models: Sequence[Model]) -> dict[str, str]:
+    """Tools as they stand on the command line: name to source, "none" for those that are left out.
 
     Raises:
-        ConfigError: a tool the benchmark does not take, or one without a default that was not named.
+        ConfigError: a tool the benchmark does not take, or one without a default that will be needed: said
+            before a model is asked for hours.
     """
     parameters = inspect.signature(benchmark.score).parameters
     sources: dict[str, str] = {}
@@ -29,6 +28,29 @@ def load_tools(
             expected = f"TOOL=SOURCE, each tool once; tools of {benchmark.name}: {known}"
             raise ConfigError(explain("--tool", got=word, expected=expected))
         sources[name] = source
+    asked = any(model.source for model in models)
+    needed = [name for name in benchmark.tools if name == "reward" or (name == "judge" and asked)]
+    for name in needed:
+        if sources.get(name, "none") == "none":
+            raise _no_tool(benchmark, name)
+    return sources
+
+
+def load_tools(
+    benchmark: Benchmark, sources: Mapping[str, str], given: Sequence[Given], how: How
+) -> dict[str, Any]:
+    """Loaded tools by name: those that were named, and the defaults of the others.
+
+    Args:
+        benchmark: whose tools.
+        sources: from `read_tools`.
+        given: answers of every model; where all are results of an official script nothing is loaded.
+        how: device, dtype, store.
+
+    Raises:
+        ConfigError: there is no judge, neither named nor stored with the answers.
+        CheckpointError: weights are nowhere; says what fetches them.
+    """
     if all(found.results is not None for found in given):
         return {}
     loaded: dict[str, Any] = {}
@@ -36,6 +58,7 @@ def load_tools(
         tool = None if sources.get(name) == "none" else _tool(benchmark, name, sources.get(name), how)
         if tool is not None:
             loaded[name] = tool
+    parameters = inspect.signature(benchmark.score).parameters
     if "judge" in parameters and _judged(given) and "judge" not in loaded:
         loaded["judge"] = _nobody
     if "judge" in benchmark.tools and "judge" not in loaded:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.evals.base import Answer, Item
@@ -27,6 +27,7 @@ _CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 _FRAMES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+@runtime_checkable
 class Speaker(Protocol):
     """What is asked: `mmalign.rewards.vision_language.ChatModel`, or anything with its three steps."""
 

@@ -99,7 +99,8 @@ def _trials(record: Record) -> str:
     items = record["items"]
     if items["clusters"] == items["count"]:
         return f"{items['count']} items"
-    return f"{items['count']} items about {items['clusters']} pictures or clips, drawn together"
+    about = "1 picture or clip" if items["clusters"] == 1 else f"{items['clusters']} pictures or clips"
+    return f"{items['count']} items about {about}, drawn together"
 
 
 def _about(record: Record) -> list[str]:
