@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,21 @@ class LabelledRows:
             for place, candidate in enumerate(found):
                 yield row, place, candidate
 
+    @cached_property
+    def pictures(self) -> tuple[Mapping[int, Picture], Mapping[int, str]]:
+        """What is scored by candidate number, and why other candidates cannot be; files are hashed once."""
+        found: dict[int, Picture] = {}
+        errors: dict[int, str] = {}
+        for number, (row, place, candidate) in enumerate(self.candidates()):
+            try:
+                digest = _digest(candidate, row.where)
+            except RowError as error:
+                errors[number] = str(error)
+                continue
+            sample_id = f"{row.index}/{place}"
+            found[number] = Picture(sample_id, row.prompt, Path(row.where), digest, row.columns)
+        return found, errors
+
 
 def _file_order(table: RowTable, row: PreferenceRow) -> tuple[tuple[Candidate, ...], tuple[float, ...]]:
     """Candidates and relevance as the file has them: the reader puts the preferred one of a pair first."""
@@ -223,21 +239,6 @@ def stored_scores(rows: LabelledRows) -> Scores:
     return Scores({"score": values}, missing)
 
 
-def _pictures(rows: LabelledRows) -> tuple[dict[int, Picture], dict[int, str]]:
-    """What is scored by candidate number, and why the other candidates are not."""
-    found: dict[int, Picture] = {}
-    errors: dict[int, str] = {}
-    for number, (row, place, candidate) in enumerate(rows.candidates()):
-        sample_id = f"{row.index}/{place}"
-        try:
-            digest = _digest(candidate, row.where)
-        except RowError as error:
-            errors[number] = str(error)
-            continue
-        found[number] = Picture(sample_id, row.prompt, Path(row.where), digest, row.columns)
-    return found, errors
-
-
 def _digest(candidate: Candidate, where: str) -> str:
     for media in (candidate.image, candidate.video, candidate.audio):
         if media is not None:
@@ -292,7 +293,8 @@ def score_rows(
         device: recorded.
         progress: called with the number of candidates that are done.
     """
-    pictures, errors = _pictures(rows)
+    pictures, unread = rows.pictures
+    errors = dict(unread)
     fingerprint, needs, outputs = reward.fingerprint(), reward.card.needs, reward.card.outputs
     fresh = score_missing(
         reward,
