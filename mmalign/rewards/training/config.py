@@ -96,6 +96,9 @@ class LossConfig(_Section):
     margin: float | None = Field(
         None, ge=0, description="logits (reward_pal form a: distance); default 0, reward_pal form a 1"
     )
+    per_prompt: bool = Field(
+        False, description="the pairs of a prompt weigh 1 together, as Pick-a-Pic's trainer has it"
+    )
     expectation: Literal["likelihood", "loss"] = Field(
         "likelihood", description="reward_pearl: -log E sigmoid (calibrated), or E -log sigmoid (published)"
     )

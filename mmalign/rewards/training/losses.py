@@ -46,7 +46,7 @@ def bradley_terry(*, margin: float = 0.0) -> Objective:
     Raises:
         HyperparameterError: a margin below 0.
 
-    Source: Bradley and Terry 1952; yuvalkirstain/PickScore `trainer/criterions/clip_criterion.py`, whose
+    Source: Bradley and Terry 1952; yuvalkirstain/PickScore `trainer/`, whose
         constant for ties, which has no gradient, is left out.
     """
     require("bradley_terry margin", margin, 0 <= margin < float("inf"), "a number >= 0")

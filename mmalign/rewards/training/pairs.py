@@ -27,6 +27,7 @@ __all__ = [
     "prepare_item",
     "read_pairs",
     "split",
+    "weighted_by_prompt",
 ]
 
 Part = Literal["train", "validation", "test"]
@@ -302,6 +303,16 @@ def prepare_item(rows: RowTable, table: PairTable, backbone: Backbone, row: int)
 def _numbered(names: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
     known = {name: number for number, name in enumerate(sorted(set(names)))}
     return tuple(known), torch.tensor([known[name] for name in names], dtype=torch.int64)
+
+
+def weighted_by_prompt(table: PairTable) -> PairTable:
+    """The same with each pair's weight divided by the number of pairs of its prompt.
+
+    Source: yuvalkirstain/PickScore, `trainer/`.
+    """
+    counts = Counter(table.texts)
+    shares = torch.tensor([1.0 / counts[text] for text in table.texts])
+    return replace(table, pairs=replace(table.pairs, weight=table.pairs.weight * shares))
 
 
 # -------------------------------------------------------------------------------------------------- parts

@@ -34,6 +34,7 @@ from mmalign.rewards.training.pairs import (
     prepare_item,
     read_pairs,
     split,
+    weighted_by_prompt,
 )
 from mmalign.rewards.training.saved import Description, save_reward
 from mmalign.rewards.training.scoring import Head, make_head, make_loss
@@ -132,6 +133,8 @@ def train_reward(
     cache = config.backbone.cache or folder / "features"
     store = FeatureStore(backbone, folder=cache, batch_size=config.backbone.batch_size, say=tell)
     table = read_pairs(rows, store, Columns(**config.columns.model_dump()))
+    if config.loss.per_prompt:
+        table = weighted_by_prompt(table)
     parts = split(table, **config.validation.model_dump())
     sizes = {name: len(places) for name, places in parts.items()}
     tell(

@@ -14,7 +14,9 @@ from mmalign.rewards.training import load_reward_run, train_reward
 from mmalign.rewards.training.adapters import adapter_tensors, attach_adapter
 from mmalign.rewards.training.backbones import make_backbone
 from mmalign.rewards.weights import file_sha256
+from mmalign.testing.reward_checkpoints.blip import write_imagereward
 from mmalign.testing.reward_checkpoints.clip import write_clip_folder
+from mmalign.testing.reward_checkpoints.vision_language import write_chat_model
 from mmalign.toy.images import preference_pairs
 
 
@@ -119,3 +121,36 @@ def test_an_adapter_that_does_not_fit_is_refused(config):
         CheckpointError, match=r"lora_A\.default\.weight is missing, unexpected or of another"
     ):
         rewards.load("trained", weights=folder)
+
+
+@pytest.mark.parametrize("kind", ["blip", "chat"])
+def test_backbones_that_read_picture_and_prompt_together_are_trained_too(kind, config, tmp_path):
+    write = {"blip": write_imagereward, "chat": write_chat_model}[kind]
+    weights = write(tmp_path / "weights")
+    overrides = [
+        f"backbone.kind={kind}",
+        f"backbone.weights={weights}",
+        "train.steps=2",
+        "train.batch_size=2",
+    ]
+    run = train_reward(load_reward_run(config, overrides)[0])
+    state = load_tensors(run.folder / "reward.safetensors")
+    raised = [value for name, value in state.items() if name.startswith("adapter.") and "lora_B" in name]
+    assert any(bool(value.any()) for value in raised)
+    (pair,) = preference_pairs(1, seed=4)
+    scored = rewards.load("trained", weights=run.folder).score(
+        [Sample(prompt=pair.prompt, image=pair.chosen)]
+    )
+    assert scored.errors == (None,)
+
+
+def test_pal_trains_its_own_groups_beside_the_adapter(config):
+    overrides = ["method=reward_pal", "columns.user=user_id", "train.adapter_learning_rate=1.0e-3"]
+    run = train_reward(load_reward_run(config, overrides)[0])
+    (checkpoint, *_) = sorted((run.folder / "checkpoints").iterdir(), reverse=True)
+    optimised = {name.partition(".")[0] for name in load_tensors(checkpoint / "optimiser.safetensors")}
+    assert len(optimised) == len(list(run.head.parameters())), "every weight once"
+    assert (run.head.logits.shape, list(run.head.users)) == ((1, 2), ["0"])
+    reward = rewards.load("trained", weights=run.folder, user="0")
+    (pair,) = preference_pairs(1, seed=4)
+    assert reward.score([Sample(prompt=pair.prompt, image=pair.chosen)]).errors == (None,)
