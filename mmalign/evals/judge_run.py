@@ -331,7 +331,7 @@ def _enter(
     if prompts.setdefault(name, prompt) != prompt:
         raise ConfigError(explain(f"{where} {name}", got=prompt, expected=f"the prompt {prompts[name]!r}"))
     mine = answers.setdefault(model, {})
-    if thing is None or (name in mine and mine[name] == thing):
+    if thing is None or (name in mine and (mine[name] == thing or _content(mine[name]) == _content(thing))):
         return
     if name in mine:
         do = "Give the second model another name: NAME=FILE."

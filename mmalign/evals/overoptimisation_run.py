@@ -118,11 +118,8 @@ def checkpoint_report(
         expected = "runs of the same prompts, noise and rewards"
         raise ConfigError(explain("overoptimisation", got=merged, expected=expected))
     record, rows = merged
-    known = [model["name"] for model in record["models"]]
-    names = list(order) or known
-    for name in names:
-        if name not in known:
-            raise unknown_name("model", name, known)
+    shown, notes = _checkpoints(record["models"], rows, order)
+    names = list(shown)
     trained = training_reward(record["rewards"], proxy)
     scores = {
         reward["title"]: _scores(rows, names, reward["title"], 1.0 if reward["higher_is_better"] else -1.0)
@@ -130,14 +127,13 @@ def checkpoint_report(
     }
     proxy_scores = scores.pop(trained)
     symptoms: dict[str, Table] = {}
-    notes: list[str] = []
     if pictures:
-        folders = [run.folder for run in runs]
-        symptoms, notes = _symptoms(rows, names, folders, cache, progress)
+        symptoms, told = _symptoms(rows, names, [run.folder for run in runs], cache, progress)
+        notes += told
     found = overoptimisation_report(
         proxy_scores,
         scores,
-        checkpoints=names,
+        checkpoints=list(shown.values()),
         proxy=trained,
         symptoms=symptoms,
         drift=None if drift is None else list(drift),
@@ -153,6 +149,39 @@ def checkpoint_report(
         "notes": notes,
     }
     return CheckpointReport(found, whole, tuple(notes))
+
+
+def _checkpoints(
+    models: Sequence[Record], rows: Sequence[Record], order: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Models in order of training by their merged name, with the name to show, and notes.
+
+    Every run brings its base model along: of several with the first one's name the first counts.
+
+    Raises:
+        UnknownNameError: `order` has a name that is none.
+    """
+    own = {model["name"]: model["name"].removesuffix(f" ({model['run']})") for model in models}
+    base = next(iter(own))
+    copies = [name for name in own if name != base and own[name] == own[base]]
+    kept = [name for name in own if name not in copies]
+    notes = [
+        f"{name} has other pictures than {base}, which stands for both."
+        for name in copies
+        if not order and any(_digest(row, name) != _digest(row, base) for row in rows)
+    ]
+    of_title = {own[name]: name for name in reversed(kept)} | {name: name for name in own}
+    for name in order:
+        if name not in of_title:
+            raise unknown_name("model", name, of_title)
+    chosen = [of_title[name] for name in order] or kept
+    titles = [own[name] for name in chosen]
+    return {name: own[name] if titles.count(own[name]) == 1 else name for name in chosen}, notes
+
+
+def _digest(row: Record, name: str) -> str | None:
+    found: str | None = row["models"][name]["sha256"]
+    return found
 
 
 def _scores(rows: Sequence[Record], names: Sequence[str], title: str, sign: float) -> Table:

@@ -90,6 +90,8 @@ def test_every_command_of_the_page_runs_as_shown(folder: Path, repository: Path)
         assert main(command[1:]) == 0, command
     for written in ("accuracy/accuracy.md", "factors/factors.md", "overoptimisation/overoptimisation.md"):
         assert (folder / written).is_file()
+    found = json.loads((folder / "overoptimisation" / "overoptimisation.json").read_text())
+    assert found["report"]["checkpoints"] == ["base", "step1", "step2", "step3"]
     assert (folder / "bias" / "bias.json").is_file()
     assert (folder / "arena" / "arena.md").is_file()
 

@@ -300,6 +300,16 @@ def test_the_arena_ranks_models_and_stores_every_judgement(
     assert len((folder / "out" / "judgements.jsonl").read_text().splitlines()) == 15
 
 
+def test_the_same_picture_in_two_places_is_one_entry(folder: Path) -> None:
+    for name in ("x", "y"):
+        Image.new("RGB", (16, 16)).save(folder / f"{name}.png")
+    lines = "".join(f'{{"prompt": "ask", "image": "{name}.png"}}\n' for name in ("x", "y"))
+    (folder / "one.jsonl").write_text(lines)
+    prompts, answers = read_entries([], {"one": folder / "one.jsonl"})
+    assert prompts == {"ask": "ask"}
+    assert answers == {"one": {"ask": folder / "x.png"}}
+
+
 def test_entries_say_what_does_not_fit(folder: Path) -> None:
     write_answers(folder, "one", [1, 2])
     (folder / "two.jsonl").write_text('{"id": "p0", "prompt": "something else", "answer": "x"}\n')

@@ -139,6 +139,22 @@ def test_the_order_of_training_can_be_given(make_runs: Any) -> None:
         report_of(folders, pictures=False, order=["base", "step11"])
 
 
+def test_the_base_model_that_every_run_brings_along_counts_once(make_runs: Any, tmp_path: Path) -> None:
+    folders = make_runs([0.3, 0.2, 0.05])
+    for folder in folders:  # pictures of another program have no fingerprint that says they are the same
+        for name in ("results.json", "samples.jsonl"):
+            text = (folder / name).read_text().replace('"base-fingerprint"', '""')
+            (folder / name).write_text(text)
+    report = report_of(folders, pictures=False)
+    assert report.found.checkpoints == ("base", "step1", "step2", "step3")
+    assert report.found.alarm
+    assert report.notes == ()
+    moved = (folders[1] / "samples.jsonl").read_text().replace('"base3"', '"another"')
+    (folders[1] / "samples.jsonl").write_text(moved)
+    told = report_of(folders, pictures=False).notes
+    assert told == ("base (run2) has other pictures than base (run1), which stands for both.",)
+
+
 def test_runs_of_other_prompts_are_refused(make_results: Make, tmp_path: Path) -> None:
     folders = []
     for name, prompts in (("one", None), ("two", [f"other {n}" for n in range(5)])):
