@@ -21,6 +21,7 @@ from mmalign.evals.pairs.contamination import CleanPrompts
 from mmalign.evals.pairs.making import Made, Pair, Ranking
 from mmalign.evals.pairs.plan import PairPlan, SelectionConfig
 from mmalign.evals.pairs.pool import PoolCandidate
+from mmalign.evals.prompts import prompts_hash
 from mmalign.evals.results import Column
 from mmalign.files import atomic_directory
 
@@ -228,6 +229,7 @@ def card_of(
         "rows": len(made.pairs) or len(made.rankings),
         "kind": "pairs" if made.pairs else "rankings",
         "prompts": list(plan.prompts),
+        "prompts_hash": prompts_hash(prompts.items),
         "held_out": {
             "checked": {
                 name: {"prompts": count, "found": prompts.contaminated[name]}
