@@ -12,6 +12,8 @@ from mmalign.cli.benchmark_tools import load_tools, read_tools
 from mmalign.cli.reward_serving import parsed_options
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Benchmark, Item
+from mmalign.evals.benchmark_jackknife import GROUPS, replicates
+from mmalign.evals.benchmark_statistics import clusters_of
 from mmalign.evals.benchmark_tables import console_tables, markdown_page
 from mmalign.evals.benchmarking import Answered, benchmark_record, item_rows, sort_options
 from mmalign.evals.statistics.bootstrap import Resampling
@@ -41,6 +43,7 @@ def run(
     guidance_scale: float | None = None,
     seed: int = 0,
     batch_size: int = 4,
+    groups: int = GROUPS,
     device: str | None = None,
     dtype: str = "float32",
     overrides: Sequence[str] = (),
@@ -72,8 +75,9 @@ def run(
     how = How(cache, device, dtype, batch_size, max_new_tokens, max_pixels, generation)
     given = answers_of(benchmark, items, named, how)
     loaded = load_tools(benchmark, sources, given, how)
+    clusters = clusters_of(items) if benchmark.produces == "text" and not loaded else {}
     answered = [
-        _scored(benchmark, model, found, {**of_scoring, **loaded})
+        _scored(benchmark, model, found, {**of_scoring, **loaded}, clusters, groups)
         for model, found in zip(named, given, strict=True)
     ]
     record = benchmark_record(
@@ -119,8 +123,15 @@ def _limited(items: Sequence[Item], limit: int | None) -> list[Item]:
     return kept + [item for item in items[len(kept) :] if item.expected.get("pair") in pairs]
 
 
-def _scored(benchmark: Benchmark, model: Model, found: Given, options: Mapping[str, Any]) -> Answered:
-    """The metrics of one model."""
+def _scored(
+    benchmark: Benchmark,
+    model: Model,
+    found: Given,
+    options: Mapping[str, Any],
+    clusters: Mapping[str, str],
+    groups: int,
+) -> Answered:
+    """The metrics of one model; again without each group of pictures, where clusters are given."""
     extra: dict[str, Any] = {} if found.results is None else {"results": found.results}
     parameters = inspect.signature(benchmark.score).parameters
     judge = options.get("judge")
@@ -129,4 +140,9 @@ def _scored(benchmark: Benchmark, model: Model, found: Given, options: Mapping[s
     outcome = benchmark.score(found.answers, **{**options, **extra})
     source = model.source or ", ".join(str(path) for path in model.files)
     answers = () if found.results else found.answers
-    return Answered(model.name, source, answers, outcome, found.missing, found.unused, model.provenance)
+    again: Sequence[Mapping[str, float]] = ()
+    if clusters and found.results is None:
+        again = replicates(lambda kept: benchmark.score(kept, **options), found.answers, clusters, groups)
+    return Answered(
+        model.name, source, answers, outcome, found.missing, found.unused, model.provenance, again
+    )

@@ -78,6 +78,14 @@ def _add_benchmark(commands: Any, calls: Callable[[str], Any]) -> None:
     parser.add_argument("--guidance-scale", type=float, help="default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="of noise and of intervals (default: 0)")
     parser.add_argument("--batch-size", type=int, default=4, help="items per network call (default: 4)")
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=20,
+        metavar="N",
+        help="answers are scored N times more, without a group of pictures each, for intervals of metrics "
+        "that are no means (F1, CHAIRi); 0: no such intervals (default: 20)",
+    )
     parser.add_argument("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32"

@@ -88,7 +88,7 @@ class Tested(Result):
         wins: clusters won, tied, lost by the second model.
         items: items with both parts.
         left_out: items that lack one of them.
-        clusters: independent trials among them.
+        clusters: independent trials among them; groups left out, where the metric was computed again.
         p_value: exact sign test over clusters; None without a direction.
         adjusted: the same after Holm's correction over all tests of the table.
     """

@@ -136,15 +136,17 @@ def markdown_page(record: Record) -> str:
     ]
     parts += [
         "## Metrics",
-        f"With {confidence} intervals where a metric is a mean over items ({_trials(record)}); what stands "
-        "behind a semicolon must be read with it.",
+        f"With {confidence} intervals ({_trials(record)}): by bootstrap where a metric is a mean over items, "
+        "else, for answers, by leaving out groups of pictures. What stands behind a semicolon must be read "
+        "with it.",
         markdown_table(["metric", "unit", *names], rows, words=2),
     ]
     if record["comparisons"]:
         parts += [
             "## Comparisons",
             "Paired by item; sign tests, corrected over all tests of the table (Holm). A win is a picture "
-            "where several items share one.",
+            "where several items share one. What has no parts by item, or no better direction, has an "
+            "interval and no test.",
             markdown_table(_COMPARED, _compared(record), words=3),
         ]
     provenance = "\n".join(f"- {line}" for line in _about(record))

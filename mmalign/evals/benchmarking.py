@@ -19,6 +19,7 @@ import numpy as np
 
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Answer, Benchmark, Item, Outcome
+from mmalign.evals.benchmark_jackknife import jackknife_interval
 from mmalign.evals.benchmark_statistics import (
     Tested,
     clusters_of,
@@ -56,6 +57,8 @@ class Answered:
         missing: items nobody answered.
         unused: stored records of no item.
         provenance: fingerprint, recipe, hashes of answer files.
+        replicates: metrics with each group of pictures left out (`benchmark_jackknife`), for metrics that are
+            no mean over items; empty where the rule was not applied again.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Answered:
     missing: int = 0
     unused: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    replicates: Sequence[Mapping[str, float]] = ()
 
     def counts(self) -> dict[str, int]:
         """Answers by what became of them: answered + failed + missing is their number."""
@@ -103,6 +107,28 @@ def sort_options(benchmark: Benchmark, options: Mapping[str, Any]) -> tuple[dict
     return of_reading, of_scoring
 
 
+def _difference(base: Answered, model: Answered, name: str, how: Resampling) -> Tested | None:
+    """The difference of the metric itself, where both models have replicates of it."""
+    if not base.replicates or len(base.replicates) != len(model.replicates):
+        return None
+    value, *left_out = (
+        after.get(name, math.nan) - before.get(name, math.nan)
+        for before, after in zip(
+            (_values(base.outcome), *base.replicates),
+            (_values(model.outcome), *model.replicates),
+            strict=True,
+        )
+    )
+    found = jackknife_interval(value, left_out, confidence=how.confidence)
+    if found is None:
+        return None
+    return Tested(name, found, True, None, (0, 0, 0), len(_answered_items(model)), 0, len(left_out), None)
+
+
+def _values(outcome: Outcome) -> dict[str, float]:
+    return {metric.name: metric.value for metric in outcome.metrics}
+
+
 # ------------------------------------------------------------------------------------------------- record
 
 
@@ -118,6 +144,9 @@ def _comparisons(
                 tested = compare_metric(first[metric.name], metric, clusters, how)
                 if tested is not None:
                     found.append((models[0].name, model.name, tested))
+                if tested is None or not tested.exact:
+                    moved = _difference(models[0], model, metric.name, how)
+                    found += [] if moved is None else [(models[0].name, model.name, moved)]
     p_values = {
         f"{place}": tested.p_value for place, (_, _, tested) in enumerate(found) if tested.p_value is not None
     }
@@ -208,6 +237,9 @@ def _model_record(model: Answered, clusters: Mapping[str, str], how: Resampling)
     metrics = []
     for metric in model.outcome.metrics:
         interval = metric_interval(metric, clusters, how)
+        if interval is None and model.replicates:
+            left_out = [values.get(metric.name, math.nan) for values in model.replicates]
+            interval = jackknife_interval(metric.value, left_out, confidence=how.confidence)
         metrics.append(
             {
                 "name": metric.name,
