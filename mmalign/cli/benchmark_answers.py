@@ -63,7 +63,8 @@ def read_models(benchmark: Benchmark, answers: Sequence[str], models: Sequence[s
     """
     found: dict[str, Model] = {}
     for written in answers:
-        name, equals, file = written.partition("=")
+        # A file may have the sign in its name.
+        name, equals, file = ("", "", "") if Path(written).exists() else written.partition("=")
         path = Path(file if equals else written)
         if not path.exists():
             expected = "a file of answers" if benchmark.produces == "text" else "a file of answers or results"

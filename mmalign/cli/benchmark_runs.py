@@ -12,10 +12,11 @@ from mmalign.cli.benchmark_tools import load_tools, read_tools
 from mmalign.cli.reward_serving import parsed_options
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Benchmark, Item
+from mmalign.evals.benchmark_answered import Answered, item_rows
 from mmalign.evals.benchmark_jackknife import GROUPS, replicates
 from mmalign.evals.benchmark_statistics import clusters_of
 from mmalign.evals.benchmark_tables import console_tables, markdown_page
-from mmalign.evals.benchmarking import Answered, benchmark_record, item_rows, sort_options
+from mmalign.evals.benchmarking import benchmark_record, sort_options
 from mmalign.evals.statistics.bootstrap import Resampling
 from mmalign.evals.suite import GenerationConfig
 from mmalign.files import atomic_write, write_json

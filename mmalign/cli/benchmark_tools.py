@@ -19,7 +19,7 @@ def read_tools(benchmark: Benchmark, written: Sequence[str], models: Sequence[Mo
         ConfigError: a tool the benchmark does not take, or one without a default that will be needed: said
             before a model is asked for hours.
     """
-    parameters = inspect.signature(benchmark.score).parameters
+    parameters = set(inspect.signature(benchmark.score).parameters) - set(benchmark.options)
     sources: dict[str, str] = {}
     for word in written:
         name, equals, source = word.partition("=")

@@ -11,14 +11,11 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmalign.errors import ConfigError, explain
-from mmalign.evals.base import Answer, Benchmark, Item, Outcome
+from mmalign.evals.base import Benchmark, Item, Outcome
+from mmalign.evals.benchmark_answered import Answered, plain_values
 from mmalign.evals.benchmark_jackknife import jackknife_interval
 from mmalign.evals.benchmark_statistics import (
     Tested,
@@ -33,9 +30,7 @@ from mmalign.evals.statistics.bootstrap import DEFAULT, Resampling
 from mmalign.evals.statistics.corrections import adjust
 
 __all__ = [
-    "Answered",
     "benchmark_record",
-    "item_rows",
     "sort_options",
 ]
 
@@ -43,43 +38,6 @@ SCHEMA_VERSION = 1
 
 _UNREAD = ("unparsed", "answers neither yes nor no")
 """Counts of outcomes that say how often an answer was neither of what was asked for."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Answers of one model and what they came to.
-
-    Args:
-        name: what tables call the model.
-        source: files, hub id or folder.
-        answers: one or more per item; none where the official script's results were read.
-        outcome: their metrics.
-        missing: items nobody answered.
-        unused: stored records of no item.
-        provenance: fingerprint, recipe, hashes of answer files.
-        replicates: metrics with each group of pictures left out (`benchmark_jackknife`), for metrics that are
-            no mean over items; empty where the rule was not applied again.
-    """
-
-    name: str
-    source: str
-    answers: Sequence[Answer]
-    outcome: Outcome
-    missing: int = 0
-    unused: int = 0
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    replicates: Sequence[Mapping[str, float]] = ()
-
-    def counts(self) -> dict[str, int]:
-        """Answers by what became of them: answered + failed + missing is their number."""
-        failed = sum(answer.error is not None for answer in self.answers) - self.missing
-        return {
-            "answers": len(self.answers),
-            "answered": len(self.answers) - failed - self.missing,
-            "failed": failed,
-            "missing": self.missing,
-            "unused records": self.unused,
-        }
 
 
 def sort_options(benchmark: Benchmark, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -211,7 +169,7 @@ def benchmark_record(
         "software": software(),
     }
     record["warnings"] = _warnings(benchmark, record, models, limited=limited)
-    plain: dict[str, Any] = _plain(record)
+    plain: dict[str, Any] = plain_values(record)
     return plain
 
 
@@ -299,64 +257,3 @@ def _warnings(
 
 def _answered_items(model: Answered) -> set[str]:
     return {answer.item.id for answer in model.answers if answer.error is None}
-
-
-def item_rows(items: Sequence[Item], models: Sequence[Answered]) -> list[dict[str, Any]]:
-    """One record per item: question, what every model made of it, and its parts of the metrics."""
-    answers: dict[str, dict[str, list[Answer]]] = {}
-    for model in models:
-        for answer in model.answers:
-            answers.setdefault(answer.item.id, {}).setdefault(model.name, []).append(answer)
-    rows = []
-    for item in items:
-        of_item = answers.get(item.id, {})
-        rows.append(
-            {
-                "id": item.id,
-                "prompt": item.prompt,
-                "group": item.group,
-                "media": [str(one) for one in item.media if isinstance(one, str | Path)],
-                "models": {
-                    model.name: {
-                        "answers": [_answer_record(answer) for answer in of_item.get(model.name, [])],
-                        "values": {
-                            metric.name: metric.per_item[name]
-                            for metric in model.outcome.metrics
-                            for name in _part_names(item)
-                            if name in metric.per_item
-                        },
-                    }
-                    for model in models
-                },
-            }
-        )
-    plain: list[dict[str, Any]] = _plain(rows)
-    return plain
-
-
-def _part_names(item: Item) -> tuple[str, ...]:
-    pair = item.expected.get("pair")
-    return (item.id, pair) if isinstance(pair, str) else (item.id,)
-
-
-def _answer_record(answer: Answer) -> dict[str, Any]:
-    media = [str(one) for one in answer.media if isinstance(one, str | Path)]
-    return {
-        **({"copy": answer.copy} if answer.copy else {}),
-        **({"text": answer.text} if answer.text is not None else {}),
-        **({"media": media} if media else {}),
-        **({"error": answer.error} if answer.error is not None else {}),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """JSON values; what is no finite number becomes None."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

@@ -303,6 +303,18 @@ def test_painted_pictures_have_the_noise_of_their_sample_for_every_model(
 # ---------------------------------------------------------------------------------------------- refusals
 
 
+def test_an_option_is_no_tool_and_a_file_may_have_any_name(folder, tmp_path, capsys):
+    data = folder("amber")
+    path = stored(tmp_path / "run=7.jsonl", {str(n): "No" for n in range(3, 9)})
+    words = ["benchmark", "amber", "--data", str(data), "--answers", str(path), "--output", "out"]
+    words += ["mode=strict", "nouns=vocabulary", "similarity=equal"]
+    assert main([*words, "--tool", "similarity=x"]) == 2
+    assert "tools of amber: none" in capsys.readouterr().err
+    assert main(words) == 3
+    (model,) = record("out")["models"]
+    assert (model["name"], model["counts"]["missing"]) == ("run=7", 2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -7,13 +7,14 @@ import pytest
 
 from mmalign.errors import ConfigError
 from mmalign.evals.base import Answer, Benchmark, Item, Metric, Outcome
+from mmalign.evals.benchmark_answered import Answered
 from mmalign.evals.benchmark_jackknife import (
     group_numbers,
     jackknife_interval,
     replicates,
     student_quantile,
 )
-from mmalign.evals.benchmarking import Answered, benchmark_record
+from mmalign.evals.benchmarking import benchmark_record
 from mmalign.evals.statistics.bootstrap import Resampling
 
 

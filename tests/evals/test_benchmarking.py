@@ -9,6 +9,7 @@ import pytest
 from mmalign import registry
 from mmalign.errors import ConfigError
 from mmalign.evals.base import Answer, Benchmark, Item, Metric, Outcome
+from mmalign.evals.benchmark_answered import Answered, item_rows
 from mmalign.evals.benchmark_statistics import (
     clusters_of,
     compare_metric,
@@ -16,7 +17,7 @@ from mmalign.evals.benchmark_statistics import (
     metric_interval,
 )
 from mmalign.evals.benchmark_tables import beside_text, console_tables, markdown_page
-from mmalign.evals.benchmarking import Answered, benchmark_record, item_rows, sort_options
+from mmalign.evals.benchmarking import benchmark_record, sort_options
 from mmalign.evals.statistics.bootstrap import Resampling
 from mmalign.evals.statistics.paired_tests import sign_test
 from mmalign.testing.benchmark_examples import EXAMPLES
