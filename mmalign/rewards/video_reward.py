@@ -22,6 +22,7 @@ from mmalign.rewards.frames import even_frames, num_frames, smart_resize
 from mmalign.rewards.published_texts import published_text, text_sha256
 from mmalign.rewards.qwen_rewards import BASE_FILES, QwenHeadReward, merge_adapters, standardise
 from mmalign.rewards.sample import Sample, to_pixels
+from mmalign.rewards.video_files import sampled_frames
 from mmalign.rewards.weights import hashes, resolve
 
 __all__ = ["DIMENSIONS", "TEMPLATE", "VideoReward", "build"]
@@ -111,10 +112,11 @@ class VideoReward(QwenHeadReward):
     def prepare(self, sample: Sample) -> Prepared:
         """Frames at 2 a second (by model_config.json) in whole patches; the instruction around the prompt.
 
-        With `extras["fps"]`, the frame rate of `frames`, frames are picked as the official reader picks them;
-        without it all of them are taken.
+        Of a file (`Sample.video`), and with `extras["fps"]`, the frame rate of `frames`, frames are picked as
+        the official reader picks them; of frames without a rate all are taken.
 
         Raises:
+            MissingExtraError: a file, and PyAV is not installed.
             RowError: no frames (`missing_media`), too few (`too_few_frames`), of several sizes
                 (`frame_size`), or one that cannot be read.
         """
@@ -139,11 +141,11 @@ class VideoReward(QwenHeadReward):
 
     def _frames(self, sample: Sample) -> Tensor:
         """Chosen frames, uint8 [frame, 3, height, width], an even number of them."""
+        if sample.frames is None and sample.video is not None:
+            return sampled_frames(sample.video, self.fps)
         if not sample.frames:
-            got = "[a video file]" if sample.video is not None else "[none]"
-            expected = "the pictures of a clip, in order"
-            do = "Decode the clip and pass its frames, with their rate as extras['fps']."
-            message = explain("Sample.frames", got=got, expected=expected, do=do)
+            expected = "the pictures of a clip, in order, or its file as Sample.video"
+            message = explain("Sample.frames", got="[none]", expected=expected)
             raise RowError(message, reason="missing_media")
         rate = sample.extras.get("fps")
         total = len(sample.frames)

@@ -20,6 +20,7 @@ from mmalign.rewards.card import Weights
 from mmalign.rewards.chat_batches import RepetitionPenalty, Row, stacks
 from mmalign.rewards.rubrics import defuse
 from mmalign.rewards.sample import Media, Sample, to_image
+from mmalign.rewards.video_files import sampled_frames
 from mmalign.rewards.weights import hashes, resolve
 
 __all__ = [
@@ -320,5 +321,12 @@ def _load_strictly(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def sample_media(sample: Sample) -> Media | Sequence[Media] | None:
-    """The picture of a sample, or else the pictures of its clip."""
+    """The picture of a sample, or else the pictures of its clip, two a second where it is a file.
+
+    Raises:
+        MissingExtraError: a video file, and PyAV is not installed.
+        RowError: a video file that cannot be read, or has one frame.
+    """
+    if sample.image is None and sample.frames is None and sample.video is not None:
+        return list(sampled_frames(sample.video))
     return sample.frames if sample.image is None else sample.image

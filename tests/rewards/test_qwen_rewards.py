@@ -229,7 +229,8 @@ def test_odd_clips_repeat_their_last_frame(video_folder):
     ("sample", "message"),
     [
         (Sample(prompt="p"), "expected the pictures of a clip"),
-        (Sample(video="clip.mp4"), r"got \[a video file\].*Decode the clip"),
+        (Sample(video="clip.mp4"), r"clip\.mp4: got \[no such file\]"),
+        (Sample(), r"or its file as Sample\.video"),
         (Sample(frames=[picture(0, 56, 28), picture(1, 28, 28)]), "frames of one size"),
         (Sample(frames=frames_of(1, 56, 28), extras={"fps": 8}), "too_few|at least 2"),
     ],

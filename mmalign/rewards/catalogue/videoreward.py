@@ -35,7 +35,7 @@ CARD = Card(
         "No revision is pinned: the files' hashes are in the fingerprint.",
         "A prompt that holds a special token is broken by a space there; the official code reads the token.",
         "Adapters are merged into the weights in float32; the official code adds their output in bfloat16.",
-        "The clip comes as frames: decoders differ in the frames at a clip's end.",
+        "Files are decoded by PyAV; decoders differ in the frames at a clip's end.",
     ),
 )
 build = partial(video_reward.build, CARD)
