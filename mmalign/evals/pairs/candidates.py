@@ -101,7 +101,8 @@ def sample(
     jobs = jobs_of(clean.items, plan.generation.images_per_prompt)
     done = 0
     for spec in models:
-        told = partial(_told, progress, f"paint {spec.name}", None)
+        total = len(jobs) if shard[1] == 1 else None
+        told = partial(_told, progress, f"paint {spec.name}", total)
         done += len(
             generate_missing(spec, jobs, plan.generation, store, device=device, shard=shard, progress=told)
         )

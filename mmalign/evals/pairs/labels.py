@@ -121,7 +121,7 @@ def duplication_factor(
     """Weight (constant / p)^beta of a pair: rare pairs count more. All 1 with beta 0, as in the release.
 
     Args:
-        probability: in (0, 1], how common the pair's score gap is.
+        probability: > 0, how common the pair's score gap is; the release puts a score of the pair there.
         beta: >= 0.
         constant: numerator; the paper has 0.72 as an exponent instead, see `rarity_weight`.
 
@@ -134,9 +134,9 @@ def duplication_factor(
         expected = "beta >= 0 and constant > 0"
         got = f"[beta {beta:g}, constant {constant:g}]"
         raise ConfigError(explain("duplication_factor", got=got, expected=expected))
-    if bool((probability <= 0).any()) or bool((probability > 1).any()):
-        got = f"[{float(probability.min()):g} to {float(probability.max()):g}]"
-        raise ConfigError(explain("duplication_factor probability", got=got, expected="numbers in (0, 1]"))
+    if bool((probability <= 0).any()):
+        got = float(probability.min())
+        raise ConfigError(explain("duplication_factor probability", got=got, expected="numbers > 0"))
     return (constant / probability.to(torch.float64)) ** beta
 
 
