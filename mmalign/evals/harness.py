@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Item
-from mmalign.evals.generation import Job, generate_missing, jobs_of, model_fingerprint, parse_shard
+from mmalign.evals.generation import (
+    Job,
+    generate_missing,
+    jobs_of,
+    model_fingerprint,
+    parse_shard,
+    require_models,
+    require_on_hub,
+    shard_of,
+)
 from mmalign.evals.prompts import read_prompts
 from mmalign.evals.results import (
     Column,
@@ -27,14 +37,13 @@ from mmalign.evals.results import (
     sample_rows,
     summarise,
 )
-from mmalign.evals.scoring import score_missing
+from mmalign.evals.scoring import Picture, score_missing, unscored
 from mmalign.evals.suite import ModelSpec, Suite, read_suite
+from mmalign.evals.suite_rewards import columns_of, load_reward, release, require_names
 from mmalign.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-    from mmalign.rewards.base import Reward
 
 __all__ = ["STAGES", "main", "resolve_models", "run_suite"]
 
@@ -121,77 +130,79 @@ def run_suite(
         ConfigError: a model, prompt set or reward cannot be found.
         CheckpointError: the report lacks pictures or scores of other shards.
     """
+    require_models(models)
+    if shard[1] > 1 and "report" in stages:
+        message = explain(
+            f"--shard {shard[0]}/{shard[1]}",
+            got="the report stage",
+            expected="generate or score: the report is made once, of all shards",
+            do="Run --stage report without --shard.",
+        )
+        raise ConfigError(message)
     console = console or Console(stderr=True)
+    chosen = str(best_device(device))
     items = read_items(suite, folder)
     jobs = jobs_of(items, suite.generation.images_per_prompt)
+    scores = set(stages) != {"generate"}
+    if not scores:
+        require_names(suite)
+    # Before anything is painted: what rewards lack is found now, not after hours.
+    columns = columns_of(suite, items, device=chosen) if scores else []
     found: list[ModelPictures] = []
     with _progress(console) as progress:
         for spec in models:
             work = jobs if "generate" in stages else []
             found.append(_paint(spec, work, jobs, suite, cache, device, shard, stages, progress))
-        columns = []
-        for reward_spec in suite.rewards:
-            reward = _load_reward(reward_spec, str(best_device(device)))
-            title = reward_spec.title or reward_spec.name
-            if "score" in stages:
-                pictures = [picture for model in found for picture in model.pictures.values()]
-                task = progress.add_task(f"score {title}", total=_of_shard(pictures, shard))
-                score_missing(
-                    reward,
-                    pictures,
-                    cache,
-                    batch_size=reward_spec.batch_size,
-                    shard=shard,
-                    device=str(best_device(device)),
-                    progress=partial(progress.advance, task),
-                )
-            columns += _columns(reward_spec, reward, title)
-            del reward
+            release()
+        if "score" in stages:
+            pictures = [picture for model in found for picture in model.pictures.values()]
+            # Right after painting a process scores what it painted: others may not be done yet.
+            part = shard if "generate" not in stages else (0, 1)
+            for entries in columns:
+                _score(entries, pictures, cache, part, chosen, progress)
+                release()
     if "report" not in stages:
         return None
-    results = collect(suite, items, jobs, found, columns, cache)
+    results = collect(suite, items, jobs, found, [one for entries in columns for one in entries], cache)
     return write_results(results, output)
 
 
-def _of_shard(pictures: Sequence[Any], shard: tuple[int, int]) -> int:
-    from mmalign.evals.generation import shard_of
+def _score(
+    columns: Sequence[Column],
+    pictures: Sequence[Picture],
+    cache: Path,
+    shard: tuple[int, int],
+    device: str,
+    progress: "Progress",
+) -> None:
+    """Score this process's part with one reward, which is loaded only where something lacks.
 
-    return sum(shard_of(picture.sample_id, shard[1]) == shard[0] for picture in pictures)
-
-
-def _columns(spec: Any, reward: "Reward", title: str) -> list[Column]:
-    """One column per output; the first has the reward's own title."""
-    return [
-        Column(
-            title if number == 0 else f"{title}.{output}",
-            spec,
-            reward.card,
-            output,
-            reward.fingerprint(),
-            reward.provenance(),
-        )
-        for number, output in enumerate(reward.card.outputs)
-    ]
-
-
-def _load_reward(spec: Any, device: str) -> "Reward":
-    from mmalign.rewards import load
-    from mmalign.rewards.ensemble import is_relative
-
-    plain = ":" in spec.name
-    options = dict(spec.options)
-    if not plain:
-        options |= {"weights": spec.weights, "device": device, "dtype": spec.dtype}
-    reward = load(spec.name, **options)
-    if is_relative(reward):
+    Raises:
+        ConfigError: the reward is another one than the one that was looked at before painting.
+    """
+    first = columns[0]
+    mine = [picture for picture in pictures if shard_of(picture.sample_id, shard[1]) == shard[0]]
+    task = progress.add_task(f"score {escape(first.title)}", total=len(mine))
+    if not unscored(mine, first.card.needs, first.fingerprint, cache):
+        progress.advance(task, len(mine))
+        return
+    reward = load_reward(first.reward, device)
+    if reward.fingerprint() != first.fingerprint:
         message = explain(
-            f"reward {spec.name}",
-            got="an ensemble whose values depend on the other samples of a prompt",
-            expected="a reward of single samples",
-            do="Name its members as rewards of the suite; the report has their macro average.",
+            f"reward {first.reward.name}",
+            got=f"fingerprint {reward.fingerprint()[:16]}",
+            expected=f"{first.fingerprint[:16]}, as before painting",
+            do="Its files or its server changed meanwhile. Run again.",
         )
         raise ConfigError(message)
-    return reward
+    score_missing(
+        reward,
+        mine,
+        cache,
+        batch_size=first.reward.batch_size,
+        device=device,
+        progress=partial(progress.advance, task),
+    )
 
 
 def _paint(
@@ -205,11 +216,11 @@ def _paint(
     stages: Sequence[str],
     progress: "Progress",
 ) -> ModelPictures:
-    """Paint this process's part; the pictures of all parts where they are needed."""
+    """Paint this process's part and return it; where nothing is to paint, the pictures of all parts."""
     adopted = spec.source.startswith("images:")
     fingerprint = "" if adopted else model_fingerprint(spec)
     if work:
-        task = progress.add_task(f"paint {spec.name}", total=len(jobs) if adopted else None)
+        task = progress.add_task(f"paint {escape(spec.name)}", total=len(jobs) if adopted else None)
         keys = generate_missing(
             spec,
             jobs,
@@ -222,8 +233,10 @@ def _paint(
         progress.update(task, total=len(keys))
     if set(stages) == {"generate"}:
         return ModelPictures(spec, fingerprint, {}, {})
-    if shard[1] > 1 or not work:
+    if not work:
         keys = stored_keys(spec, jobs, suite, cache)
+    elif adopted:
+        keys = {name: key for name, key in keys.items() if shard_of(name, shard[1]) == shard[0]}
     return load_pictures(cache, spec, fingerprint, jobs, keys)
 
 
@@ -296,8 +309,9 @@ def main(
     specs = resolve_models(described, models)
     target = output or Path("runs/evals") / described.name
     stages: tuple[str, ...] = STAGES if stage == "all" else (stage,)
+    require_on_hub(specs)
     part = parse_shard(shard)
-    if part[1] > 1 and "report" in stages:
+    if part[1] > 1 and stage == "all":
         stages = tuple(name for name in stages if name != "report")
     console = Console()
     record = run_suite(

@@ -173,10 +173,11 @@ def collect(
                 if row is None:
                     absent += 1
                     continue
-                values[name][column.title][place] = row["value"]
                 cut[column.title].append(row["truncated"])
-                if row["error"] is not None:
-                    errors[name][column.title][job.sample_id] = row["error"]
+                if math.isfinite(row["value"]):  # another output of the sample may have failed
+                    values[name][column.title][place] = row["value"]
+                else:
+                    errors[name][column.title][job.sample_id] = row["error"] or "the value is not finite"
     if absent:
         message = f"{folder}: {absent} scores are not there. Run the score stage of every shard first."
         raise CheckpointError(message)

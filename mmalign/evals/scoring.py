@@ -17,7 +17,7 @@ from mmalign.evals.store import PartTable
 from mmalign.rewards.base import Reward, Scored
 from mmalign.rewards.sample import Sample
 
-__all__ = ["Picture", "score_key", "score_missing", "scores_table"]
+__all__ = ["Picture", "score_key", "score_missing", "scores_table", "unscored"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ def score_key(picture: Picture, needs: Sequence[str], fingerprint: str) -> str:
     extras = sorted((name, repr(picture.extras[name])) for name in needs if name in picture.extras)
     parts = [picture.sha256, picture.prompt, repr(extras), fingerprint]
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def unscored(pictures: Sequence[Picture], needs: Sequence[str], fingerprint: str, folder: Path) -> int:
+    """How many pictures a reward has no stored score of; the reward itself need not be loaded for it."""
+    if not pictures:
+        return 0
+    stored = {key for key, _ in scores_table(folder).stored_keys()}
+    return sum(score_key(picture, needs, fingerprint) not in stored for picture in pictures)
 
 
 def score_missing(

@@ -1,5 +1,6 @@
 """Rewards by name: built-ins, plug-ins, a function of the user's own, an address, an ensemble."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,30 @@ def load(
     if name.startswith(("http://", "https://")):
         from mmalign.rewards.remote import RemoteReward
 
+        _require_options(name, options, ("token", "timeout", "retries", "pause", "connections"))
         return RemoteReward(name, **options)
     if name.endswith((".yaml", ".yml")):
         from mmalign.rewards.ensemble_file import load_ensemble
 
-        return load_ensemble(name, weights=weights, device=device, dtype=dtype, **options)
+        _require_options(name, options, ())
+        return load_ensemble(name, weights=weights, device=device, dtype=dtype)
     if ":" in name:
         from mmalign.rewards.functions import load_function
 
+        _require_options(name, options, ("scale",))
         return load_function(name, **options)
     found = registry.find("rewards", name)
-    unknown = sorted(set(options) - set(found.CARD.options))
-    if unknown:
-        known = ", ".join(found.CARD.options) or "none"
-        message = explain(f"reward {name} option", got=unknown[0], expected=f"one of its options ({known})")
-        raise ConfigError(message)
+    _require_options(name, options, found.CARD.options)
     reward: Reward = found.build(weights=weights, device=device, dtype=_dtype(dtype), **options)
     return reward
+
+
+def _require_options(name: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        listed = ", ".join(known) or "none"
+        message = explain(f"reward {name} option", got=unknown[0], expected=f"one of its options ({listed})")
+        raise ConfigError(message)
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -1,0 +1,121 @@
+"""Rewards of a suite: all are loaded once before anything is painted, and never two at a time after that.
+
+What would fail after hours of painting (weights that are not here, an option nobody knows, a server that
+does not answer) fails in the first minute. What stays of a reward is its columns: a few hashes.
+"""
+
+import gc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mmalign.errors import ConfigError, explain
+from mmalign.evals.base import Item
+from mmalign.evals.results import Column
+from mmalign.evals.suite import RewardSpec, Suite
+
+if TYPE_CHECKING:
+    from mmalign.rewards.base import Reward
+
+__all__ = ["columns_of", "load_reward", "release", "require_names"]
+
+
+def columns_of(suite: Suite, items: Sequence[Item], *, device: str) -> list[list[Column]]:
+    """The columns of every reward of a suite; each reward is loaded, asked and released in turn.
+
+    Raises:
+        ConfigError: a reward that cannot score this suite, or two columns of one title.
+        CheckpointError: weights are missing or do not fit.
+        UnknownNameError: nobody provides a reward.
+    """
+    require_names(suite)
+    found: list[list[Column]] = []
+    for spec in suite.rewards:
+        found.append(_looked_at(spec, items, device))
+        release()  # only now: no frame holds the reward any more
+    titles = [column.title for columns in found for column in columns]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice:
+        message = explain("suite rewards", got=f"two columns called {twice[0]}", expected="different titles")
+        raise ConfigError(message)
+    return found
+
+
+def require_names(suite: Suite) -> None:
+    """Refuse rewards nobody provides and settings they do not have, without loading any.
+
+    Raises:
+        UnknownNameError: nobody provides a reward.
+        ConfigError: an option, weights or a dtype that would be ignored.
+    """
+    from mmalign.rewards import card
+
+    for spec in suite.rewards:
+        title = f"reward {spec.name}"
+        if ":" in spec.name:
+            ignored = sorted({"weights", "dtype"} & spec.model_fields_set)
+            if ignored:
+                expected = "neither weights nor dtype: a function or a server has its own"
+                raise ConfigError(explain(title, got=ignored[0], expected=expected))
+        elif not spec.name.endswith((".yaml", ".yml")):
+            known = card(spec.name).options
+            unknown = sorted(set(spec.options) - set(known))
+            if unknown:
+                expected = f"one of its options ({', '.join(known) or 'none'})"
+                raise ConfigError(explain(f"{title} option", got=unknown[0], expected=expected))
+
+
+def load_reward(spec: RewardSpec, device: str) -> "Reward":
+    """A reward as a suite asks for it. Who drops it calls `release` before the next one."""
+    from mmalign.rewards import load
+
+    options = dict(spec.options)
+    if ":" not in spec.name:
+        options |= {"weights": spec.weights, "device": device, "dtype": spec.dtype}
+    return load(spec.name, **options)
+
+
+def release() -> None:
+    """Give the memory of what was deleted back to the device: networks hold themselves in cycles."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _require_fit(spec: RewardSpec, reward: "Reward", items: Sequence[Item]) -> None:
+    """Refuse what could only fail on every picture of the suite."""
+    from mmalign.rewards.ensemble import is_relative
+
+    title = f"reward {spec.name}"
+    if is_relative(reward):
+        message = explain(
+            title,
+            got="an ensemble whose values depend on the other samples of a prompt",
+            expected="a reward of single samples",
+            do="Name its members as rewards of the suite; the report has their macro average.",
+        )
+        raise ConfigError(message)
+    if reward.card.modality != "image":
+        raise ConfigError(explain(title, got=f"a reward of {reward.card.modality}", expected="of pictures"))
+    if "other" in reward.card.needs and not any("other" in item.expected for item in items):
+        message = explain(
+            title,
+            got="a judge of pairs, and no prompt with a picture to compare with (other)",
+            expected="a reward of single pictures",
+        )
+        raise ConfigError(message)
+
+
+def _looked_at(spec: RewardSpec, items: Sequence[Item], device: str) -> list[Column]:
+    """One column per output; the first has the reward's own title."""
+    reward = load_reward(spec, device)
+    _require_fit(spec, reward, items)
+    title = spec.title or spec.name
+    fingerprint, provenance = reward.fingerprint(), reward.provenance()
+    return [
+        Column(
+            title if number == 0 else f"{title}.{output}", spec, reward.card, output, fingerprint, provenance
+        )
+        for number, output in enumerate(reward.card.outputs)
+    ]
