@@ -149,6 +149,7 @@ def test_the_exit_code_of_a_handler_is_the_command_s(monkeypatch: pytest.MonkeyP
         (["demo"], "mmalign.toy.demo:main"),
         (["eval", "suite.yaml", "--model", "base"], "mmalign.evals.harness:main"),
         (["compare", "results.json"], "mmalign.evals.compare:main"),
+        (["benchmark", "pope", "--data", "x"], "mmalign.cli.benchmark_runs:run"),
         (["config", "schema"], "mmalign.cli.config:print_schema"),
         (["config", "show", "run.yaml"], "mmalign.cli.config:print_resolved"),
         (["recipes"], "mmalign.cli.recipes:print_recipes"),
