@@ -1,4 +1,4 @@
-"""`mmalign judge bias | arena | rubrics`: the options; work is imported when one runs."""
+"""`mmalign judge bias | arena | rubrics`, `mmalign safety-shift`: the options; work is imported later."""
 
 import argparse
 from collections.abc import Callable
@@ -39,8 +39,28 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_safety(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse's type is not public
+    parser = commands.add_parser(
+        "safety-shift",
+        help="does a model refuse the same things when their pictures are altered?",
+        description="Ask a model your own questions about your own pictures, clean and under every shift: "
+        "rotation, crop, size, written words, mixing with --auxiliaries. Refusals are compared by item.",
+    )
+    add = parser.add_argument
+    add("items", metavar="ITEMS", type=Path, help="JSON lines: prompt, image; must_refuse, overlay, id")
+    add("--model", required=True, help="module:function of (prompt, picture) pairs, or a chat model")
+    add("--auxiliaries", type=Path, metavar="DIR", help="harmless pictures to mix with (default: no mixing)")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="length of an answer (default: 256)")
+    add("--seed", type=int, default=0, help="of places and mixtures (default: 0)")
+    add("--batch-size", type=int, default=8, metavar="N", help="questions at once (default: 8)")
+    add("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
+    add("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="default: bfloat16")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of report and answers")
+    parser.set_defaults(handler=calls("mmalign.cli.safety:main"))
+
+
 def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:
-    """Register `mmalign judge`.
+    """Register `mmalign judge` and `mmalign safety-shift`.
 
     Args:
         commands: argparse's sub-parsers.
@@ -94,3 +114,4 @@ def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:
     rubrics = actions.add_parser("rubrics", help="the rubrics that come with mmalign, or one whole")
     rubrics.add_argument("name", nargs="?", metavar="NAME", help="a shipped rubric, or a YAML file of yours")
     rubrics.set_defaults(handler=calls("mmalign.cli.judge_runs:rubrics"))
+    _add_safety(commands, calls)
