@@ -217,3 +217,12 @@ def test_metrics_are_one_json_record_per_evaluation(parts, make_config):
     train_head(head, *parts, loss, config.train)
     with open(f"{config.train.output}/{METRICS}", encoding="utf-8") as file:
         assert [json.loads(line)["step"] for line in file] == [4, 6]
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine(parts, make_config):
+    config = make_config(train={"steps": 8, "evaluate_every": 1, "warmup_steps": 2, "learning_rate": 1e-2})
+    head, loss = fresh(config)
+    train_head(head, *parts, loss, config.train)
+    rates = [record["learning_rate"] for record in read_json_lines(f"{config.train.output}/{METRICS}")]
+    falling = [0.5e-2 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert rates == pytest.approx([0.5 * falling[0], *falling[1:]])
