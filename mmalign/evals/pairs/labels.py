@@ -135,8 +135,8 @@ def duplication_factor(
         got = f"[beta {beta:g}, constant {constant:g}]"
         raise ConfigError(explain("duplication_factor", got=got, expected=expected))
     if bool((probability <= 0).any()):
-        got = float(probability.min())
-        raise ConfigError(explain("duplication_factor probability", got=got, expected="numbers > 0"))
+        lowest = float(probability.min())
+        raise ConfigError(explain("duplication_factor probability", got=lowest, expected="numbers > 0"))
     return (constant / probability.to(torch.float64)) ** beta
 
 

@@ -17,7 +17,7 @@ from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.config import DataConfig
 from mmalign.data.curation import candidate_key
 from mmalign.data.derive import row_record
-from mmalign.data.media import image_ending, read_media
+from mmalign.data.media import image_ending, read_media, safe_path
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
 from mmalign.data.statistics import Estimate
@@ -185,12 +185,13 @@ def _scored(
         for number in numbers:
             try:
                 row = _with_bytes(table[number], config)
+                found = _samples(row, table.locate(number)[0].records.root)
             except RowError as error:
                 report.add_bad(issue_of(error, table.where(number)))
                 continue
             report.add_kept()
             rows.append(row)
-            samples += _samples(row)
+            samples += found
         entries = [entry_of(sample) for sample in samples]
         columns = [
             [value if book.reward.card.higher_is_better else -value for value in book.score(entries)]
@@ -227,11 +228,18 @@ def _with_bytes(row: PreferenceRow, config: DataConfig) -> PreferenceRow:
     return replace(row, candidates=candidates)
 
 
-def _samples(row: PreferenceRow) -> list[Sample]:
+def _samples(row: PreferenceRow, root: Path) -> list[Sample]:
+    """What rewards are given: a picture, or an answer with the picture its question is about.
+
+    Raises:
+        RowError: the path of that picture leads out of the data set's folder.
+    """
+    asked = row.extras.get("image")
+    about = safe_path(asked, root=root, where=f"{row.source} image") if isinstance(asked, str) else None
     return [
         Sample(
             prompt=row.prompt,
-            image=candidate.image,
+            image=candidate.image if candidate.text is None else about,
             text=candidate.text,
             extras=row.extras,
             id=f"{row.id}/{number}",

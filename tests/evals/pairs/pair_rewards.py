@@ -45,3 +45,7 @@ def always_deadly(samples):
 
 def words(samples):
     return [float(len((sample.text or "").split())) for sample in samples]
+
+
+def words_about(samples):
+    return [float(len(sample.text.split())) * float(_pixels(sample)[..., 0].mean()) for sample in samples]

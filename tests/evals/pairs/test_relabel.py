@@ -150,6 +150,23 @@ def test_instructions_a_reward_likes_best_are_kept(tmp_path):
     assert found.left_out == {"below the best share": 3}
 
 
+def test_answers_are_judged_with_the_picture_they_are_about(data, tmp_path):
+    lines = [
+        {"prompt": "what is it?", "image": f"{name}.png", "chosen": "red", "rejected": "a red thing"}
+        for name in ("a", "e")
+    ]
+    data(lines)
+    config = DataConfig.model_validate({"source": {"path": str(tmp_path / "rows.jsonl"), "media": "text"}})
+    rewards = {"words": load("pair_rewards:words_about")}
+    relabel(config, tmp_path / "out", rewards, RelabelSettings(), store=tmp_path / "store")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert [row["chosen"] for row in rows] == ["a red thing"] * 2
+    assert [row["score_chosen"] for row in rows] == pytest.approx(
+        [600.0, 30.0]
+    )  # by picture a and by picture e
+    assert [row["old_preference"] for row in rows] == [0.0, 0.0]
+
+
 def test_a_row_no_reward_can_score_is_left_out_and_counted(run):
     found, rows = run([pair("a", "d"), {**pair("b", "d"), "prompt": "an owl"}], "no_owls")
     assert [row["prompt"] for row in rows] == ["a or d"]
