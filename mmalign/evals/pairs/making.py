@@ -167,8 +167,9 @@ def make(pool: Pool, settings: SelectionConfig) -> Made:
 
 
 def _nothing(steps: Sequence[Step]) -> str:
-    shown = "; ".join(f"{step.name}: {step.record()}" for step in steps)
-    return f"pairs select: nothing is left, nothing was written. {shown}. Loosen the rule or score more."
+    lines = [step.describe() for step in steps]
+    shown = "\n".join(lines)
+    return f"pairs select: nothing is left, nothing was written. Loosen the rule or score more.\n{shown}"
 
 
 def _pair_step(name: str, pairs: Sequence[Pair], pool: Pool, left_out: dict[str, int] | None = None) -> Step:

@@ -99,6 +99,13 @@ class Step:
                 shown[name] = getattr(self, name)
         return shown | ({"left_out": dict(self.left_out)} if self.left_out else {})
 
+    def describe(self) -> str:
+        """One line."""
+        counts = {"prompts": self.prompts, "candidates": self.candidates, "pairs": self.pairs}
+        left = ", ".join(f"{count} {name}" for name, count in counts.items() if count is not None)
+        gone = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+        return f"{self.name}: {left}" + (f" (left out: {gone})" if gone else "")
+
 
 @dataclass
 class Pool:

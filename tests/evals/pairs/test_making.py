@@ -76,7 +76,8 @@ def test_relevance_and_likelihood_have_no_vote(make_pool):
 
 
 def test_nothing_left_is_an_error_that_tells_where_it_went(make_pool):
-    with pytest.raises(ConfigError, match=r"nothing is left, nothing was written.*best_worst, margin 2"):
+    where = r"(?s)nothing was written.*best_worst, margin 2: 0 prompts, 0 pairs \(left out: 1 prompts without"
+    with pytest.raises(ConfigError, match=where):
         make(make_pool(FIRST), settings(margin=2.0))
 
 
