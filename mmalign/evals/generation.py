@@ -319,9 +319,11 @@ def generate_missing(
                 started = time.perf_counter()
                 pictures = painter.paint(batch)
                 seconds = (time.perf_counter() - started) / len(batch)
+                # A batch may hold pictures that are there already (another limit): those stay as they are.
                 writer.add(
                     _store(folder, spec, job, named[job.sample_id], picture, painter.recipe, seconds)
                     for job, picture in zip(batch, pictures, strict=True)
+                    if named[job.sample_id] not in stored
                 )
             progress(len(batch))
     return keys
@@ -363,9 +365,11 @@ def _store(
     else:
         picture.save(buffer, format="PNG", compress_level=1)
     data = buffer.getvalue()
-    name = f"media/{key[:2]}/{key}.{'jpg' if recipe['format'] == 'jpeg' else 'png'}"
+    # Named by its content: two processes that round differently never change the file under a stored hash.
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"media/{sha256[:2]}/{sha256}.{'jpg' if recipe['format'] == 'jpeg' else 'png'}"
     atomic_write(folder / name, data)
-    return _row(spec, job, key, name, hashlib.sha256(data).hexdigest(), dict(recipe), seconds)
+    return _row(spec, job, key, name, sha256, dict(recipe), seconds)
 
 
 def _row(
@@ -388,53 +392,110 @@ def _row(
 def _adopt(
     spec: ModelSpec, jobs: Sequence[Job], folder: Path, progress: Callable[[int], None]
 ) -> dict[str, str]:
-    """Take pictures somebody else painted: `images:FOLDER` with one file per picture.
+    """Take pictures somebody else painted: `images:FOLDER`, one file per picture, named as in `_file_names`.
 
-    A file is found by the sample id with `/` as `_`, by the item's number in its set (`00012.png`, also under
-    a folder of the group's name), or by either with `_copy`.
+    Raises:
+        ConfigError: no folder, no picture of the suite in it, or a name that could mean several pictures.
     """
     root = Path(spec.source.removeprefix("images:"))
     if not root.is_dir():
         raise ConfigError(explain(f"--model {spec.name}", got=str(root), expected="a folder of pictures"))
-    files = {str(path.relative_to(root).with_suffix("")): path for path in _images_under(root)}
+    chosen = _chosen_files(spec, jobs, root)
     table = pictures_table(folder)
     stored = {key for (key,) in table.stored_keys()}
     keys: dict[str, str] = {}
-    absent: list[str] = []
     with table.writer() as writer:
         for job in jobs:
-            found = next((files[name] for name in _file_names(job) if name in files), None)
+            found = chosen.get(job.sample_id)
             if found is None:
-                absent.append(job.sample_id)
                 continue
             sha256 = media_hash(found)
             recipe = {"source": "pictures of another program"}
-            key = picture_key(sha256, job, recipe)
+            # The place is in the key: of a folder that was moved the old rows would name files that are gone.
+            key = picture_key(f"{sha256} {found.resolve()}", job, recipe)
             keys[job.sample_id] = key
             if key not in stored:
                 writer.add([_row(spec, job, key, str(found.resolve()), sha256, recipe, 0.0)])
             progress(1)
-    if not keys:
-        example = ", ".join(_file_names(jobs[0]))
+    return keys
+
+
+def _chosen_files(spec: ModelSpec, jobs: Sequence[Job], root: Path) -> dict[str, Path]:
+    """The file of every sample that has one.
+
+    A number in a folder of a group's name counts within the set or within the group (the layout of HPDv2);
+    the reading that finds more pictures holds for the whole folder.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in _images_under(root):
+        files.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)
+    several = len({job.item.id.partition("/")[0] for job in jobs}) > 1
+    in_group = _numbers_in_groups(jobs)
+    readings = []
+    for numbers in ({}, in_group):
+        names = {job.sample_id: _file_names(job, several, numbers.get(job.item.id)) for job in jobs}
+        readings.append(
+            {sample: next((n for n in found if n in files), None) for sample, found in names.items()}
+        )
+    counts = [sum(name is not None for name in reading.values()) for reading in readings]
+    if not any(counts):
         message = explain(
             f"--model {spec.name}",
-            got=f"{len(files)} pictures in {root}, none of them of the suite",
-            expected=f"names like {example}",
+            got=f"{sum(map(len, files.values()))} pictures in {root}, none of them of the suite",
+            expected=f"names like {', '.join(_file_names(jobs[0], several, None))}",
         )
         raise ConfigError(message)
-    return keys
+    if counts[0] == counts[1] and readings[0] != readings[1]:
+        expected = "names by the prompts' ids: numbers could count within the set or within the group"
+        raise ConfigError(explain(f"--model {spec.name}", got=str(root), expected=expected))
+    best = readings[counts.index(max(counts))]
+    taken: dict[str, str] = {}
+    for sample, name in best.items():
+        if name is None:
+            continue
+        claimed = [str(path.relative_to(root)) for path in files[name]]
+        if name in taken or len(claimed) > 1:
+            samples = dict.fromkeys([taken.get(name, sample), sample])
+            got = f"{' and '.join(claimed)} for {' and '.join(samples)}"
+            raise ConfigError(explain(f"--model {spec.name}", got=got, expected="one file per picture"))
+        taken[name] = sample
+    return {sample: files[name][0] for name, sample in taken.items()}
+
+
+def _numbers_in_groups(jobs: Sequence[Job]) -> dict[str, str]:
+    """Item id to its number within its group, by their order."""
+    counts: dict[tuple[str, str], int] = {}
+    numbers: dict[str, str] = {}
+    for job in jobs:
+        if job.item.group and job.item.id not in numbers:
+            place = (job.item.id.partition("/")[0], job.item.group)
+            numbers[job.item.id] = f"{counts.get(place, 0):05d}"
+            counts[place] = counts.get(place, 0) + 1
+    return numbers
 
 
 def _images_under(root: Path) -> Iterator[Path]:
     return (path for path in sorted(root.rglob("*")) if path.suffix.lower() in _IMAGE_FILES)
 
 
-def _file_names(job: Job) -> list[str]:
-    """Names a picture may go by, without ending."""
-    number = job.item.id.rpartition("/")[2]
-    short = number.lstrip("0") or "0"
-    bases = [job.item.id, job.item.id.replace("/", "_"), number, short]
-    if job.item.group:
-        bases += [f"{job.item.group}/{number}", f"{job.item.group}/{short}"]
+def _file_names(job: Job, several: bool, in_group: str | None) -> list[str]:
+    """Names a picture may go by, without ending, the surest first.
+
+    The item's id (`/` may be `_`), its number, or the number in a folder of the group's name; of a further
+    copy each with `_copy`. Where a suite has several sets a bare number says nothing: it stands under a
+    folder of the set's name.
+    """
+    group, identity = job.item.group, job.item.id
+    first, _, number = identity.partition("/")
+    forms = dict.fromkeys([number, number.lstrip("0") or "0"])
+    bases = [identity, identity.replace("/", "_"), *(f"{first}/{form}" for form in forms)]
+    if not several:
+        bases += forms
+    if group:
+        numbers = forms if in_group is None else dict.fromkeys([in_group, in_group.lstrip("0") or "0"])
+        bases += [f"{first}/{group}/{form}" for form in numbers]
+        if not several:
+            bases += [f"{group}/{form}" for form in numbers]
+    bases = list(dict.fromkeys(bases))
     copies = [f"{base}_{job.copy}" for base in bases] + [f"{base}/{job.copy}" for base in bases]
     return copies + (bases if job.copy == 0 else [])

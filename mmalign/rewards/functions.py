@@ -6,18 +6,22 @@ import importlib
 import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.rewards.base import Scored
 from mmalign.rewards.card import Card
-from mmalign.rewards.sample import Sample
+from mmalign.rewards.sample import Sample, media_hash
 
 __all__ = ["FunctionReward", "load_function"]
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 ScoreFunction = Callable[[Sequence[Sample]], Sequence[float | None]]
 
@@ -30,10 +34,12 @@ class FunctionReward:
             score.
         name: what it is called in tables.
         scale: unit and range in words.
+        module: text of the file it comes from: what it calls there may change its values too.
     """
 
-    def __init__(self, function: ScoreFunction, *, name: str, scale: str = "") -> None:
+    def __init__(self, function: ScoreFunction, *, name: str, scale: str = "", module: str = "") -> None:
         self.function = function
+        self._module = module
         self._card = Card(name=name, title=f"the function {name}", modality="image", scale=scale)
 
     @property
@@ -42,8 +48,8 @@ class FunctionReward:
         return self._card
 
     def provenance(self) -> Mapping[str, Any]:
-        """Its name and the hash of its source text, with what it is bound to."""
-        source = _identity(self.function)
+        """Its name and the hash of its source text and file, with what it is bound to."""
+        source = _identity(self.function) + self._module
         return {"name": self.card.name, "source": hashlib.sha256(source.encode()).hexdigest()}
 
     def fingerprint(self) -> str:
@@ -85,22 +91,44 @@ class FunctionReward:
         return values, [None if math.isfinite(value) else message for value in values]
 
 
-def _identity(function: Callable[..., Any]) -> str:
-    """Source text and bound values: two closures of one function are two rewards."""
+def _identity(function: Callable[..., Any], inside: frozenset[int] = frozenset()) -> str:
+    """Source text and bound values, equal in every process: two closures of one function are two rewards."""
+    if id(function) in inside:  # it calls itself
+        return getattr(function, "__qualname__", "")
+    inside |= {id(function)}
     if isinstance(function, functools.partial):
-        return f"{_identity(function.func)} {function.args!r} {sorted(function.keywords.items())!r}"
+        return f"{_identity(function.func, inside)} {_stable([function.args, function.keywords], inside)}"
     plain = inspect.isroutine(function)
     try:
         source = inspect.getsource(function if plain else type(function))
     except (OSError, TypeError):  # built in a shell, or in C
-        source = repr(function)
+        source = _ADDRESS.sub("", repr(function))
     owner = getattr(function, "__self__", None) if plain else function
     bound = [
-        sorted(getattr(owner, "__dict__", {}).items()),
+        getattr(owner, "__dict__", {}),
         getattr(function, "__defaults__", None) or (),
         [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()],
     ]
-    return f"{source} {bound!r}" if any(bound) else source
+    return f"{source} {_stable(bound, inside)}" if any(bound) else source
+
+
+def _stable(value: Any, inside: frozenset[int]) -> str:
+    """A text that differs where values do and never by where they lie in memory.
+
+    A decorated function holds the plain one, as with `@torch.no_grad()`: it counts by its source.
+    """
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return media_hash(value)
+    if isinstance(value, torch.nn.Module):
+        return _stable(dict(value.state_dict()), inside)
+    if isinstance(value, Mapping):
+        entries = sorted(f"{name!r}: {_stable(entry, inside)}" for name, entry in value.items())
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_stable(entry, inside) for entry in value)}]"
+    if inspect.isfunction(value) or isinstance(value, functools.partial):
+        return _identity(value, inside)
+    return _ADDRESS.sub("", repr(value))
 
 
 def load_function(name: str, *, scale: str = "") -> FunctionReward:
@@ -133,4 +161,8 @@ def load_function(name: str, *, scale: str = "") -> FunctionReward:
             f"reward {name}", got=function_name, expected=f"a function of {module_name} ({public})"
         )
         raise ConfigError(message)
-    return FunctionReward(function, name=name, scale=scale)
+    try:
+        text = inspect.getsource(module)
+    except (OSError, TypeError):  # built in a shell, or in C
+        text = ""
+    return FunctionReward(function, name=name, scale=scale, module=text)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_the_fingerprint_is_of_name_and_source(module: str, tmp_path: Path) -> N
 class Adder:
     """A callable object: its state is no source text."""
 
-    def __init__(self, number: float) -> None:
+    def __init__(self, number: Any) -> None:
         self.number = number
 
     def __call__(self, batch: Sequence[Sample]) -> list[float]:
@@ -148,3 +149,55 @@ def test_a_function_may_refuse_a_sample() -> None:
     scored = FunctionReward(picky, name="mine").score(made("a", "b", "c"))
     assert scored.errors == (None, "b is refused", None)
     assert scored.first()[[0, 2]].tolist() == [1.0, 1.0]
+
+
+DECORATED = """import torch
+
+def helper(sample):
+    return NUMBER
+
+@torch.no_grad()
+def judged(batch):
+    return [helper(sample) for sample in batch]
+"""
+
+
+def test_a_decorated_function_is_the_same_in_every_process_and_another_when_what_it_calls_changes(
+    tmp_path: Path,
+) -> None:
+    import subprocess
+
+    code = (
+        "from mmalign.rewards.functions import load_function as load; "
+        "print(load('decorated_reward:judged').fingerprint())"
+    )
+    prints = []
+    for number in (1.0, 1.0, 2.0):
+        (tmp_path / "decorated_reward.py").write_text(DECORATED.replace("NUMBER", str(number)))
+        found = subprocess.run(
+            [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        prints.append(found.stdout)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_arrays_and_networks_a_reward_holds_count_by_their_values() -> None:
+    def with_array(number: float) -> FunctionReward:
+        held = torch.full((2000,), 0.0)
+        held[1000] = number  # in the middle, where a printed tensor is cut
+        return FunctionReward(Adder(held), name="a")
+
+    prints = [with_array(number).fingerprint() for number in (1.0, 1.0, 2.0)]
+    assert prints[0] == prints[1] != prints[2]
+    layer = torch.nn.Linear(2, 3)
+    before = FunctionReward(Adder(layer), name="a").fingerprint()
+    with torch.no_grad():
+        layer.weight += 1.0
+    assert FunctionReward(Adder(layer), name="a").fingerprint() != before
+
+
+def test_a_function_that_calls_itself_has_a_fingerprint() -> None:
+    def deep(batch: Sequence[Sample]) -> list[float]:
+        return [] if not batch else [1.0, *deep(batch[1:])]
+
+    assert FunctionReward(deep, name="a").fingerprint() == FunctionReward(deep, name="a").fingerprint()
