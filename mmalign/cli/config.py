@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mmalign.cli.training import trains_a_reward
 from mmalign.methods import Default
 from mmalign.train.config import Difference, ResolvedRun, RunConfig, load_run
 
@@ -104,4 +105,10 @@ def print_resolved(config_path: Path, overrides: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: the file cannot be used, with file, line and nearest valid key.
     """
+    if trains_a_reward(config_path, overrides):
+        from mmalign.rewards.training.config import load_reward_run
+
+        config, _ = load_reward_run(config_path, overrides)
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+        return
     print(resolved_yaml(load_run(config_path, overrides)), end="")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmalign.errors import ConfigError
 
-__all__ = ["main"]
+__all__ = ["main", "trains_a_reward"]
 
 
 def main(
@@ -22,17 +22,21 @@ def main(
     Raises:
         ConfigError: the file cannot be used.
     """
-    from mmalign.methods.rewards import REWARD_ROWS
-    from mmalign.rewards.training.config import method_of
-
-    try:
-        method = method_of(config_path, overrides)
-    except ConfigError:  # the trainer of policies says it with file and line
-        method = ""
-    if method in REWARD_ROWS:
+    if trains_a_reward(config_path, overrides):
         from mmalign.rewards.training import run as rewards
 
         return rewards.main(config_path, overrides, dry_run=dry_run, resume=resume)
     from mmalign.train import run as policies
 
-    return policies.main(config_path=config_path, overrides=overrides, dry_run=dry_run, resume=resume)
+    return policies.main(config_path, overrides, dry_run=dry_run, resume=resume)
+
+
+def trains_a_reward(config_path: Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether a config names a reward row; a file that cannot be read names none."""
+    from mmalign.methods.rewards import REWARD_ROWS
+    from mmalign.rewards.training.config import method_of
+
+    try:
+        return method_of(config_path, overrides) in REWARD_ROWS
+    except ConfigError:  # the reader of policies' configs says it with file and line
+        return False

@@ -91,6 +91,8 @@ def test_mmalign_train_runs_it_says_what_it_would_do_and_goes_on_where_it_stoppe
     shown = capsys.readouterr().out
     assert "-p log sigmoid(r_1 - r_2 - margin)" in shown
     assert "epochs: 2" in shown
+    assert main(["config", "show", str(path), "train.epochs=2"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["train"]["learning_rate"] == 1e-3
     assert not (tmp_path / "run").exists()
     config, _ = load_reward_run(path, ["train.epochs=2"])
     stopped = train_reward(config, stop=lambda step: True)
