@@ -63,10 +63,14 @@ def resolve_models(suite: Suite, models: Sequence[str]) -> list[ModelSpec]:
     found: list[ModelSpec] = []
     for written in models:
         name, separator, source = written.partition("=")
-        if separator:
-            found.append(ModelSpec(name=name, source=source))
-        elif written in suite.models:
+        if written in suite.models:
             found.append(suite.models[written])
+        elif separator and source in suite.models:
+            found.append(suite.models[source].model_copy(update={"name": name}))
+        elif separator and not Path(written.removeprefix("images:")).exists():  # runs/lr=1e-5 is a folder
+            if not name or not source:
+                raise ConfigError(explain("--model", got=written, expected="NAME=MODEL"))
+            found.append(ModelSpec(name=name, source=source))
         else:
             short = Path(written.removeprefix("images:").rstrip("/")).name or written
             found.append(ModelSpec(name=short, source=written))

@@ -6,6 +6,7 @@ the set is run, on however many machines.
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,13 +132,14 @@ def _items(records: Sequence[Mapping[str, Any]], name: str, *, where: str, limit
             message = explain(f"{where}: row {number + 1}", got=_shown(record), expected=expected)
             raise RowError(message, reason="no_prompt")
         given = _first(record, _ID_COLUMNS)
+        group = _first(record, _GROUP_COLUMNS)
+        _require_text(f"{where}: row {number + 1}", f"{prompt}{given}{group}")
         identity = f"{name}/{number:05d}" if given in (None, "") else f"{name}/{given}"
         if identity in taken:
             message = f"{where}: rows {taken[identity] + 1} and {number + 1} have the same id {given!r}."
             raise RowError(message, reason="repeated_id")
         taken[identity] = number
-        group = _first(record, _GROUP_COLUMNS)
-        used = {*_PROMPT_COLUMNS, *_GROUP_COLUMNS, *_ID_COLUMNS}
+        used = {_column(record, names) for names in (_PROMPT_COLUMNS, _GROUP_COLUMNS, _ID_COLUMNS)}
         expected_values = {key: value for key, value in record.items() if key not in used}
         items.append(Item(identity, prompt, (), "" if group is None else str(group), expected_values))
     if not items:
@@ -145,25 +147,55 @@ def _items(records: Sequence[Mapping[str, Any]], name: str, *, where: str, limit
     return items
 
 
+def _require_text(where: str, text: str) -> None:
+    """Half a surrogate pair can be neither stored nor hashed: better said now than after painting.
+
+    Raises:
+        RowError: reason `not_text`.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = f"[half a surrogate pair at character {error.start}]"
+        raise RowError(explain(where, got=got, expected="Unicode text"), reason="not_text") from error
+
+
+def _column(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    return next((name for name in names if record.get(name) is not None), None)
+
+
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((record[name] for name in names if record.get(name) is not None), None)
+    name = _column(record, names)
+    return None if name is None else record[name]
 
 
 def _shown(record: Mapping[str, Any]) -> str:
-    return f"[columns {', '.join(record) or 'none'}]"
+    return f"[columns {', '.join(map(str, record)) or 'none'}]"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = explain(str(path), got=f"byte {error.start} that is no UTF-8", expected="a UTF-8 file")
+        raise RowError(message, reason="not_text") from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = _text(path)
     return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        loaded = json.loads(_text(path))
+    except json.JSONDecodeError as error:
         msg = f"{path}: not JSON ({error})."
         raise RowError(msg, reason="not_json") from error
+    lists = list(loaded.values()) if isinstance(loaded, Mapping) else [loaded]
+    if not all(isinstance(entries, list) for entries in lists):
+        expected = "a list of prompts, or groups with lists of prompts"
+        raise RowError(explain(str(path), got="other JSON", expected=expected), reason="not_a_list")
     if isinstance(loaded, Mapping):  # group to list of prompts
         grouped = [(group, entry) for group, entries in loaded.items() for entry in entries]
         return [{**_record(entry), "group": group} for group, entry in grouped]
@@ -176,7 +208,7 @@ def _record(entry: Any) -> dict[str, Any]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -188,8 +220,8 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    text = io.StringIO(_text(path), newline="")
+    return list(csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:

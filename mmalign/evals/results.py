@@ -14,7 +14,7 @@ import mmalign
 from mmalign.errors import CheckpointError
 from mmalign.evals.base import Item
 from mmalign.evals.generation import Job, pictures_table
-from mmalign.evals.prompts import prompts_hash
+from mmalign.evals.prompts import PUBLIC_SETS, prompts_hash
 from mmalign.evals.scoring import Picture, score_key, scores_table
 from mmalign.evals.statistics.bootstrap import Resampling, bootstrap_mean, bootstrap_median, prompt_means
 from mmalign.evals.statistics.reward_comparison import RewardComparison, compare_rewards
@@ -118,6 +118,14 @@ def load_pictures(
         message = (
             f"{folder}: {len(lacking)} of {len(wanted)} pictures of {spec.name} are not there. Run the "
             "generate stage of every shard first."
+        )
+        raise CheckpointError(message)
+    gone = sorted(row["path"] for row in rows.values() if not (folder / row["path"]).is_file())
+    if gone:
+        # Scored now they would be failures for ever: scores are kept.
+        message = (
+            f"{folder}: {len(gone)} pictures of {spec.name} were painted and are gone, first {gone[0]}. "
+            f"Bring them back, or remove {folder / 'pictures'} to paint again."
         )
         raise CheckpointError(message)
     pictures: dict[str, Picture] = {}
@@ -321,6 +329,7 @@ def warnings_of(results: Results, record: Mapping[str, Any]) -> list[str]:
         for reward in record["rewards"]
         if reward["failed"]
     ]
+    found += _other_sizes(results)
     held_out = [column for column in results.columns if column.reward.role == "held_out"]
     training = [column for column in results.columns if column.reward.role == "training"]
     for comparison in record["comparisons"]:
@@ -334,6 +343,19 @@ def warnings_of(results: Results, record: Mapping[str, Any]) -> list[str]:
             )
     if len({model.recipe.get("dtype") for model in results.models}) > 1:
         found.append("The models painted in different precisions; part of a difference may be rounding.")
+    return found
+
+
+def _other_sizes(results: Results) -> list[str]:
+    """Public sets that have another number of prompts here than in the tables of papers."""
+    found = []
+    for name in results.suite.prompts:
+        known = PUBLIC_SETS.get(name)
+        count = sum(item.id.startswith(f"{name}/") for item in results.items)
+        if known is not None and count and known.count != count:
+            found.append(
+                f"{name}: {count} prompts of {known.count}{f' ({known.note})' if known.note else ''}."
+            )
     return found
 
 

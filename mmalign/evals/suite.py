@@ -104,7 +104,7 @@ def read_suite_as(kind: type[_Kind], path: str | Path, overrides: list[str] | No
     path = Path(path)
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         message = explain("suite", got=str(path), expected="a YAML file", do="evals/suites/ holds examples.")
         raise ConfigError(message) from error
     except yaml.YAMLError as error:
@@ -114,14 +114,21 @@ def read_suite_as(kind: type[_Kind], path: str | Path, overrides: list[str] | No
         raise ConfigError(explain(str(path), got=type(loaded).__name__, expected="keys and values"))
     for override in overrides or []:
         _apply(loaded, override)
+    for name in ("rewards", "prompts"):
+        if isinstance(loaded.get(name), str):
+            loaded[name] = [loaded[name]]
+    if not isinstance(loaded.get("rewards") or [], list):
+        raise ConfigError(explain(f"{path} rewards", got=loaded["rewards"], expected="a list of rewards"))
+    models = loaded.get("models") or {}
+    if not isinstance(models, dict) or not all(isinstance(model, (str, dict)) for model in models.values()):
+        message = explain(f"{path} models", got=models, expected="short names with a source, or its settings")
+        raise ConfigError(message)
     loaded["rewards"] = [
         {"name": reward} if isinstance(reward, str) else reward for reward in loaded.get("rewards") or []
     ]
-    if isinstance(loaded.get("prompts"), str):
-        loaded["prompts"] = [loaded["prompts"]]
     loaded["models"] = {
         name: {"name": name, "source": model} if isinstance(model, str) else {"name": name, **model}
-        for name, model in (loaded.get("models") or {}).items()
+        for name, model in models.items()
     }
     try:
         suite = kind.model_validate(loaded)
@@ -143,10 +150,25 @@ def read_suite_as(kind: type[_Kind], path: str | Path, overrides: list[str] | No
 
 
 def _apply(loaded: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into the loaded document."""
-    key, _, text = override.partition("=")
+    """Put `section.key=value` into the loaded document.
+
+    Raises:
+        ConfigError: no `=`, a value that is no YAML, or a section that is none.
+    """
+    key, separator, text = override.partition("=")
     section = loaded
     *parents, last = key.split(".")
     for parent in parents:
-        section = section.setdefault(parent, {})
-    section[last] = yaml.safe_load(text)
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            message = explain(override, got=f"{parent}, which has no keys", expected="section.key=value")
+            raise ConfigError(message)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(explain(override, got=text, expected="a value as YAML writes it")) from error
+    if not separator:
+        raise ConfigError(explain("override", got=override, expected="key=value"))
+    section[last] = value

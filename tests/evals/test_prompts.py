@@ -100,3 +100,24 @@ def test_equal_hashes_mean_equal_lists(tmp_path):
     first, other = (read_prompts(str(tmp_path / name), name="set") for name in ("a.txt", "b.txt"))
     assert prompts_hash(first) == prompts_hash(read_prompts(str(tmp_path / "a.txt"), name="set"))
     assert prompts_hash(first) != prompts_hash(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"prompt": "a fox \\ud83e"}', "row 1: got .half a surrogate pair"),
+        ("a.txt", b"caf\xe9", r"a\.txt: got .byte 3 that is no UTF-8"),
+        ("a.json", b'{"prompts": "a fox"}', "groups with lists of prompts"),
+        ("a.json", b'"a fox"', "a list of prompts"),
+    ],
+)
+def test_a_file_that_would_fail_or_be_misread_later_is_refused_at_once(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RowError, match=says):
+        read_prompts(str(tmp_path / name))
+
+
+def test_columns_that_were_not_used_stay_for_the_rewards(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "question": "q", "tag": "t", "group": "g", "id": 3}')
+    (item,) = read_prompts(str(tmp_path / "a.jsonl"))
+    assert (item.id, item.group, dict(item.expected)) == ("a/3", "g", {"question": "q", "tag": "t"})

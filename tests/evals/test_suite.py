@@ -71,3 +71,38 @@ def test_models_have_the_names_that_were_written(tmp_path):
         resolve_models(suite, ["base", "base=elsewhere"])
     with pytest.raises(ConfigError, match=r"a short name \(base\)"):
         resolve_models(suite, [])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("limit", "got 'limit', expected key=value"),
+        ("prompts.x=1", "prompts, which has no keys"),
+        ("limit=[", "a value as YAML writes it"),
+        ("models=[a]", "short names with a source"),
+        ("rewards={a: 1}", "a list of rewards"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_named(tmp_path, override, says):
+    with pytest.raises(ConfigError, match=says):
+        read_suite(write(tmp_path, MINIMAL), [override])
+
+
+def test_one_reward_may_stand_alone(tmp_path):
+    suite = read_suite(
+        write(tmp_path, "name: x\nprompts: a.txt\nrewards: hpsv2\ngeneration:\n"), ["generation.seed=2"]
+    )
+    assert ([reward.name for reward in suite.rewards], suite.generation.seed) == (["hpsv2"], 2)
+
+
+def test_a_folder_with_an_equals_sign_and_a_renamed_short_name_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/lr=1e-5").mkdir(parents=True)
+    suite = read_suite(write(tmp_path, MINIMAL + "models: {base: {source: runs/x, weights: base}}\n"))
+    specs = resolve_models(suite, ["runs/lr=1e-5", "sd=base"])
+    assert [(spec.name, spec.source, spec.weights) for spec in specs] == [
+        ("lr=1e-5", "runs/lr=1e-5", "trained"),
+        ("sd", "runs/x", "base"),
+    ]
+    with pytest.raises(ConfigError, match="NAME=MODEL"):
+        resolve_models(suite, ["=x"])
