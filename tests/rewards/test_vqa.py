@@ -233,3 +233,11 @@ def test_odd_margins_go_right_and_bottom():
     found = np.asarray(clip_flant5.square(image, (1, 2, 3)))
     assert found.shape == (6, 6, 3)
     assert [int(value) for value in found[0, :, 0]] == [1, 255, 255, 255, 1, 1]
+
+
+def test_the_picture_tower_of_clip_flant5_is_fetched_at_a_pinned_revision():
+    from mmalign.rewards.clip_backbones import BACKBONES
+
+    tower = next(one for one in rewards.card("vqascore_flant5").weights if one.role == "base")
+    assert tower.repository == BACKBONES["vit-l-14-336"].repository
+    assert len(tower.revision) == 40

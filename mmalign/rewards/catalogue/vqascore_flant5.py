@@ -4,6 +4,7 @@ from functools import partial
 
 from mmalign.rewards import clip_flant5
 from mmalign.rewards.card import Card, Weights
+from mmalign.rewards.clip_backbones import BACKBONES
 
 CARD = Card(
     name="vqascore_flant5",
@@ -16,6 +17,7 @@ CARD = Card(
         Weights(
             "openai/clip-vit-large-patch14-336",
             ("config.json", "preprocessor_config.json", "pytorch_model.bin"),
+            revision=BACKBONES["vit-l-14-336"].revision,
             role="base",
         ),
     ),
@@ -26,7 +28,7 @@ CARD = Card(
     pixels="336 x 336, padded to a square with the mean colour",
     options={"question": "with one {} for the prompt", "size": "xxl (the default, 11 B) or xl (3 B)"},
     departures=(
-        "No revision is pinned: the files' hashes are in the fingerprint.",
+        "No revision of model and tokenizer is pinned: the files' hashes are in the fingerprint.",
         "float32 unless asked otherwise; the official code runs in bfloat16.",
         "A prompt that holds a special token is broken by a space there.",
     ),
