@@ -228,3 +228,12 @@ def test_looking_at_rewards_leaves_only_columns(tmp_path, monkeypatch):
     suite = suite_of(tmp_path, '["toy_rewards:redness", {name: "toy_rewards:picky", title: p}]')
     columns = suite_rewards.columns_of(suite, [], device="cpu")
     assert [[column.title for column in entries] for entries in columns] == [["toy_rewards:redness"], ["p"]]
+
+
+def test_pictures_that_were_deleted_are_named_before_they_are_scored_as_failures(painter, tmp_path):
+    suite = suite_of(tmp_path, '["toy_rewards:redness"]')
+    run(suite, tmp_path, stages=("generate",))
+    gone = next(iter(generation.pictures_table(tmp_path / "store").read()))  # of base, the first that paints
+    (tmp_path / "store" / gone["path"]).unlink()
+    with pytest.raises(CheckpointError, match=r"1 pictures of base were painted and are gone, first media/"):
+        run(suite, tmp_path, stages=("score",))
