@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign import __version__
-from mmalign.cli import benchmarks, compare, data, diversity, evals, judging, pairs, probes, rewards
+from mmalign.cli import benchmarks, best_of, compare, data, diversity, evals, judging, pairs, probes, rewards
 from mmalign.errors import MmalignError
 
 __all__ = ["build_parser", "main"]
@@ -205,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     evals.add_command(commands, _calls("mmalign.evals.harness:main"))
     compare.add_command(commands, _calls("mmalign.evals.compare:main"))
+    best_of.add_command(commands, _calls("mmalign.cli.best_of:main"))
     diversity.add_command(commands, _calls("mmalign.cli.diversity:main"))
     benchmarks.add_commands(commands, _calls)
     rewards.add_commands(commands, _calls)
