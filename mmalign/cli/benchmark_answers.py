@@ -174,7 +174,9 @@ def _said(items: Sequence[Item], model: Model, how: How) -> Given:
 
 def _painted(items: Sequence[Item], model: Model, how: How) -> Given:
     """Pictures of a model from the noise every other model gets, or those of a folder."""
-    from mmalign.evals.generation import generate_missing, jobs_of, model_fingerprint
+    from mmalign.evals.generation import generate_missing
+    from mmalign.evals.jobs import jobs_of
+    from mmalign.evals.model_identity import model_fingerprint
     from mmalign.evals.results import load_pictures
 
     spec = ModelSpec(name=model.name, source=model.source)

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.evals.base import Answer, Item
-from mmalign.evals.generation import shard_of
+from mmalign.evals.jobs import shard_of
 from mmalign.evals.store import PartTable
 from mmalign.rewards.sample import Media, media_hash
 from mmalign.rewards.vision_language import Row, Shown, load_chat_model

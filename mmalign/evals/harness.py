@@ -17,16 +17,9 @@ from rich.markup import escape
 from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.base import Item
-from mmalign.evals.generation import (
-    Job,
-    generate_missing,
-    jobs_of,
-    model_fingerprint,
-    parse_shard,
-    require_models,
-    require_on_hub,
-    shard_of,
-)
+from mmalign.evals.generation import generate_missing
+from mmalign.evals.jobs import Job, jobs_of, parse_shard, shard_of
+from mmalign.evals.model_identity import model_fingerprint, require_models, require_on_hub
 from mmalign.evals.prompts import read_prompts
 from mmalign.evals.results import (
     Column,

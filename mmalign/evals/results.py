@@ -13,7 +13,8 @@ import numpy as np
 import mmalign
 from mmalign.errors import CheckpointError
 from mmalign.evals.base import Item
-from mmalign.evals.generation import Job, pictures_table
+from mmalign.evals.generation import pictures_table
+from mmalign.evals.jobs import Job
 from mmalign.evals.prompts import PUBLIC_SETS, prompts_hash
 from mmalign.evals.scoring import Picture, score_key, scores_table
 from mmalign.evals.statistics.bootstrap import Resampling, bootstrap_mean, bootstrap_median, prompt_means

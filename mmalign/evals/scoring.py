@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mmalign.evals.generation import shard_of
+from mmalign.evals.jobs import shard_of
 from mmalign.evals.store import PartTable
 from mmalign.rewards.base import Reward, Scored
 from mmalign.rewards.sample import Sample

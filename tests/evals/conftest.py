@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmalign.evals.base import Item
-from mmalign.evals.generation import jobs_of
+from mmalign.evals.jobs import jobs_of
 from mmalign.evals.report import write_report
 from mmalign.evals.results import Column, ModelPictures, Results, sample_rows, summarise
 from mmalign.evals.scoring import Picture

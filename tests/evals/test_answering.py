@@ -15,7 +15,7 @@ from mmalign.evals.answering import (
     speaker_fingerprint,
 )
 from mmalign.evals.base import Item
-from mmalign.evals.generation import shard_of
+from mmalign.evals.jobs import shard_of
 from mmalign.rewards.sample import to_image
 from mmalign.testing.reward_checkpoints import vision_language as tiny
 

@@ -5,7 +5,9 @@ from PIL import Image
 from mmalign.diffusion.sampling import initial_noise
 from mmalign.errors import ConfigError
 from mmalign.evals.base import Item
-from mmalign.evals.generation import Job, generate_missing, jobs_of, model_fingerprint
+from mmalign.evals.generation import generate_missing
+from mmalign.evals.jobs import Job, jobs_of
+from mmalign.evals.model_identity import model_fingerprint
 from mmalign.evals.results import load_pictures
 from mmalign.evals.suite import GenerationConfig, ModelSpec
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mmalign.errors import CheckpointError, ConfigError
 from mmalign.evals import generation, harness
-from mmalign.evals.generation import Job, picture_key, pictures_table, shard_of
+from mmalign.evals.generation import picture_key, pictures_table
+from mmalign.evals.jobs import Job, shard_of
 from mmalign.evals.scoring import scores_table
 from mmalign.evals.suite import ModelSpec, read_suite
 

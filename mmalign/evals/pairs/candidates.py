@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from mmalign.errors import CheckpointError
-from mmalign.evals.generation import Job, generate_missing, jobs_of, model_fingerprint
+from mmalign.evals.generation import generate_missing
 from mmalign.evals.harness import read_items, stored_keys
+from mmalign.evals.jobs import Job, jobs_of
+from mmalign.evals.model_identity import model_fingerprint
 from mmalign.evals.pairs.contamination import CleanPrompts, clean_prompts, read_excluded
 from mmalign.evals.pairs.plan import PairPlan
 from mmalign.evals.pairs.pool import Pool, PoolCandidate, PoolPrompt, Step

@@ -12,7 +12,7 @@ import torch
 
 from mmalign.errors import CheckpointError
 from mmalign.evals.base import Item
-from mmalign.evals.generation import shard_of
+from mmalign.evals.jobs import shard_of
 from mmalign.evals.pairs.candidates import (
     Gathered,
     load_reward,
