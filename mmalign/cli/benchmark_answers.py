@@ -10,6 +10,7 @@ from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.answers import read_answers
 from mmalign.evals.base import Answer, Benchmark, Item
+from mmalign.evals.model_identity import model_fingerprint, require_models
 from mmalign.evals.suite import GenerationConfig, ModelSpec
 from mmalign.rewards.weights import file_sha256
 
@@ -109,6 +110,8 @@ class Given:
 
 def answers_of(benchmark: Benchmark, items: Sequence[Item], models: Sequence[Model], how: How) -> list[Given]:
     """Answers of every model, read, asked for or painted."""
+    if benchmark.produces == "image":  # all of them are there, before the first one paints for hours
+        require_models([_spec(model) for model in models if not model.files])
     found = []
     for model in models:
         if model.files:
@@ -172,14 +175,17 @@ def _said(items: Sequence[Item], model: Model, how: How) -> Given:
     return Given(answers)
 
 
+def _spec(model: Model) -> ModelSpec:
+    return ModelSpec(name=model.name, source=model.source)
+
+
 def _painted(items: Sequence[Item], model: Model, how: How) -> Given:
     """Pictures of a model from the noise every other model gets, or those of a folder."""
     from mmalign.evals.generation import generate_missing
     from mmalign.evals.jobs import jobs_of
-    from mmalign.evals.model_identity import model_fingerprint
     from mmalign.evals.results import load_pictures
 
-    spec = ModelSpec(name=model.name, source=model.source)
+    spec = _spec(model)
     jobs = jobs_of(items, how.generation.images_per_prompt)
     with _progress() as progress:
         task = progress.add_task(f"paint {model.name}", total=len(jobs))

@@ -11,6 +11,7 @@ from rich.table import Table
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.harness import resolve_models
 from mmalign.evals.jobs import parse_shard
+from mmalign.evals.model_identity import require_models
 from mmalign.evals.pairs import candidates, outputs
 from mmalign.evals.pairs.making import Made, make, usable
 from mmalign.evals.pairs.plan import PairPlan, read_plan
@@ -61,6 +62,7 @@ def run_sample(
         ConfigError: the plan, a model or a held-out set does not fit.
     """
     plan, specs = _plan(plan_path, overrides, models)
+    require_models(specs)
     with _shown() as progress:
         done = candidates.sample(
             plan,
