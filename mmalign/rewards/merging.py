@@ -1,5 +1,6 @@
 """Callers on many threads, one thread that scores: what waits meanwhile is scored in one call."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from mmalign.rewards.base import Scored
 from mmalign.rewards.sample import Sample
 
 __all__ = ["Merger"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,6 +81,10 @@ class Merger:
         except Exception:
             if len(together) == 1:
                 raise
+            count = sum(len(one.samples) for one in together)
+            _LOG.warning(
+                "a call of %d samples failed; its requests are scored one by one", count, exc_info=True
+            )
             for one in together:  # the others are not to blame: each is scored by itself in its own turn
                 one.alone = True
             return self._run(order.samples)

@@ -44,13 +44,13 @@ class BenchmarkConformance:
     @classmethod
     def benchmark(cls) -> Benchmark:
         """The benchmark that is tested."""
-        raise NotImplementedError
+        pytest.fail(f"{cls.__name__}: define the fixture `benchmark`, which returns the Benchmark to test")
 
     @pytest.fixture(scope="class")
     @classmethod
     def example(cls) -> BenchmarkExample:
         """Its example."""
-        raise NotImplementedError
+        pytest.fail(f"{cls.__name__}: define the fixture `example`, which returns its BenchmarkExample")
 
     @pytest.fixture(scope="class")
     @classmethod

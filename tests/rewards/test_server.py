@@ -303,12 +303,14 @@ def test_a_merged_call_stays_within_its_size() -> None:
     assert results == [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0], [7.0] * 7]
 
 
-def test_one_order_s_failure_is_not_the_others() -> None:
+def test_one_order_s_failure_is_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
     gate, results = merged([["1"], ["bad"], ["2"]])
     assert results[0] == [1.0]
     assert isinstance(results[1], ValueError)
     assert results[2] == [2.0]
     assert gate.calls[1:] == [["1", "bad", "2"], ["1"], ["bad"], ["2"]]
+    assert "a call of 3 samples failed" in caplog.text
+    assert "ValueError" in caplog.text
 
 
 def test_a_closed_merger_takes_no_more() -> None:

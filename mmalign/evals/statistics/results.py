@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,12 +36,12 @@ def shown_p(p_value: float) -> str:
     return "p < 0.0001" if p_value < 0.0001 else f"p = {shown(p_value, 4)}"
 
 
-class Result:
+class Result(ABC):
     """Base of the frozen result records: `print(result)` explains it, `result.as_dict()` stores it."""
 
+    @abstractmethod
     def describe(self) -> str:
         """The result in words."""
-        raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, nested records included; NaN and infinities become None."""

@@ -77,22 +77,33 @@ class Backbone(ABC):
         Raises:
             ConfigError: this backbone does not read texts alone.
         """
-        message = explain(
-            f"backbone {type(self).__name__}",
-            got="[a text alone]",
-            expected="a backbone that reads texts alone (clip, chat, pixels)",
-        )
-        raise ConfigError(message)
+        raise self._refusal("[a text alone]", "a backbone that reads texts alone (clip, chat, pixels)")
 
     def texts(self, batch: Sequence[Prepared]) -> Float[Tensor, "sample text"]:
-        """Features of prepared texts, float32."""
-        raise NotImplementedError
+        """Features of prepared texts, float32.
+
+        Raises:
+            ConfigError: this backbone does not read texts alone.
+        """
+        got = f"[{len(batch)} texts alone]"
+        raise self._refusal(got, "a backbone that reads texts alone (clip, chat, pixels)")
 
     def pixel_items(
         self, pixels: Float[Tensor, "sample 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, "sample item"]:
-        """Features of pictures as tensors in [0, 1], with their graph, where `differentiable`."""
-        raise NotImplementedError
+        """Features of pictures as tensors in [0, 1], with their graph, where `differentiable`.
+
+        Raises:
+            ConfigError: this backbone reads files only.
+        """
+        got = f"[{len(prompts)} pictures as tensors of {tuple(pixels.shape)}]"
+        raise self._refusal(
+            got,
+            "a backbone that keeps their graph (clip, blip, pixels)",
+        )
+
+    def _refusal(self, got: str, expected: str) -> ConfigError:
+        return ConfigError(explain(f"backbone {type(self).__name__}", got=got, expected=expected))
 
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from PIL import Image
 
 from mmalign import rewards
 from mmalign.errors import CheckpointError, ConfigError, RowError, UnknownNameError
+from mmalign.rewards.base import Prepared
 from mmalign.rewards.sample import Sample, to_image
 from mmalign.rewards.training.backbones import make_backbone
 from mmalign.rewards.training.feature_store import FeatureStore, item_key
@@ -67,6 +68,13 @@ def test_blip_features_under_the_published_head_are_imagereward(blip, samples):
     assert backbone.prompt_width == 0, "picture and prompt are read together"
     with pytest.raises(ConfigError, match=r"BlipFeatures: got \[a text alone\]"):
         backbone.prepare_text("a painting")
+    with pytest.raises(ConfigError, match=r"BlipFeatures: got \[2 texts alone\]"):
+        backbone.texts([Prepared(), Prepared()])
+
+
+def test_a_backbone_that_reads_files_only_refuses_tensors(chat):
+    with pytest.raises(ConfigError, match=r"ChatFeatures: got \[1 pictures as tensors of \(1, 3, 5, 7\)\]"):
+        chat.pixel_items(torch.zeros(1, 3, 5, 7), ["a painting"])
 
 
 def test_chat_features_are_the_last_state_behind_the_question(chat, samples):
