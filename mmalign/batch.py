@@ -7,7 +7,7 @@ clip, a batch holds tensors.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -18,14 +18,48 @@ from mmalign.shapes import flatten_candidates
 
 __all__ = [
     "Batch",
+    "BatchContext",
     "Candidate",
     "Conditioning",
+    "ContentItem",
     "DataKind",
     "Labels",
+    "Media",
+    "Message",
     "PreferenceRow",
     "RowKeys",
     "concatenate",
 ]
+
+Media = bytes | str | tuple[bytes | str, ...]
+"""Encoded bytes, a path, or (a video) its frames in order; a path of a folder is a video of its frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContentItem:
+    """One part of a message: words, or the place of the row's next image or video.
+
+    Args:
+        type: what stands here.
+        text: the words of a text item.
+    """
+
+    type: Literal["text", "image", "video"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue.
+
+    Args:
+        role: who speaks.
+        content: what is said and shown, in order.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[ContentItem, ...]
+
 
 DataKind = Literal["pairs", "lists", "unpaired", "chosen", "prompts"]
 """What a row of a data set says: one preference, a ranking of several candidates, a thumb up or down; the
@@ -45,6 +79,8 @@ class Candidate:
         id: the data set's own name of this response (for example `image_0_uid`).
         model: what generated it.
         prompt: what it answers where that is not the row's prompt: comparisons of two prompts for one image.
+        images: seen instead of the row's images (preferences about images), as many as the row has.
+        videos: the same for videos.
     """
 
     image: bytes | str | None = None
@@ -55,6 +91,8 @@ class Candidate:
     id: str | None = None
     model: str | None = None
     prompt: str | None = None
+    images: tuple[bytes | str, ...] | None = None
+    videos: tuple[Media, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +112,10 @@ class PreferenceRow:
         id: the data set's own name of the row.
         source: `file:row` for messages.
         extras: other columns, passed through.
+        images: of a dialogue, in the order in which `messages` shows them.
+        videos: the same for videos.
+        messages: a dialogue up to the turn that the candidates answer; () is one user turn of all images,
+            all videos and the prompt.
     """
 
     prompt: str
@@ -87,6 +129,9 @@ class PreferenceRow:
     id: str = ""
     source: str = ""
     extras: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[bytes | str, ...] = ()
+    videos: tuple[Media, ...] = ()
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,26 +240,43 @@ class Conditioning:
         return flat
 
 
+@runtime_checkable
+class BatchContext(Protocol):
+    """What a language model reads besides the candidates, as its family lays it out.
+
+    Attributes:
+        place: where each scored token stands in `Batch.clean.flatten()`, known before the device is asked.
+    """
+
+    place: Int[Tensor, " scored"]
+
+    def to(self, device: torch.device | str) -> "BatchContext":
+        """The same on another device."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch on the device.
 
     Args:
-        clean: clean data (latents, token ids) `[prompt, candidate, *event]`.
+        clean: clean data `[prompt, candidate, *event]`: latents, or token ids of answers, padded behind.
         conditioning: the network's other inputs.
         labels: what the data say.
         weight: >= 0, multiplies the loss of each prompt.
         valid: False where the row could not be read; such a row counts nowhere.
         keys: randomness of each row.
-        element_mask: optional weights over the event axes of every candidate (inpainting, segments).
+        element_mask: optional weights over the event axes of every candidate (inpainting, segments); of
+            answers, 1 at their tokens.
         ids: row ids, for messages and stored references.
         reward: of a reward model per candidate, higher is better; None where the data have none.
         prompts: their texts, for whoever scores samples; empty where nobody does.
         recorded: what a rollout kept, `[prompt, candidate, ...]` by name: states of a trajectory, its
-            timesteps, the predictions made there, advantages.
+            timesteps, the predictions made there, advantages. Of dialogues, numbers that the data give per
+            candidate or token.
+        context: prompts and media of language models.
     """
 
-    clean: Float[Tensor, "prompt candidate *event"]
+    clean: Shaped[Tensor, "prompt candidate *event"]
     conditioning: Conditioning
     labels: Labels
     weight: Float[Tensor, " prompt"]
@@ -225,6 +287,7 @@ class Batch:
     reward: Float[Tensor, "prompt candidate"] | None = None
     prompts: tuple[str, ...] = ()
     recorded: Mapping[str, Shaped[Tensor, "prompt candidate ..."]] = field(default_factory=dict)
+    context: BatchContext | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -237,7 +300,14 @@ class Batch:
         return self.clean.shape[1]
 
     def rows(self, index: Int[Tensor, " row"] | slice) -> "Batch":
-        """The prompts at `index`, in that order; a prompt may come more than once."""
+        """The prompts at `index`, in that order; a prompt may come more than once.
+
+        Raises:
+            ShapeError: a batch with a context is laid out as a whole.
+        """
+        if self.context is not None:
+            message = "Batch.rows: got a batch of dialogues, expected one without context. Collate it anew."
+            raise ShapeError(message)
 
         def pick(value: Any) -> Any:
             match value:
@@ -294,6 +364,7 @@ class Batch:
             element_mask=None if self.element_mask is None else move(self.element_mask),
             reward=None if self.reward is None else move(self.reward),
             recorded=move(self.recorded),
+            context=None if self.context is None else self.context.to(device),
         )
 
 

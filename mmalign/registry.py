@@ -33,7 +33,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "families": Kind(packages=("mmalign.diffusion.families",), attribute="FAMILY"),
+    "families": Kind(packages=("mmalign.diffusion.families", "mmalign.vlm.families"), attribute="FAMILY"),
     "rewards": Kind(packages=("mmalign.rewards.catalogue",), attribute=""),
     "benchmarks": Kind(packages=("mmalign.evals.benchmarks",), attribute="BENCHMARK"),
 }
