@@ -161,6 +161,7 @@ class BestOfN(_Stateless):
     @torch.no_grad()
     def collect(self, batch: Batch) -> Collected:
         """Pairs `[prompt, 2]` of clean latents, with both rewards."""
+        batch = _kept(batch, batch.valid)
         keys = sample_keys(batch.keys.key, self.samples)
         rows, empty = self.prompts.rows(batch, self.samples)
         sampler = self.prompts.sampler
@@ -175,15 +176,14 @@ class BestOfN(_Stateless):
             labels=Labels.pairs(batch.num_prompts, device=samples.device),
             reward=reward.gather(1, chosen.index),
         )
-        kept = batch.valid & chosen.valid
         best, worst = reward.gather(1, chosen.index).unbind(1)
         facts = {
             "reward": reward.flatten(),
             "spread": best - worst,
-            "kept": kept.to(reward.dtype),
+            "kept": chosen.valid.to(reward.dtype),
             "reward_failed": _failed(reward),
         }
-        return Collected(Items.each(_kept(pairs, kept)), facts)
+        return Collected(Items.each(_kept(pairs, chosen.valid)), facts)
 
 
 @dataclass(frozen=True)
@@ -281,12 +281,15 @@ class Groups(_Stateless):
         )
         repeated = [prompt for prompt in batch.prompts for _ in range(self.samples)]
         reward = self.reward(drawn.final, repeated).view(-1, self.samples)
+        # An unreadable row is sampled, for a rank may have no other and all take part in the sum; its rewards
+        # count nowhere, or they would widen the deviation of all ranks.
+        reward = torch.where(batch.valid.unsqueeze(1), reward, torch.nan)
         advantage = group_advantages(reward, deviation=self.deviation, sum_across=self.sum_across).flatten()
         state, ahead, known = drawn.state, drawn.next_state, drawn.log_probability
         if state is None or ahead is None or known is None:
             message = "a trajectory that was asked for its states has them"
             raise AssertionError(message)
-        teaches = advantage.isfinite() & (advantage != 0) & batch.valid.repeat_interleave(self.samples)
+        teaches = advantage.isfinite() & (advantage != 0)
         row, step = self._steps(keys, known, teaches)
         prompt = torch.div(row, self.samples, rounding_mode="floor")
         recorded = {
@@ -303,11 +306,12 @@ class Groups(_Stateless):
             reward=reward.flatten()[row].unsqueeze(1),
             recorded={name: value.unsqueeze(1) for name, value in recorded.items()},
         )
+        scored = reward[batch.valid]
         facts = {
-            "reward": reward.flatten(),
-            "spread": reward.std(1, correction=0),
-            "kept": teaches.to(reward.dtype),
-            "reward_failed": _failed(reward),
+            "reward": scored.flatten(),
+            "spread": scored.std(1, correction=0),
+            "kept": teaches.view_as(reward)[batch.valid].flatten().to(reward.dtype),
+            "reward_failed": _failed(scored),
         }
         return Collected(Items(items, prompt, self.prompts.beside_empty(batch)), facts)
 
@@ -358,14 +362,14 @@ class SelfPlay(_Stateless):
     @torch.no_grad()
     def collect(self, batch: Batch) -> Collected:
         """Pairs `[prompt, 2]` of clean latents."""
+        batch = _kept(batch, batch.valid)
         rows, empty = self.prompts.rows(batch, 1)
         drawn = self.prompts.sampler.sample(
             self.prompts.denoise, batch.keys.key, self.prompts.event, rows, empty
         )
         pairs = torch.cat([batch.clean, drawn.final.unsqueeze(1).to(batch.clean.dtype)], dim=1)
         labels = Labels.pairs(batch.num_prompts, device=pairs.device)
-        made = replace(batch, clean=pairs, labels=labels, reward=None)
-        return Collected(Items.each(_kept(made, batch.valid)))
+        return Collected(Items.each(replace(batch, clean=pairs, labels=labels, reward=None)))
 
 
 @dataclass(frozen=True)

@@ -79,20 +79,25 @@ def test_the_best_of_n_is_chosen_and_the_worst_rejected(make_prompts, make_batch
     torch.testing.assert_close(found.facts["spread"], rewards.max(1).values - rewards.min(1).values)
 
 
-def test_pairs_below_the_threshold_failed_rewards_and_invalid_rows_make_no_item(make_prompts, make_batch):
+def test_pairs_below_the_threshold_failed_rewards_and_invalid_rows_make_no_item(
+    make_prompts, make_batch, network
+):
     batch = replace(make_batch(5), valid=torch.tensor([True, True, True, False, True]))
 
     def reward(latents, prompts):
-        found = torch.zeros(5, 3)
-        found[:, 1] = torch.tensor([2.0, 0.1, 2.0, 2.0, 2.0])
+        assert "prompt 3" not in prompts
+        found = torch.zeros(4, 3)
+        found[:, 1] = torch.tensor([2.0, 0.1, 2.0, 2.0])
         found[2] = torch.nan
-        found[4, 0] = torch.nan
+        found[3, 0] = torch.nan
         return found.flatten()
 
     found = BestOfN(make_prompts(), reward, samples=3, threshold=0.3).collect(batch)
     assert whole(found).ids == ("0", "4")
-    assert found.facts["kept"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+    # A share of the pools: the row that could not be read has none, and no sample.
+    assert found.facts["kept"].tolist() == [1.0, 0.0, 0.0, 1.0]
     assert found.facts["reward_failed"].sum() == 4
+    assert max(network.calls) == 4 * 3 * 2  # readable prompts, samples, guidance
 
 
 def test_a_prompt_s_samples_do_not_depend_on_the_round_it_is_in(make_prompts, make_batch):
@@ -174,6 +179,24 @@ def test_groups_that_agree_and_failed_samples_teach_nothing(make_prompts, make_b
     assert found.facts["reward_failed"].sum() == 1
 
 
+@pytest.mark.parametrize("deviation", ["global", "group"])
+def test_rewards_of_unreadable_rows_do_not_widen_the_deviation(make_prompts, make_batch, deviation):
+    given = torch.tensor([[0.1, 0.5, 0.9], [90.0, -70.0, torch.nan], [0.2, 0.2, 0.8]])
+
+    def collect(rows):
+        batch = replace(make_batch(3).rows(torch.tensor(rows)), valid=torch.tensor([n != 1 for n in rows]))
+        return Groups(
+            make_prompts(), lambda *_: given[rows].flatten(), samples=3, deviation=deviation
+        ).collect(batch)
+
+    beside, without = collect([0, 1, 2]), collect([0, 2])
+    assert whole(beside).ids == whole(without).ids
+    assert torch.equal(whole(beside).recorded["advantage"], whole(without).recorded["advantage"])
+    for name in ("reward", "spread", "kept", "reward_failed"):
+        first, second = (found.facts[name][found.facts[name].isfinite()] for found in (beside, without))
+        torch.testing.assert_close(first, second, msg=f"{name}: a row that is no sample counts nowhere")
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.2, 1), (0.6, 3), (1.0, 4)])
 def test_a_share_of_the_steps_is_drawn_for_every_sample(make_prompts, make_batch, share, expected):
     items = whole(Groups(make_prompts(), brightness, samples=7, train_share=share).collect(make_batch(1)))
@@ -226,6 +249,16 @@ def test_the_opponent_is_painted_by_the_active_snapshot(make_prompts, make_batch
     ).final
     torch.testing.assert_close(moved.clean[:, 1], direct)
     assert not torch.equal(moved.clean[:, 1], after.clean[:, 1])
+
+
+def test_no_opponent_is_painted_for_an_unreadable_row(make_prompts, make_batch, network):
+    batch = replace(make_batch(3, candidates=1), valid=torch.tensor([True, False, True]))
+    collector = SelfPlay(make_prompts(Ddim(eta=0.0), 1.0))
+    items = whole(collector.collect(batch))
+    assert items.ids == ("0", "2")
+    assert max(network.calls) == 2
+    alone = whole(collector.collect(make_batch(1, candidates=1, first=2)))
+    torch.testing.assert_close(items.clean[1], alone.clean[0])
 
 
 def test_sizes_of_the_expert_s_own_picture_go_to_both_sides(make_prompts, make_batch):
