@@ -372,7 +372,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     """The prompts of several batches, one after another.
 
     Raises:
-        ShapeError: nothing to put together, or the batches do not hold the same fields.
+        ShapeError: nothing to put together, or the batches do not hold the same fields, under the same names.
     """
     if not batches:
         message = "concatenate: got no batches, expected at least one."
@@ -389,12 +389,21 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
             case tuple():
                 return tuple(item for value in values for item in value)
             case Mapping():
+                _require_same_names(name, values)
                 return {key: join(f"{name} {key}", [value.get(key) for value in values]) for key in first}
         return first
 
     def of(read: Callable[[Batch], Any], name: str) -> Any:
         return join(name, [read(batch) for batch in batches])
 
+    num_prompts = sum(batch.num_prompts for batch in batches)
+    for name in ("ids", "prompts"):
+        number = sum(len(getattr(batch, name)) for batch in batches)
+        if number not in (0, num_prompts):
+            message = (
+                f"concatenate {name}: got {number} of {num_prompts}, expected one for every prompt or none."
+            )
+            raise ShapeError(message)
     labels = Labels(
         probability=of(lambda batch: batch.labels.probability, "labels.probability"),
         desirable=of(lambda batch: batch.labels.desirable, "labels.desirable"),
@@ -404,8 +413,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     return Batch(
         clean=of(lambda batch: batch.clean, "clean"),
         conditioning=Conditioning(
-            of(lambda batch: batch.conditioning.shared, "conditioning"),
-            of(lambda batch: batch.conditioning.per_candidate, "conditioning"),
+            of(lambda batch: batch.conditioning.shared, "conditioning.shared"),
+            of(lambda batch: batch.conditioning.per_candidate, "conditioning.per_candidate"),
         ),
         labels=labels.known_certain() if all(batch.labels.certain for batch in batches) else labels,
         weight=of(lambda batch: batch.weight, "weight"),
@@ -421,3 +430,18 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         prompts=of(lambda batch: batch.prompts, "prompts"),
         recorded=of(lambda batch: batch.recorded, "recorded"),
     )
+
+
+def _require_same_names(name: str, values: Sequence[Mapping[str, Tensor]]) -> None:
+    """Refuse to drop an entry that some of the batches have.
+
+    Raises:
+        ShapeError: the mappings differ in their keys.
+    """
+    for number, value in enumerate(values):
+        if value.keys() != values[0].keys():
+            message = (
+                f"concatenate: got {name} {sorted(value)} in batch {number}, expected {sorted(values[0])} "
+                "as in batch 0: all batches hold the same."
+            )
+            raise ShapeError(message)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import pickle
+import re
 
 import pytest
 import torch
 
-from mmalign.batch import Batch, Candidate, Conditioning, Labels, PreferenceRow, RowKeys
+from mmalign.batch import Batch, Candidate, Conditioning, Labels, PreferenceRow, RowKeys, concatenate
 from mmalign.errors import ShapeError
 
 
@@ -73,6 +74,71 @@ class TestBatch:
         )
         assert batch.num_prompts == 3
         assert batch.num_candidates == 2
+
+
+class TestConcatenate:
+    @staticmethod
+    def batch(prompts, **changes):
+        given = {
+            "clean": torch.full((prompts, 2, 5), float(prompts)),
+            "conditioning": Conditioning({"text": torch.ones(prompts, 7)}),
+            "labels": Labels.pairs(prompts),
+            "weight": torch.ones(prompts),
+            "valid": torch.ones(prompts, dtype=torch.bool),
+            "keys": RowKeys(torch.arange(prompts), torch.zeros(prompts), 1),
+            "recorded": {"state": torch.zeros(prompts, 2, 5)},
+        }
+        return Batch(**{**given, **changes})
+
+    def test_prompts_stand_one_after_another(self):
+        first, second = self.batch(3, ids=("a", "b", "c")), self.batch(2, ids=("d", "e"))
+        joined = concatenate([first, second])
+        assert joined.clean[:, 0, 0].tolist() == [3.0, 3.0, 3.0, 2.0, 2.0]
+        assert joined.ids == ("a", "b", "c", "d", "e")
+        assert joined.keys.key.tolist() == [0, 1, 2, 0, 1]
+        assert joined.conditioning.shared["text"].shape == (5, 7)
+        assert joined.recorded["state"].shape == (5, 2, 5)
+        assert joined.labels.certain
+
+    @pytest.mark.parametrize(
+        ("changes", "where", "names"),
+        [
+            (
+                {"recorded": {"state": torch.zeros(2, 2, 5), "advantage": torch.zeros(2, 2)}},
+                "recorded",
+                "['advantage', 'state']",
+            ),
+            ({"recorded": {}}, "recorded", "[]"),
+            (
+                {"conditioning": Conditioning({"text": torch.ones(2, 7), "size": torch.ones(2, 1)})},
+                "conditioning.shared",
+                "['size', 'text']",
+            ),
+            (
+                {"conditioning": Conditioning({"text": torch.ones(2, 7)}, {"size": torch.ones(2, 2, 1)})},
+                "conditioning.per_candidate",
+                "['size']",
+            ),
+        ],
+    )
+    def test_a_later_batch_with_other_names_is_refused(self, changes, where, names):
+        first, second = self.batch(3), self.batch(2, **changes)
+        for order in ([first, second], [second, first], [first, first, second]):
+            with pytest.raises(ShapeError, match=re.escape(where)) as caught:
+                concatenate(order)
+            assert names in str(caught.value)
+
+    def test_a_field_of_some_batches_alone_is_refused(self):
+        with pytest.raises(ShapeError, match="got reward in some batches only"):
+            concatenate([self.batch(3), self.batch(2, reward=torch.zeros(2, 2))])
+
+    def test_ids_of_some_batches_alone_are_refused(self):
+        with pytest.raises(ShapeError, match="ids: got 3 of 5, expected one for every prompt or none"):
+            concatenate([self.batch(3, ids=("a", "b", "c")), self.batch(2)])
+
+    def test_nothing_to_put_together_is_refused(self):
+        with pytest.raises(ShapeError, match="got no batches"):
+            concatenate([])
 
 
 class TestRows:
