@@ -12,10 +12,14 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from jaxtyping import config
+
+if TYPE_CHECKING:
+    from mmalign.likelihood import VPSchedule
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +62,26 @@ def draw(generator: torch.Generator) -> Callable[..., torch.Tensor]:
         return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_(requires_grad)
 
     return normal
+
+
+@pytest.fixture
+def stable_diffusion() -> dict[str, str | float]:
+    """The scheduler config of Stable Diffusion 1.5 and XL."""
+    return {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "num_train_timesteps": 1000,
+    }
+
+
+@pytest.fixture
+def vp(stable_diffusion: dict[str, str | float]) -> "VPSchedule":
+    """The noise schedule of Stable Diffusion."""
+    # Not at the top: this file is read before the type hook looks at imports.
+    from mmalign.likelihood import VPSchedule
+
+    return VPSchedule.from_scheduler_config(stable_diffusion)
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,9 @@
-"""A schedule, a network small enough to follow, and keys."""
+"""A network small enough to follow, and keys."""
 
 import pytest
 import torch
 
-from mmalign.likelihood import VPSchedule
 from mmalign.seeding import derive_seed
-
-STABLE_DIFFUSION = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-}
-
-
-@pytest.fixture
-def stable_diffusion():
-    """The noise schedule of Stable Diffusion 1.5 and XL."""
-    return dict(STABLE_DIFFUSION)
-
-
-@pytest.fixture
-def vp(stable_diffusion):
-    return VPSchedule.from_scheduler_config(stable_diffusion)
 
 
 @pytest.fixture
