@@ -67,7 +67,7 @@ class Supply:
 
     Args:
         names: of the entries.
-        safeguard: settings of the entry "safeguard".
+        safeguard: settings of the entry "safeguard", which has none by itself.
         likelihood: makes the entry "mean_drift", of transitions.
     """
 
@@ -106,7 +106,13 @@ class Supply:
         return self.likelihood.mean_drift(facts.batch, facts.draw, policy, reference)
 
     def _safeguard(self, facts: StepFacts) -> Tensor:
-        settings = self.safeguard or Safeguard(mu=0.9)
+        if self.safeguard is None:
+            message = (
+                "extras 'safeguard': got no settings, expected Supply(safeguard=Safeguard(mu=...)): how much of "
+                "the chosen sample's progress is kept decides the loss, so nothing is assumed."
+            )
+            raise ShapeError(message)
+        settings = self.safeguard
         prediction = _prediction(facts.policy, "safeguard")
         return safeguard_factor(
             prediction.detach(),
