@@ -1,4 +1,4 @@
-"""The LLaVA line: CLIP or SigLIP towers, a two-layer projector and a Llama, Mistral or Qwen2 model."""
+"""LLaVA 1.5: a CLIP tower, a projector of two layers, Llama. And what its successors share with it."""
 
 from typing import Any
 
@@ -6,13 +6,14 @@ from mmalign.testing.tiny_vlm.parts import VISION_WIDTH, TinyVlm, image_settings
 from mmalign.testing.tiny_vlm.templates import VICUNA
 from mmalign.testing.tiny_vlm.tokenizer import TokenizerPlan
 
-__all__ = ["LLAVA"]
+__all__ = ["LLAMA_ROLES", "LLAVA", "PATCH", "clip_tower"]
 
-_SIDE, _PATCH = 56, 14
-_LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_SIDE, PATCH = 56, 14
+LLAMA_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
-def _clip_tower(side: int = _SIDE) -> dict[str, Any]:
+def clip_tower(side: int) -> dict[str, Any]:
+    """Config of a CLIP tower for pictures of this side."""
     return {
         "model_type": "clip_vision_model",
         "hidden_size": VISION_WIDTH,
@@ -21,7 +22,7 @@ def _clip_tower(side: int = _SIDE) -> dict[str, Any]:
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "image_size": side,
-        "patch_size": _PATCH,
+        "patch_size": PATCH,
     }
 
 
@@ -29,10 +30,10 @@ def _llava_config(tokenizer: Any) -> Any:
     from transformers import LlavaConfig
 
     return LlavaConfig(
-        vision_config=_clip_tower(),
+        vision_config=clip_tower(_SIDE),
         text_config={"model_type": "llama", **llama_like(tokenizer, num_key_value_heads=4)},
         image_token_index=token_id(tokenizer, "<image>"),
-        image_seq_length=(_SIDE // _PATCH) ** 2,
+        image_seq_length=(_SIDE // PATCH) ** 2,
     )
 
 
@@ -42,7 +43,7 @@ def _llava_processor(tokenizer: Any) -> Any:
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(**image_settings(_SIDE)),
         tokenizer=tokenizer,
-        patch_size=_PATCH,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
@@ -55,7 +56,7 @@ LLAVA = TinyVlm(
     tokenizer=TokenizerPlan(
         first=("<unk>", "<s>", "</s>"),
         last=("<image>", "<pad>"),
-        roles=_LLAMA_TOKENS,
+        roles=LLAMA_ROLES,
         named={"image_token": "<image>"},
         bos=True,
         padding_side="left",

@@ -25,7 +25,8 @@ class TinyVlm:
 
     Attributes:
         what: the published model whose structure it has, in words.
-        images: how many visual tokens the processor writes for a picture of 56 x 56 pixels; None: it takes none.
+        images: how many visual tokens the processor writes for a picture of 56 x 56 pixels; None: it takes
+            none.
         videos: how many it writes for a clip of four frames of 56 x 56 pixels; None: it takes none.
         tokenizer: the special tokens.
         template: the chat template; None: the model has none.
@@ -63,9 +64,12 @@ def image_settings(side: int) -> dict[str, Any]:
 
 
 def llama_like(tokenizer: Any, **changed: Any) -> dict[str, Any]:
-    """Settings of a small language model of the Llama kind for this tokenizer."""
+    """Settings of a small language model of the Llama kind for this tokenizer.
+
+    The vocabulary is rounded up, as that of the published models: its last rows belong to no token.
+    """
     return {
-        "vocab_size": len(tokenizer),
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": WIDTH,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
@@ -80,18 +84,19 @@ def llama_like(tokenizer: Any, **changed: Any) -> dict[str, Any]:
 
 
 def _randomise(model: torch.nn.Module, seed: int) -> None:
-    """Draw every parameter: nothing is zero or one, so that a forgotten bias or norm shows.
+    """Draw every parameter: none stays all zero or all one, so that a forgotten bias or norm shows.
 
-    Matrices are scaled by their fan-in, which keeps activations of order one; vectors move by a tenth around
-    what they were built with (ones or zeros).
+    Matrices and convolutions are scaled by their fan-in, which keeps activations of order one; embeddings and
+    positions have standard deviation 1/4; vectors move by a tenth around what they were built with.
     """
     generator = torch.Generator().manual_seed(seed)
+    tables = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             if parameter.ndim < 2:
                 parameter.add_(0.1 * noise)
-            elif "embed" in name:
+            elif id(parameter) in tables or parameter.shape[0] == 1:
                 parameter.copy_(0.25 * noise)
             else:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
@@ -103,7 +108,7 @@ def write_folder(recipe: TinyVlm, folder: str | Path, *, seed: int) -> Path:
     Args:
         recipe: what to build.
         folder: where.
-        seed: decides the weights; the global generator is neither read nor moved.
+        seed: decides the weights; the global generator is left as it was.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -113,6 +118,8 @@ def write_folder(recipe: TinyVlm, folder: str | Path, *, seed: int) -> Path:
     config = recipe.config(tokenizer)
     sees = recipe.images is not None
     with torch.random.fork_rng(devices=[]), atomic_directory(folder) as partial:
+        # Tokens of one vector (class, newline) are drawn while the model is built.
+        torch.manual_seed(seed)
         model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_config(
             config, dtype=torch.float32
         )

@@ -3,10 +3,10 @@
 from typing import Any
 
 from mmalign.testing.tiny_vlm.parts import VISION_WIDTH, WIDTH, TinyVlm, llama_like, token_id
-from mmalign.testing.tiny_vlm.templates import QWEN
+from mmalign.testing.tiny_vlm.templates import QWEN, QWEN3
 from mmalign.testing.tiny_vlm.tokenizer import TokenizerPlan
 
-__all__ = ["QWEN2_5_VL"]
+__all__ = ["QWEN2_5_VL", "QWEN2_VL", "QWEN3_VL"]
 
 _TOKENIZER = TokenizerPlan(
     first=(),
@@ -37,9 +37,8 @@ def _tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def _text(tokenizer: Any, **changed: Any) -> dict[str, Any]:
-    return llama_like(
-        tokenizer, bos_token_id=token_id(tokenizer, "<|endoftext|>"), rope_parameters=_ROPE, **changed
-    )
+    start = token_id(tokenizer, "<|endoftext|>")
+    return llama_like(tokenizer, **{"bos_token_id": start, "rope_parameters": _ROPE, **changed})
 
 
 def _sizes(smallest: int, largest: int, pixels: int) -> dict[str, int]:
@@ -73,7 +72,7 @@ def _qwen2_5_processor(tokenizer: Any) -> Any:
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=_sizes(4, 24, 28)),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=_sizes(4, 12, 28)),
+        video_processor=Qwen2VLVideoProcessor(size=_sizes(4, 12, 28), cap_pixels_per_frame=False),
     )
 
 
@@ -85,5 +84,87 @@ QWEN2_5_VL = TinyVlm(
     template=QWEN,
     config=_qwen2_5_config,
     processor=_qwen2_5_processor,
+    stops=_STOPS,
+)
+
+
+def _qwen2_config(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLConfig
+
+    return Qwen2VLConfig(
+        vision_config={
+            "depth": 2,
+            "embed_dim": VISION_WIDTH,
+            "hidden_size": WIDTH,
+            "mlp_ratio": 2,
+            "num_heads": 2,
+        },
+        text_config=_text(tokenizer),
+        **_tokens(tokenizer),
+    )
+
+
+def _qwen2_processor(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=_sizes(4, 24, 28)),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=_sizes(4, 12, 28), cap_pixels_per_frame=False),
+    )
+
+
+QWEN2_VL = TinyVlm(
+    what="Qwen2-VL 7B: full vision attention, a head of its own",
+    images=4,
+    videos=8,
+    tokenizer=_TOKENIZER,
+    template=QWEN,
+    config=_qwen2_config,
+    processor=_qwen2_processor,
+    stops=_STOPS,
+)
+
+
+def _qwen3_config(tokenizer: Any) -> Any:
+    from transformers import Qwen3VLConfig
+
+    rope = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default", "rope_theta": 5e6}
+    return Qwen3VLConfig(
+        vision_config={
+            "depth": 3,
+            "hidden_size": VISION_WIDTH,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": WIDTH,
+            "num_position_embeddings": 25,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        text_config=_text(tokenizer, num_hidden_layers=3, head_dim=16, rope_parameters=rope),
+        tie_word_embeddings=True,
+        **_tokens(tokenizer),
+    )
+
+
+def _qwen3_processor(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    middle = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=_sizes(4, 24, 32), patch_size=16, **middle),
+        tokenizer=tokenizer,
+        # The limits of a video count its frames: the area is that of all frames together.
+        video_processor=Qwen3VLVideoProcessor(size=_sizes(16, 48, 32), cap_pixels_per_frame=False),
+    )
+
+
+QWEN3_VL = TinyVlm(
+    what="Qwen3-VL 4B: features of three depths, interleaved rotary parts, timestamps between frames",
+    images=4,
+    videos=8,
+    tokenizer=_TOKENIZER,
+    template=QWEN3,
+    config=_qwen3_config,
+    processor=_qwen3_processor,
     stops=_STOPS,
 )

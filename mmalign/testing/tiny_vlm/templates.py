@@ -4,7 +4,7 @@ Every template takes messages whose content is text, or a list of `{"type": "ima
 `{"type": "text", "text": ...}`, and `add_generation_prompt`.
 """
 
-__all__ = ["CHATML", "GEMMA", "IDEFICS", "INTERNVL", "LLAMA_CHAT", "QWEN", "VICUNA"]
+__all__ = ["CHATML", "GEMMA", "IDEFICS", "INTERNVL", "LLAMA_CHAT", "ONEVISION", "QWEN", "QWEN3", "VICUNA"]
 
 _TEXT = "{% if message.content is string %}{{ message.content }}{% else %}"
 
@@ -85,8 +85,23 @@ QWEN3 = _chatml(
 )
 """Qwen3-VL: no system turn of its own."""
 
-CHATML = _chatml("<image>", "<video>", None)
-"""LLaVA-OneVision on Qwen2, and text models."""
+CHATML = _chatml("", "", None)
+"""Text models."""
+
+ONEVISION = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + ' ' }}"
+    "{% if message.content is string %}{{ '\n' + message.content }}{% else %}"
+    "{% for item in message.content if item.type == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for item in message.content if item.type == 'video' %}{{ '<video>' }}{% endfor %}"
+    "{% for item in message.content if item.type == 'text' %}{{ '\n' + item.text }}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""LLaVA-OneVision: a space behind the role that the prompt for an answer lacks, no line break between turns.
+
+A template that renders question and answer does not begin with the prompt for that answer.
+"""
 
 INTERNVL = _chatml("<IMG_CONTEXT>\n", "<video>\n", None)
 """InternVL 3: a placeholder and a line break, which the processor wraps in image tags."""
@@ -98,7 +113,8 @@ GEMMA = (
     "{% if message.role == 'system' %}{% set prefix.text = "
     "(message.content if message.content is string else message.content[0].text) + '\n\n' %}"
     "{% else %}"
-    "{{ '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' + prefix.text }}"
+    "{{ '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}"
+    "{{ prefix.text }}"
     "{% set prefix.text = '' %}" + _contents("<start_of_image>") + "{{ '<end_of_turn>\n' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"

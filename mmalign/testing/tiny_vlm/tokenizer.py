@@ -1,7 +1,8 @@
 """A byte-level BPE tokenizer, trained here on a few sentences, with the special tokens of a real model.
 
-Every text can be written (all 256 bytes are tokens), frequent words of the sentences are one token, and ends of
-words merge across what a careless split at the boundary of prompt and answer would cut.
+Every text can be written (all 256 bytes are tokens), frequent words are one token, and two line breaks are
+one token too: an answer that begins with a line break merges with the end of a prompt, as under the published
+vocabularies.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ _SENTENCES = (
     "You are a helpful assistant. Answer the question using yes or no.",
     "user: what do you see? assistant: I see two shapes, and nothing else.",
     "USER: what is below the square? ASSISTANT: The answer is a dog and a cat.",
+    "First.\n\nSecond.\n\n\nThird.\n\nFourth.\n\nFifth.",
 )
 _LEARNED = 96
 
