@@ -24,7 +24,6 @@ from torch import Tensor
 
 from mmalign import registry
 from mmalign.data.readers import open_rows
-from mmalign.devices import best_device
 from mmalign.diffusion.family import ImageModel
 from mmalign.diffusion.step_aware_config import NetworkConfig, StepAwareRunConfig, load_step_aware_run
 from mmalign.diffusion.step_aware_pairs import (
@@ -38,7 +37,6 @@ from mmalign.diffusion.step_aware_pairs import (
 )
 from mmalign.errors import ConfigError, explain
 from mmalign.files import write_json
-from mmalign.methods.row import Method
 from mmalign.rewards.step_aware import StepAwareClip, step_aware_losses
 from mmalign.rewards.step_aware_files import (
     OFFICIAL_FILE,
@@ -51,11 +49,12 @@ from mmalign.rewards.step_aware_files import (
 from mmalign.rewards.step_aware_reward import CLIP_H, PICKSCORE, Start, load_step_aware
 from mmalign.rewards.training.loop import Progress, held_out, train_head
 from mmalign.rewards.training.pairs import part_of
+from mmalign.rewards.training.run import device_of, run_or_describe, with_resume
 from mmalign.rewards.training.validation import Measures, measure
 from mmalign.rewards.weights import resolve
 from mmalign.seeding import derive_seed
 
-__all__ = ["StepAwareRun", "describe", "main", "train_step_aware"]
+__all__ = ["StepAwareRun", "main", "train_step_aware"]
 
 CONFIG_FILE = "step_aware_config.json"
 
@@ -87,29 +86,11 @@ def main(
     resume: str | None = None,
 ) -> int:
     """Run or describe a configuration; `mmalign train` calls it. Returns the exit code."""
-    settings = [*overrides, *([f"train.resume={resume}"] if resume else [])]
-    config, row = load_step_aware_run(config_path, settings)
-    if dry_run:
-        print(describe(config, row))
-        return 0
-    train_step_aware(config, say=print)
-    return 0
-
-
-def describe(config: StepAwareRunConfig, row: Method) -> str:
-    """What a run would do: the row, the rows of data, the settings as YAML."""
-    import yaml
-
-    table = open_rows(config.data, kind="pairs")
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return f"{row.name}: {row.title}\n{row.formula}\n\n{table.describe()}\n\n{settings}"
+    config, row = load_step_aware_run(config_path, with_resume(overrides, resume))
+    return run_or_describe(config, row, train_step_aware, dry_run=dry_run)
 
 
 # ------------------------------------------------------------------------------------------------- parts
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(best_device() if name == "auto" else name)
 
 
 def _network(config: NetworkConfig, seed: int) -> tuple[StepAwareClip, Path]:
@@ -243,7 +224,7 @@ class _Parts:
 
 def _prepared(config: StepAwareRunConfig, tell: Say) -> _Parts:
     """Data, both networks, and who is held out; what is cheap to refuse is refused first."""
-    device = _device(config.train.device)
+    device = device_of(config.train.device)
     table = open_rows(config.data, kind="pairs")
     tell(table.describe())
     columns = read_columns(table).hardened(config.labels.margin)

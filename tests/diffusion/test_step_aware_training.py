@@ -394,6 +394,11 @@ def test_the_command_says_what_it_would_do(
     assert "23 kept" in said
 
 
+def test_a_device_that_is_not_there_is_refused(make_config: Callable[..., StepAwareRunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"got '?cuda:99'?, expected cuda, cuda:1, cpu or mps, and present"):
+        train_step_aware(make_config(train={"device": "cuda:99"}))
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "toy"])
 def test_a_recipe_runs_on_tiny_models(
     family: str,

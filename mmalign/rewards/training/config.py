@@ -129,7 +129,7 @@ class TrainConfig(_Section):
     )
     keep_checkpoints: int = Field(2, ge=1)
     resume: Literal["auto", "none"] = Field("auto", description="auto: go on where the folder's run stopped")
-    device: str = Field("auto", description="auto: cuda where there is one; cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto: the best there is; or cpu, cuda, cuda:1, mps")
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":

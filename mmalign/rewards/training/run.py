@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from mmalign.data.config import DataConfig
 from mmalign.data.readers import RowTable, open_rows
+from mmalign.devices import best_device
 from mmalign.files import write_json
 from mmalign.methods.row import Method
 from mmalign.rewards.training.adapters import (
@@ -40,7 +42,7 @@ from mmalign.rewards.training.scoring import Head, make_head, make_loss
 from mmalign.rewards.training.validation import Measures
 from mmalign.seeding import generator_for
 
-__all__ = ["TrainedRun", "describe", "main", "train_reward"]
+__all__ = ["TrainedRun", "describe", "device_of", "main", "run_or_describe", "train_reward", "with_resume"]
 
 CONFIG_FILE = "reward_config.json"
 
@@ -64,6 +66,22 @@ class TrainedRun:
     head: Head
 
 
+@runtime_checkable
+class RunSettings(Protocol):
+    """Settings of a run that learns from pairs.
+
+    Attributes:
+        data: where they are.
+    """
+
+    @property
+    def data(self) -> DataConfig:
+        """Where the pairs are."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """The settings as plain values."""
+
+
 def main(
     config_path: str | Path,
     overrides: Sequence[str] = (),
@@ -72,16 +90,32 @@ def main(
     resume: str | None = None,
 ) -> int:
     """Run or describe a configuration of a reward; `mmalign train` calls it. Returns the exit code."""
-    settings = [*overrides, *([f"train.resume={resume}"] if resume else [])]
-    config, row = load_reward_run(config_path, settings)
+    config, row = load_reward_run(config_path, with_resume(overrides, resume))
+    return run_or_describe(config, row, train_reward, dry_run=dry_run)
+
+
+def with_resume(overrides: Sequence[str], resume: str | None) -> list[str]:
+    """The overrides of a run, with what the option `--resume` says."""
+    return [*overrides, *([f"train.resume={resume}"] if resume else [])]
+
+
+def run_or_describe(config: RunSettings, row: Method, train: Callable[..., object], *, dry_run: bool) -> int:
+    """What `mmalign train` does with settings that were read. Returns the exit code.
+
+    Args:
+        config: settings.
+        row: the method's.
+        train: is called with the settings and `say`.
+        dry_run: say what a run would do, and do not begin it.
+    """
     if dry_run:
         print(describe(config, row))
-        return 0
-    train_reward(config, say=print)
+    else:
+        train(config, say=print)
     return 0
 
 
-def describe(config: RewardRunConfig, row: Method) -> str:
+def describe(config: RunSettings, row: Method) -> str:
     """What a run would do: the row, the rows of data, the settings as YAML."""
     import yaml
 
@@ -90,10 +124,13 @@ def describe(config: RewardRunConfig, row: Method) -> str:
     return f"{row.name}: {row.title}\n{row.formula}\n\n{table.describe()}\n\n{settings}"
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(name: str) -> torch.device:
+    """The device of `train.device`; "auto" is the best there is.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    return best_device(None if name == "auto" else name)
 
 
 def _backbone(config: RewardRunConfig, device: torch.device) -> tuple[Backbone, dict[str, Any]]:
@@ -124,7 +161,7 @@ def train_reward(
     """
     started = time.monotonic()
     tell = say or (lambda _line: None)
-    device = _device(config.train.device)
+    device = device_of(config.train.device)
     backbone, options = _backbone(config, device)
     folder = Path(config.train.output)
     rows = open_rows(config.data, kind="pairs")

@@ -144,6 +144,13 @@ def test_mmalign_train_runs_it_says_what_it_would_do_and_goes_on_where_it_stoppe
     assert (tmp_path / "whole" / "reward.safetensors").read_bytes() == resumed
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(write_config, tmp_path):
+    config, _ = load_reward_run(write_config(tmp_path), ["train.device=cuda:99"])
+    with pytest.raises(ConfigError, match=r"got '?cuda:99'?, expected cuda, cuda:1, cpu or mps, and present"):
+        train_reward(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_whose_labels_have_changed_is_not_continued(write_config, toy_file, tmp_path):
     """Some wins become ties: the same pictures in the same order, other probabilities."""
     from pyarrow import Table, parquet
