@@ -145,7 +145,7 @@ def test_the_mean_drift_is_that_of_the_run_s_steps(facts, vp):
 
 def test_a_mean_drift_of_denoising_errors_is_refused(facts, vp):
     for likelihood in (None, Elbo(vp, "epsilon", UniformTimesteps())):
-        with pytest.raises(ShapeError, match="extras 'mean_drift': .* expected transitions"):
+        with pytest.raises(ShapeError, match=r"extras 'mean_drift': .* expected transitions"):
             only("mean_drift", facts, likelihood=likelihood)
 
 
