@@ -108,8 +108,8 @@ class Supply:
     def _safeguard(self, facts: StepFacts) -> Tensor:
         if self.safeguard is None:
             message = (
-                "extras 'safeguard': got no settings, expected Supply(safeguard=Safeguard(mu=...)): the share "
-                "of the chosen sample's progress that is kept decides the loss, so none is assumed."
+                "extras 'safeguard': got no settings, expected Supply(safeguard=Safeguard(mu=...)): the "
+                "share of the chosen sample's progress that is kept decides the loss, so none is assumed."
             )
             raise ShapeError(message)
         settings = self.safeguard
