@@ -1,4 +1,4 @@
-"""How likely a candidate is under a model: schedules, timestep-sampled scores, references. Torch only.
+"""How likely a candidate is under a model: timestep-sampled scores, tokens, references. Torch only.
 
 elbo = Elbo(VPSchedule.from_scheduler_config(config), "epsilon", UniformTimesteps())
 draw = elbo.draw(batch)
@@ -6,7 +6,17 @@ reference = AdaptersOff(denoise, adapter_toggle(network)).evaluate(elbo, batch, 
 policy = elbo.evaluate(denoise, batch, draw)
 """
 
-from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood, Reference
+from mmalign.likelihood.base import (
+    AnyDraw,
+    AnyPolicy,
+    Denoiser,
+    Draw,
+    Evaluation,
+    Likelihood,
+    Reference,
+    TokenDraw,
+    TokenPolicy,
+)
 from mmalign.likelihood.elbo import BetaUnits, Elbo, beta_conventions, squared_error
 from mmalign.likelihood.inversion import Inversion, InversionMethod
 from mmalign.likelihood.inversion_steps import Landing
@@ -38,6 +48,7 @@ from mmalign.likelihood.schedules import (
     prediction_from_config,
     schedule_from_config,
 )
+from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.likelihood.stored import ReferenceTable, StoredReference, precompute_errors
 from mmalign.likelihood.timesteps import (
     ListedTimesteps,
@@ -45,6 +56,8 @@ from mmalign.likelihood.timesteps import (
     TimestepSampler,
     UniformTimesteps,
 )
+from mmalign.likelihood.token_head import TokenHead, TokenStates, head_log_probs, token_head
+from mmalign.likelihood.token_head_statistics import HeadStatistic, head_statistics
 from mmalign.likelihood.token_statistics import (
     log_sum_squares,
     normalised_entropy,
@@ -52,10 +65,13 @@ from mmalign.likelihood.token_statistics import (
     token_log_probs,
     vocabulary_kl,
 )
+from mmalign.likelihood.tokens import Tokens, scatter_scored
 from mmalign.likelihood.transition import Transition, guided, split_guidance
 
 __all__ = [
     "AdaptersOff",
+    "AnyDraw",
+    "AnyPolicy",
     "BetaUnits",
     "Ddim",
     "Denoiser",
@@ -68,6 +84,7 @@ __all__ = [
     "FlowSchedule",
     "FlowSde",
     "FrozenCopy",
+    "HeadStatistic",
     "Inversion",
     "InversionMethod",
     "Landing",
@@ -80,11 +97,17 @@ __all__ = [
     "Reference",
     "ReferenceTable",
     "Schedule",
+    "SnapshotPool",
     "Step",
     "StoredReference",
     "SyncRule",
     "SyncedReference",
     "TimestepSampler",
+    "TokenDraw",
+    "TokenHead",
+    "TokenPolicy",
+    "TokenStates",
+    "Tokens",
     "Transition",
     "TransitionKernel",
     "UniformTimesteps",
@@ -92,16 +115,20 @@ __all__ = [
     "adapter_toggle",
     "beta_conventions",
     "guided",
+    "head_log_probs",
+    "head_statistics",
     "log_probability",
     "log_sum_squares",
     "make_reference",
     "normalised_entropy",
     "precompute_errors",
     "prediction_from_config",
+    "scatter_scored",
     "schedule_from_config",
     "split_guidance",
     "squared_error",
     "sum_by_segment",
+    "token_head",
     "token_log_probs",
     "vocabulary_kl",
 ]

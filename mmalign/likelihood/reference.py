@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, explain, unknown_name
-from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood, Reference
+from mmalign.likelihood.base import AnyDraw, AnyPolicy, Evaluation, Likelihood, Reference
 from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.schedules import Number
 from mmalign.likelihood.stored import ReferenceTable, StoredReference
@@ -48,7 +48,7 @@ class NoReference:
     kind = "none"
 
     def evaluate(
-        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+        self, likelihood: Likelihood, batch: Batch, draw: AnyDraw, *, keep_prediction: bool = False
     ) -> Evaluation | None:
         """None."""
         del likelihood, batch, draw, keep_prediction
@@ -63,18 +63,18 @@ class AdaptersOff:
     """The trained network with its adapters switched off: no second model.
 
     Args:
-        denoise: the policy's own denoiser.
+        denoise: the policy's own denoiser or language model.
         toggle: from `adapter_toggle`, or any factory of contexts that switch adapters off and on again.
     """
 
     kind = "adapters_off"
 
-    def __init__(self, denoise: Denoiser, toggle: Toggle) -> None:
+    def __init__(self, denoise: AnyPolicy, toggle: Toggle) -> None:
         self._denoise = denoise
         self._toggle = toggle
 
     def evaluate(
-        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+        self, likelihood: Likelihood, batch: Batch, draw: AnyDraw, *, keep_prediction: bool = False
     ) -> Evaluation:
         """Scores without adapters; they are on again afterwards, also after an error."""
         with torch.no_grad(), self._toggle():
@@ -174,14 +174,14 @@ class FrozenCopy:
 
     Args:
         network: the reference's weights; frozen here and put into evaluation mode.
-        make_denoise: builds a denoiser around a network.
+        make_denoise: builds a denoiser (or `TokenPolicy`) around a network.
         offload: keep the network on the CPU between uses; each use moves it to the batch's device and back.
     """
 
     kind = "frozen"
 
     def __init__(
-        self, network: nn.Module, make_denoise: Callable[[nn.Module], Denoiser], *, offload: bool = False
+        self, network: nn.Module, make_denoise: Callable[[nn.Module], AnyPolicy], *, offload: bool = False
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         self.offload = offload
@@ -193,7 +193,7 @@ class FrozenCopy:
     def copy_of(
         cls,
         network: nn.Module,
-        make_denoise: Callable[[nn.Module], Denoiser],
+        make_denoise: Callable[[nn.Module], AnyPolicy],
         *,
         offload: bool = False,
         dtype: torch.dtype | None = None,
@@ -202,7 +202,7 @@ class FrozenCopy:
 
         Args:
             network: what to copy.
-            make_denoise: builds a denoiser around a network.
+            make_denoise: builds a denoiser (or `TokenPolicy`) around a network.
             offload: see the class.
             dtype: of the copy. Another dtype than the policy computes in puts rounding noise on the logit.
         """
@@ -210,11 +210,11 @@ class FrozenCopy:
         return cls(copied if dtype is None else copied.to(dtype), make_denoise, offload=offload)
 
     def evaluate(
-        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+        self, likelihood: Likelihood, batch: Batch, draw: AnyDraw, *, keep_prediction: bool = False
     ) -> Evaluation:
         """Scores of the copy."""
         if self.offload:
-            self.network.to(draw.noised.device)
+            self.network.to(batch.clean.device)
         try:
             with torch.no_grad():
                 return likelihood.evaluate(self._denoise, batch, draw, keep_prediction=keep_prediction)
@@ -235,7 +235,7 @@ class EmaReference:
 
     Args:
         network: the trained network, before its first step.
-        denoise: the policy's own denoiser.
+        denoise: the policy's own denoiser or language model.
         decay: in [0, 1]; 1 never moves.
         every: follow the policy every so many optimiser steps.
 
@@ -244,7 +244,7 @@ class EmaReference:
 
     kind = "ema"
 
-    def __init__(self, network: nn.Module, denoise: Denoiser, *, decay: Number, every: int = 1) -> None:
+    def __init__(self, network: nn.Module, denoise: AnyPolicy, *, decay: Number, every: int = 1) -> None:
         if not 0.0 <= decay <= 1.0:
             raise HyperparameterError(
                 explain("EmaReference decay", got=decay, expected="a number between 0 and 1")
@@ -260,7 +260,7 @@ class EmaReference:
         self._shadow = self._trained.copy()
 
     def evaluate(
-        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+        self, likelihood: Likelihood, batch: Batch, draw: AnyDraw, *, keep_prediction: bool = False
     ) -> Evaluation:
         """Scores with the averaged weights; the trained ones are back afterwards, also after an error."""
         with torch.no_grad(), self._trained.swapped(self._shadow):
@@ -305,7 +305,7 @@ class SyncedReference(EmaReference):
 
     Args:
         network: the trained network, before its first step.
-        denoise: the policy's own denoiser.
+        denoise: the policy's own denoiser or language model.
         rule: how often, and how much of the policy the new reference takes (1 replaces it).
 
     Source: 2404.09656, equations 7 and 8.
@@ -313,7 +313,7 @@ class SyncedReference(EmaReference):
 
     kind = "synced"
 
-    def __init__(self, network: nn.Module, denoise: Denoiser, *, rule: SyncRule) -> None:
+    def __init__(self, network: nn.Module, denoise: AnyPolicy, *, rule: SyncRule) -> None:
         super().__init__(network, denoise, decay=1.0 - rule.mixing, every=rule.every)
         self.rule = rule
 
@@ -330,7 +330,7 @@ def make_reference(
     kind: str,
     *,
     network: nn.Module | None = None,
-    make_denoise: Callable[[nn.Module], Denoiser] | None = None,
+    make_denoise: Callable[[nn.Module], AnyPolicy] | None = None,
     offload: bool = False,
     dtype: torch.dtype | None = None,
     decay: Number | None = None,
@@ -345,7 +345,7 @@ def make_reference(
     Args:
         kind: adapters_off, frozen, ema, synced, stored or none.
         network: the trained network (all kinds but stored and none).
-        make_denoise: builds a denoiser around a network (same).
+        make_denoise: builds a denoiser (or `TokenPolicy`) around a network (same).
         offload: frozen: keep the copy on the CPU between uses.
         dtype: frozen: dtype of the copy.
         decay: ema: decay per update.

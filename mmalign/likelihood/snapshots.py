@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, HyperparameterError, explain
-from mmalign.likelihood.base import Denoiser, Draw, Evaluation, Likelihood
+from mmalign.likelihood.base import AnyDraw, Denoiser, Evaluation, Likelihood
 from mmalign.likelihood.trained_weights import TrainedWeights
 from mmalign.seeding import derive_seed
 
@@ -66,7 +66,7 @@ class SnapshotPool:
             return self._denoise(noised, timestep, conditioning)
 
     def evaluate(
-        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+        self, likelihood: Likelihood, batch: Batch, draw: AnyDraw, *, keep_prediction: bool = False
     ) -> Evaluation:
         """Scores of the active snapshot; the policy's weights are back afterwards, also after an error."""
         with torch.no_grad(), self._trained.swapped(self._snapshots[self._active]):

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, ConfigError, ShapeError, explain
 from mmalign.files import load_tensors, save_tensors
-from mmalign.likelihood.base import Draw, Evaluation, Likelihood, Reference
+from mmalign.likelihood.base import AnyDraw, Evaluation, Likelihood, Reference
 from mmalign.likelihood.schedules import DeviceTable
 
 __all__ = ["ReferenceTable", "StoredReference", "precompute_errors"]
@@ -153,7 +153,7 @@ class StoredReference:
         self.table = table
 
     def evaluate(
-        self, likelihood: Likelihood, batch: Batch, draw: Draw, *, keep_prediction: bool = False
+        self, likelihood: Likelihood, batch: Batch, draw: AnyDraw, *, keep_prediction: bool = False
     ) -> Evaluation:
         """Stored errors of the batch's rows; predictions are not stored.
 
