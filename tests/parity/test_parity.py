@@ -19,7 +19,6 @@ NOT_YET: dict[str, int] = {
     "tango_mix_augmentation": 7,
     "tango_snr_sft": 7,
     "tango_tiny_model": 7,
-    "vlm_logps": 6,
 }
 
 
