@@ -16,7 +16,7 @@ from typing import Any
 
 from mmalign.errors import ConfigError, unknown_name
 
-__all__ = ["KINDS", "Kind", "find", "location", "names"]
+__all__ = ["KINDS", "Kind", "find", "location", "modality", "names"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,20 @@ def names(kind: str) -> list[str]:
     if kind not in KINDS:
         raise unknown_name("kind of plug-in", kind, KINDS)
     return sorted({*_builtins(kind), *_plugins(kind)})
+
+
+def modality(family: str) -> str:
+    """"image" or "language": what a family of models makes. Built-in families are not imported for it.
+
+    Raises:
+        UnknownNameError: no such family.
+    """
+    place = location("families", family)
+    if place.startswith("mmalign.vlm."):
+        return "language"
+    if place.startswith("mmalign."):
+        return "image"
+    return str(getattr(find("families", family), "modality", "image"))
 
 
 def find(kind: str, name: str) -> Any:

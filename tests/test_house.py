@@ -161,7 +161,7 @@ def test_every_row_names_things_that_exist(row: Method) -> None:
         module, _, name = row.function.rpartition(".")
         assert name in importlib.import_module(module).__all__
     assert row.likelihood in {"", *get_args(LikelihoodKind)}
-    assert set(row.defaults) <= {"*", *registry.names("families")}
+    assert set(row.defaults) <= {"*", "image", "language", *registry.names("families")}
     assert row.formula
     assert row.title
     assert [case for case in row.parity if not (CASES / f"{case}.json").is_file()] == []
@@ -180,9 +180,8 @@ def test_every_row_builds_its_objective(row: Method) -> None:
     if not row.likelihood:
         return  # a bare objective: its arguments are the user's to choose
     for family in set(row.defaults) - {"*"}:
-        numbers = {
-            name: default.value for name, default in row.defaults_for(family).items() if name in parameters
-        }
+        found = row.defaults_for(family, "language" if row.likelihood == "tokens" else "image")
+        numbers = {name: default.value for name, default in found.items() if name in parameters}
         built = objectives.build(row.objective, **numbers, **row.objective_arguments)
         assert ("reference" in built.needs) == ("reference" in row.needs) == (row.reference != "none")
         assert built.couples_rows == row.couples_rows

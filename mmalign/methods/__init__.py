@@ -7,11 +7,12 @@ on a higher floor, so it is found by name when the table is first read (torch, n
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 
 from mmalign.errors import ConfigError, explain, unknown_name
-from mmalign.methods.row import FIXES, ON_ERRORS, Default, Mark, Method, Status, Taxonomy
+from mmalign.methods.row import FIXES, ON_ERRORS, Default, Mark, Method, Status, Taxonomy, View
 
 __all__ = [
     "FIXES",
@@ -21,6 +22,7 @@ __all__ = [
     "Method",
     "Status",
     "Taxonomy",
+    "View",
     "find",
     "markdown",
     "merge",
@@ -30,7 +32,12 @@ __all__ = [
     "runs",
 ]
 
-_TABLES = ("mmalign.methods.image", "mmalign.methods.text", "mmalign.methods.rewards")
+_TABLES = (
+    "mmalign.methods.image",
+    "mmalign.methods.vlm",
+    "mmalign.methods.text",
+    "mmalign.methods.rewards",
+)
 _CATALOGUE = "mmalign.objectives"
 
 
@@ -46,6 +53,8 @@ def _table() -> Mapping[str, Method]:
 def merge(of_modalities: Iterable[Method], of_catalogue: Iterable[Method]) -> Mapping[str, Method]:
     """One table by name. A modality's row stands for the bare objective of the same name: it says more.
 
+    What such a row leaves open (formula, evidence, departures) it takes from the objective's own.
+
     Raises:
         ConfigError: two different rows share a name.
     """
@@ -56,9 +65,32 @@ def merge(of_modalities: Iterable[Method], of_catalogue: Iterable[Method]) -> Ma
         table[row.name] = row
     for row in of_catalogue:
         known = table.setdefault(row.name, row)
-        if known is not row and known.objective != row.name:
+        if known is row:
+            continue
+        if known.objective != row.name:
             raise _taken(row, known)
+        table[row.name] = _completed(known, row)
     return MappingProxyType(table)
+
+
+_OF_THE_OBJECTIVE = (
+    *("formula", "departures", "needs", "parity", "official_code", "published", "symbolic"),
+    *("refuses", "couples_rows"),
+)
+
+
+def _completed(row: Method, objective: Method) -> Method:
+    """The row of a modality with what it leaves open from the row of its objective."""
+    fields = Method.__dataclass_fields__
+    names = [name for name in _OF_THE_OBJECTIVE if not getattr(row, name)]
+    names += [name for name in ("fixes", "on_errors") if getattr(row, name) == fields[name].default]
+    if row.taxonomy == Taxonomy():
+        names.append("taxonomy")
+    if row.status == fields["status"].default:
+        names += ["status", "unverified"]
+    missing = {name: getattr(objective, name) for name in names}
+    changed = {name: value for name, value in missing.items() if value != getattr(row, name)}
+    return replace(row, **changed) if changed else row
 
 
 def _taken(row: Method, by: Method) -> ConfigError:

@@ -24,6 +24,7 @@ __all__ = [
     "OnErrors",
     "Status",
     "Taxonomy",
+    "View",
 ]
 
 Mark = Literal["paper", "code", "ours"]
@@ -146,6 +147,22 @@ class Taxonomy:
 
 
 @dataclass(frozen=True)
+class View:
+    """A candidate that training makes: an answer of the row under other images.
+
+    Args:
+        answer: which candidate's words.
+        images: "corrupted" ones, drawn once per row, or "blank".
+        becomes: "candidate", one more for the objective; or the name of an extra input that holds the scores
+            of these answers, without gradient.
+    """
+
+    answer: int
+    images: Literal["corrupted", "blank"] = "corrupted"
+    becomes: str = "candidate"
+
+
+@dataclass(frozen=True)
 class Method:
     """One published method.
 
@@ -181,6 +198,8 @@ class Method:
         function: dotted name of a public function or class: what the method does outside its objective, or
             the loss itself when it has no objective; "" otherwise.
         link: address of a source that is not on arXiv.
+        views: further candidates that a training run makes of a row: answers beside a corrupted image, with
+            what becomes of their scores.
     """
 
     name: str
@@ -210,6 +229,7 @@ class Method:
     symbolic: str = ""
     function: str = ""
     link: str = ""
+    views: tuple[View, ...] = ()
 
     def __post_init__(self) -> None:
         """Freeze the mappings and check what can be checked without importing anything."""
@@ -246,6 +266,7 @@ class Method:
         frozen = {family: MappingProxyType(dict(values)) for family, values in self.defaults.items()}
         object.__setattr__(self, "defaults", MappingProxyType(frozen))
 
-    def defaults_for(self, family: str) -> dict[str, Default]:
-        """Recommended settings for one family: the row's "*" overlaid by the family's own."""
-        return {**self.defaults.get("*", {}), **self.defaults.get(family, {})}
+    def defaults_for(self, family: str, modality: str = "") -> dict[str, Default]:
+        """Recommended settings for one family: "*" overlaid by its modality's ("language") and its own."""
+        layers = [self.defaults.get(name, {}) for name in ("*", modality, family)]
+        return {key: value for layer in layers for key, value in layer.items()}

@@ -4,7 +4,7 @@ Low-precision weights do not move at the learning rates of preference training (
 bfloat16 around 1), so trainable weights are float32 whatever the frozen ones are held in.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -101,23 +101,31 @@ class Trainables:
 
 
 def attach(
-    network: nn.Module, config: AdapterConfig, *, default_targets: tuple[str, ...], seed: int
+    network: nn.Module,
+    config: AdapterConfig,
+    *,
+    default_targets: tuple[str, ...] | str,
+    seed: int,
+    trains: Callable[[str], bool] | None = None,
 ) -> Trainables:
     """Freeze what is not trained, put LoRA on the network if asked, and list what trains.
 
     Args:
         network: changed in place.
         config: LoRA or none.
-        default_targets: the family's module name endings.
+        default_targets: the family's module name endings, or one regular expression.
         seed: of the adapter's initial weights; drawn without touching the global generator.
+        trains: without adapter: which parameters train, by name; None trains all.
 
     Raises:
         ConfigError: the targets match no module.
     """
     if config.kind == "none":
         network.requires_grad_(True)
-        if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
-            network.to(torch.float32)
+        if trains is not None:
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(trains(name))
+        _widen(network)
         return Trainables(network, _named(network))
     network.requires_grad_(False)
     targets = config.targets if config.targets is not None else default_targets
@@ -150,11 +158,16 @@ def attach(
             do=f"It has: {endings}.",
         )
         raise ConfigError(message) from error
+    _widen(network)
+    layers = tuple(module for module in network.modules() if isinstance(module, BaseTunerLayer))
+    return Trainables(network, _named(network), lora, layers)
+
+
+def _widen(network: nn.Module) -> None:
+    """Hold what trains in float32."""
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
-    layers = tuple(module for module in network.modules() if isinstance(module, BaseTunerLayer))
-    return Trainables(network, _named(network), lora, layers)
 
 
 def _is_linear(module: nn.Module) -> bool:

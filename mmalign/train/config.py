@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmalign import registry
 from mmalign.config_files import ConfigFile, read_config, validated
+from mmalign.errors import UnknownNameError
 from mmalign.train.resolve import ROW_SETTINGS, Difference, ResolvedRun, resolve_with_row
 from mmalign.train.sections import (
     AdapterConfig,
@@ -26,6 +28,7 @@ from mmalign.train.sections import (
     Section,
     TrainConfig,
 )
+from mmalign.train.token_sections import TokenRunConfig
 
 __all__ = [
     "ROW_SETTINGS",
@@ -78,7 +81,18 @@ def resolve(content: Mapping[str, Any]) -> ResolvedRun:
 
 
 def _resolved(file: ConfigFile) -> ResolvedRun:
-    return resolve_with_row(validated(file, RunConfig), file.path)
+    return resolve_with_row(validated(file, _sections_of(file)), file.path)
+
+
+def _sections_of(file: ConfigFile) -> type[RunConfig]:
+    """What a run of the file's family may set; a family that does not exist is complained of later."""
+    model = file.content.get("model")
+    family = model.get("family") if isinstance(model, dict) else None
+    try:
+        language = isinstance(family, str) and registry.modality(family) == "language"
+    except UnknownNameError:
+        return RunConfig
+    return TokenRunConfig if language else RunConfig
 
 
 def resolved_content(run: ResolvedRun) -> dict[str, Any]:

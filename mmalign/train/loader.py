@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mmalign.batch import Batch, Labels, PreferenceRow, RowKeys
+from mmalign.batch import Batch, Conditioning, Labels, PreferenceRow, RowKeys
 from mmalign.data.readers import RowTable
 from mmalign.data.sampler import RowOrder, step_positions
 from mmalign.errors import MmalignError, RowError, TrainingError
-from mmalign.train.model import Example, PreferenceModel
+from mmalign.train.model import Encoded, Example, PreferenceModel
 
 __all__ = ["BadRow", "Layout", "MicroBatch", "StepSampler", "make_loader", "to_batch"]
 
@@ -291,8 +291,14 @@ def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) ->
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for key, value in micro.collated.items()
     }
+    more: dict[str, Any] = {}
     if collated:
-        clean, conditioning = model.encode(collated, keys)
+        encoded = model.encode(collated, keys)
+        if isinstance(encoded, Encoded):
+            clean, conditioning = encoded.clean, Conditioning()
+            more = {name: getattr(encoded, name) for name in ("element_mask", "context", "recorded")}
+        else:
+            clean, conditioning = encoded
     else:  # prompts alone: candidates will be sampled
         conditioning = model.prompt_conditioning(micro.prompts)
         clean = torch.zeros(len(micro.valid), 0, *model.latent_shape, device=device)
@@ -320,4 +326,5 @@ def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) ->
         ids=micro.ids,
         reward=None if micro.reward is None else micro.reward.to(device, non_blocking=True),
         prompts=micro.prompts,
+        **more,
     )

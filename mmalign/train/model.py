@@ -5,20 +5,38 @@ encodes on the device and denoises. Saving and sampling are the family's, in its
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.batch import BatchContext, Conditioning, PreferenceRow, RowKeys
 from mmalign.data.config import ImageLimits
 from mmalign.likelihood.schedules import Prediction, Schedule
 
-__all__ = ["Example", "PreferenceModel"]
+__all__ = ["Encoded", "Example", "PreferenceModel"]
 
 Example = Mapping[str, Any]
 """Tensors and texts of one row, before collation."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A micro-batch as a language model's likelihood reads it, on the device.
+
+    Args:
+        clean: token ids of the answers, 0 behind their end.
+        element_mask: 1 at their tokens.
+        context: prompts and media.
+        recorded: numbers that the data give.
+    """
+
+    clean: Shaped[Tensor, "prompt candidate token"]
+    element_mask: Float[Tensor, "prompt candidate token"]
+    context: BatchContext
+    recorded: Mapping[str, Shaped[Tensor, "prompt ..."]] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -31,7 +49,7 @@ class PreferenceModel(Protocol):
             here only calls it.
         schedule: noise schedule.
         prediction: what the network predicts.
-        adapter_targets: module name endings LoRA goes on by default.
+        adapter_targets: module name endings LoRA goes on by default, or one regular expression.
         latent_shape: event shape of one candidate at the configured resolution.
         scheduler_config: of the model's diffusers scheduler.
     """
@@ -40,7 +58,7 @@ class PreferenceModel(Protocol):
     network: nn.Module
     schedule: Schedule
     prediction: Prediction
-    adapter_targets: tuple[str, ...]
+    adapter_targets: tuple[str, ...] | str
     latent_shape: tuple[int, ...]
     scheduler_config: dict[str, Any]
 
@@ -58,8 +76,8 @@ class PreferenceModel(Protocol):
 
     def encode(
         self, collated: Mapping[str, Any], keys: RowKeys
-    ) -> tuple[Float[Tensor, "prompt candidate *event"], Conditioning]:
-        """Clean latents and conditioning on the device, without gradients."""
+    ) -> tuple[Float[Tensor, "prompt candidate *event"], Conditioning] | Encoded:
+        """Clean latents and conditioning on the device, without gradients; or a batch of dialogues."""
         ...
 
     def prompt_conditioning(self, prompts: Sequence[str]) -> Conditioning:

@@ -19,8 +19,14 @@ from mmalign.train.config import TrainConfig
 __all__ = ["UpdateStats", "Updater", "make_optimizer", "make_schedule"]
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], config: TrainConfig
+) -> torch.optim.Optimizer:
     """The optimiser of a run.
+
+    Args:
+        parameters: what trains; or groups `{"params": ..., "lr": ...}` of it.
+        config: optimiser, learning rate, weight decay.
 
     adamw is torch's fused AdamW; adamw_8bit needs bitsandbytes; adafactor has the Diffusion-DPO settings
     (no parameter scaling, no relative step, update clipping at 1).

@@ -30,6 +30,7 @@ from mmalign.likelihood import (
 )
 from mmalign.likelihood.reference import make_reference
 from mmalign.likelihood.reference_rules import SyncRule
+from mmalign.likelihood.tokens import Tokens
 from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
@@ -37,12 +38,15 @@ from mmalign.train.config import LikelihoodConfig, ResolvedRun
 from mmalign.train.model import PreferenceModel
 from mmalign.train.step import StepParts
 from mmalign.train.supply import Safeguard, Supply
+from mmalign.train.token_sections import TokensConfig, tokens_of
+from mmalign.train.token_supply import OF_THE_ROW, TokenSupply
 from mmalign.train.tracking import available_trackers
 
 __all__ = [
     "DTYPES",
     "attach_and_refer",
     "denoiser_of",
+    "likelihood_of",
     "load_model",
     "make_accelerator",
     "make_likelihood",
@@ -119,14 +123,22 @@ def make_likelihood(config: LikelihoodConfig, model: PreferenceModel) -> Elbo:
     )
 
 
-def make_objective(run: ResolvedRun) -> tuple[Objective, Supply]:
+def likelihood_of(run: ResolvedRun, model: PreferenceModel) -> Elbo | Tokens:
+    """How a run scores candidates: denoising errors of image models, tokens of language models."""
+    tokens = tokens_of(run.config)
+    return make_likelihood(run.config.likelihood, model) if tokens is None else Tokens(tokens.head_chunk)
+
+
+def make_objective(run: ResolvedRun) -> tuple[Objective, Supply | TokenSupply]:
     """The run's loss, safeguarded if asked, and what a step has to hand it besides scores.
 
     Raises:
         ConfigError: the objective is no comparison of a pair that could be safeguarded.
     """
     objective = objectives.build(run.method.objective, **run.objective_arguments)
-    settings = run.config.safeguard
+    settings, tokens = run.config.safeguard, tokens_of(run.config)
+    if tokens is not None:
+        return objective, TokenSupply(objective.needs, run.method.views, tokens.head_chunk)
     if settings.mu is None:
         return objective, Supply(objective.needs)
     if "safeguard" not in objective.needs:
@@ -185,7 +197,13 @@ def _teacher_kind(run: ResolvedRun) -> str:
 
 
 def denoiser_of(model: PreferenceModel) -> Callable[[nn.Module], Denoiser]:
-    """A factory of denoisers around any network that fits the model's inputs."""
+    """A factory of denoisers around any network that fits the model's inputs.
+
+    Of a language model, the factory makes what its likelihood calls: hidden states of the scored tokens.
+    """
+    policy: Callable[[nn.Module], Denoiser] | None = getattr(model, "policy", None)
+    if policy is not None:
+        return policy
 
     def make(network: nn.Module) -> Denoiser:
         def denoise(
@@ -203,12 +221,31 @@ def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
     family = registry.find("families", run.config.model.family)
     dtype = DTYPES[run.config.train.mixed_precision]
     full = run.config.adapter.kind == "none"
+    tokens = tokens_of(run.config)
+    if tokens is not None:
+        return language_model(run, tokens, family, device=device, dtype=dtype)
     model: PreferenceModel = family.load(
         run.config.model,
         run.config.image,
         device=device,
         dtype=dtype,
         network_dtype=torch.float32 if full else None,
+    )
+    return model
+
+
+def language_model(
+    run: ResolvedRun, tokens: TokensConfig, family: Any, *, device: torch.device, dtype: torch.dtype
+) -> PreferenceModel:
+    """The family's language model, told what the method wants of every row."""
+    model: PreferenceModel = family.load(
+        run.config.model,
+        tokens,
+        device=device,
+        dtype=dtype,
+        network_dtype=torch.float32 if run.config.adapter.kind == "none" else None,
+        views=run.method.views,
+        record=objectives.build(run.method.objective, **run.objective_arguments).needs & OF_THE_ROW,
     )
     return model
 
@@ -227,7 +264,7 @@ def attach_and_refer(
     off and averaging need them attached.
     """
     config = run.config
-    likelihood = make_likelihood(config.likelihood, model)
+    likelihood = likelihood_of(run, model)
     autocast = _autocast(accelerator, config.train.mixed_precision)
 
     def reference_at(moment: str) -> Reference | None:
@@ -237,7 +274,11 @@ def attach_and_refer(
 
     before = reference_at("before")
     trainables = attach(
-        model.network, config.adapter, default_targets=model.adapter_targets, seed=config.train.seed
+        model.network,
+        config.adapter,
+        default_targets=model.adapter_targets,
+        seed=config.train.seed,
+        trains=getattr(model, "trains", None),
     )
     reference = before or reference_at("after")
     if reference is None:
@@ -282,7 +323,7 @@ def _reference(
     kind: str,
     accelerator: Accelerator,
     model: PreferenceModel,
-    likelihood: Elbo,
+    likelihood: Elbo | Tokens,
     *,
     table: RowTable,
     autocast: Callable[[], AbstractContextManager[None]],
@@ -296,6 +337,7 @@ def _reference(
     if kind == "stored":
         from mmalign.train.stored import stored_reference
 
+        likelihood = make_likelihood(run.config.likelihood, model)
         return stored_reference(
             run, model, likelihood, table=table, accelerator=accelerator, autocast=autocast
         )

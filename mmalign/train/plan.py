@@ -32,7 +32,7 @@ class MemoryItem:
     note: str = ""
 
 
-def derived_values(run: ResolvedRun, layout: Layout, num_elements: int) -> dict[str, str]:
+def derived_values(run: ResolvedRun, layout: Layout, num_elements: int | None) -> dict[str, str]:
     """What follows from the settings and people get wrong: effective batch, effective rate, beta's unit."""
     config = run.config
     values = {
@@ -40,8 +40,10 @@ def derived_values(run: ResolvedRun, layout: Layout, num_elements: int) -> dict[
         f"{layout.accumulation} micro-steps x {layout.world_size} devices)",
         "effective learning rate": f"{config.train.learning_rate:g} (used as it stands, not "
         "scaled by the batch)",
-        "elements per sample": f"{num_elements}",
     }
+    if num_elements is None:  # a language model: beta multiplies nats
+        return values
+    values["elements per sample"] = f"{num_elements}"
     beta = run.objective_arguments.get("beta")
     objective = objectives.build(run.method.objective, **run.objective_arguments)
     multiplies_score = bool(objective.terms) and objective.terms[0].beta == beta  # MaPO's beta is a weight

@@ -17,6 +17,7 @@ from mmalign.train.sections import (
     Section,
     TrainConfig,
 )
+from mmalign.train.token_sections import CorruptionConfig, TokensConfig, tokens_of
 
 __all__ = ["ROW_SETTINGS", "Difference", "ResolvedRun", "resolve_with_row"]
 
@@ -52,15 +53,24 @@ class ResolvedRun:
     path: str = ""
 
 
-def _require_suits(method: Method, path: str) -> None:
+def _require_suits(method: Method, path: str, *, language: bool) -> None:
     """Refuse a row whose objective means nothing on this likelihood, or needs what no step supplies."""
     from mmalign import objectives
     from mmalign.train.supply import RECORDED, SUPPLIED
+    from mmalign.train.token_supply import SUPPLIED_TOKENS
 
-    likelihood = method.likelihood or "elbo"
+    own = "tokens" if language else "elbo"
+    likelihood = method.likelihood or own
     row = objectives.row(method.objective)
-    missing = row.needs - (SUPPLIED if method.rollout in ROLLOUTS else SUPPLIED - RECORDED)
-    if likelihood in row.refuses:
+    if language:
+        supplied = SUPPLIED_TOKENS | {view.becomes for view in method.views}
+    else:
+        supplied = SUPPLIED if method.rollout in ROLLOUTS else SUPPLIED - RECORDED
+    missing = row.needs - supplied
+    if (likelihood == "tokens") != language:
+        kinds = ("image models", "language models")
+        reason = f"is for {kinds[not language]}, and this family is one of {kinds[language]}"
+    elif likelihood in row.refuses:
         reason = f"makes no sense on the likelihood {likelihood!r}: {row.refuses[likelihood]}"
     elif missing:
         reason = f"needs {', '.join(sorted(missing))} of every candidate, which these runs do not supply"
@@ -81,7 +91,7 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         ConfigError: the method cannot be trained so, or a number is missing.
         UnknownNameError: the method or an objective argument does not exist.
     """
-    from mmalign import methods, objectives
+    from mmalign import methods, objectives, registry
 
     method = methods.find(config.method)
     if method.function and method.function not in _FUNCTIONS:
@@ -92,8 +102,9 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
             do=f"This one needs {method.function}: call it in a loop of your own.",
         )
         raise ConfigError(message)
-    _require_suits(method, path)
-    defaults = method.defaults_for(config.model.family)
+    language = registry.modality(config.model.family) == "language"
+    _require_suits(method, path, language=language)
+    defaults = method.defaults_for(config.model.family, "language" if language else "image")
     parameters = objectives.signature(method.objective).parameters
     arguments: dict[str, float | int | str | bool] = {
         name: item.value for name, item in defaults.items() if name in parameters
@@ -111,34 +122,26 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         for name, item in defaults.items()
         if name in parameters and name not in config.objective
     }
-    updates: dict[str, Any] = {}
-    for name in ("steps", "learning_rate", "optimizer", "warmup_steps"):
-        if getattr(config.train, name) is None and name in defaults:
-            updates[name] = defaults[name].value
-            filled[f"train.{name}"] = defaults[name]
-    fallback = {"optimizer": "adamw", "warmup_steps": 0}
-    for name, value in fallback.items():
-        if getattr(config.train, name) is None and name not in updates:
-            updates[name] = value
-    train = TrainConfig.model_validate({**config.train.model_dump(), **updates})
+    train = _resolve_train(config, defaults, filled)
     for name in ("steps", "learning_rate"):
-        if getattr(train, name) is None:
+        if getattr(train, name) is None and not (name == "steps" and train.epochs is not None):
             message = (
                 f"{path}: train.{name}: missing, and method {method.name!r} has no default for family "
                 f"{config.model.family!r}. Set train.{name}."
             )
             raise ConfigError(message)
     reference = _resolve_reference(config, method, defaults, filled, path)
-    config = config.model_copy(
-        update={
-            "train": train,
-            "reference": reference,
-            "likelihood": _resolve_likelihood(config, method, defaults, filled, path),
-            "safeguard": _resolve_safeguard(config, method, defaults, filled, path),
-            "rollout": _resolve_rollout(config, method, defaults, filled, path),
-        }
-    )
-    _require_stored_fits(config, path)
+    updates = {
+        "train": train,
+        "reference": reference,
+        "likelihood": _resolve_likelihood(config, method, defaults, filled, path),
+        "safeguard": _resolve_safeguard(config, method, defaults, filled, path),
+        "rollout": _resolve_rollout(config, method, defaults, filled, path),
+    }
+    if (tokens := tokens_of(config)) is not None:
+        updates["tokens"] = _resolve_tokens(tokens, method, defaults, filled, path)
+    config = config.model_copy(update=updates)
+    _require_stored_fits(config, method, path)
     return ResolvedRun(
         config=config,
         method=method,
@@ -147,6 +150,32 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         differences=_differences(config, defaults, arguments, row_arguments),
         path=path,
     )
+
+
+_ALTERNATIVES = {"steps": "epochs", "epochs": "steps"} | {
+    "warmup_steps": "warmup_ratio",
+    "warmup_ratio": "warmup_steps",
+}
+"""Settings of which one is enough."""
+
+
+def _resolve_train(
+    config: RunConfig, defaults: Mapping[str, Default], filled: dict[str, Default]
+) -> TrainConfig:
+    """The training section with what the row recommends where the file leaves it open."""
+    updates: dict[str, Any] = {}
+    for name in ("steps", "epochs", "learning_rate", "optimizer", "warmup_steps", "warmup_ratio"):
+        other = _ALTERNATIVES.get(name)
+        decided = other is not None and (getattr(config.train, other) is not None or other in updates)
+        if getattr(config.train, name) is None and name in defaults and not decided:
+            updates[name] = defaults[name].value
+            filled[f"train.{name}"] = defaults[name]
+    values = {**config.train.model_dump(), **updates}
+    if values["optimizer"] is None:
+        values["optimizer"] = "adamw"
+    if values["warmup_steps"] is None and values["warmup_ratio"] is None:
+        values["warmup_steps"] = 0
+    return TrainConfig.model_validate(values)
 
 
 # What a training run does besides the objective; a method with another function needs its own loop.
@@ -214,6 +243,10 @@ _ROLLOUT: Mapping[str, tuple[str, object]] = {
     "gradient_steps": ("gradient_steps", 1),
     "train_share": ("train_share", 1.0),
 }
+_CORRUPTION: Mapping[str, tuple[str, object]] = {
+    "kind": ("corruption", "crop"),
+    "strength": ("corruption_strength", None),
+}
 _ONE_STEP: Mapping[str, tuple[str, object]] = {
     "timestep": ("generator_timestep", None),
     "teacher_guidance": ("teacher_guidance", 1.0),
@@ -225,9 +258,12 @@ _ONE_STEP: Mapping[str, tuple[str, object]] = {
 """Setting of a section to (its key among a row's defaults, its value where the row has none)."""
 
 ROW_SETTINGS: frozenset[str] = frozenset(
-    {"mu", *(key for table in (_INVERSION, _ROLLOUT, _ONE_STEP) for key, _ in table.values())}
+    {
+        *("mu", "lora_alpha"),
+        *(key for table in (_INVERSION, _ROLLOUT, _ONE_STEP, _CORRUPTION) for key, _ in table.values()),
+    }
 )
-"""Keys of a row's defaults that belong to the sections safeguard, likelihood.inversion and rollout."""
+"""Keys of a row's defaults that are named otherwise in their sections."""
 
 
 def _fill(
@@ -257,7 +293,7 @@ def _resolve_likelihood(
         ConfigError: the method stands on another likelihood.
     """
     likelihood = config.likelihood
-    own = method.likelihood or "elbo"
+    own = method.likelihood or ("elbo" if tokens_of(config) is None else "tokens")
     kind = own if likelihood.kind == "auto" else likelihood.kind
     free = ("elbo", "inversion")
     if kind != own and not (kind in free and own in free):
@@ -383,12 +419,51 @@ _NO_ERRORS = frozenset({"transition", "reward"})
 _NEED_REWARD = frozenset({"best_of_n", "stepwise", "group", "backpropagation"})
 
 
-def _require_stored_fits(config: RunConfig, path: str) -> None:
-    """Stored reference errors belong to draws that are known before training.
+def _resolve_tokens(
+    tokens: TokensConfig,
+    method: Method,
+    defaults: Mapping[str, Default],
+    filled: dict[str, Default],
+    path: str,
+) -> TokensConfig:
+    """The section with its corruption decided; a method without corrupted images has none.
 
     Raises:
-        ConfigError: the draws depend on the policy.
+        ConfigError: settings of a corruption that nothing uses.
     """
+    corruption = tokens.corruption
+    if any(view.images == "corrupted" for view in method.views):
+        values = _fill(corruption, _CORRUPTION, "tokens.corruption", defaults, filled)
+        return tokens.model_copy(update={"corruption": CorruptionConfig.model_validate(values)})
+    if corruption != CorruptionConfig():
+        message = explain(
+            f"{path}: tokens.corruption",
+            got=str(corruption.model_dump(exclude_defaults=True)),
+            expected=f"nothing: method {method.name} compares with no corrupted image",
+            do="Take the section out, or choose a method that does (mdpo).",
+        )
+        raise ConfigError(message)
+    return tokens
+
+
+def _require_stored_fits(config: RunConfig, method: Method, path: str) -> None:
+    """Stored reference scores belong to draws and answers that are known before training.
+
+    Raises:
+        ConfigError: the draws depend on the policy, or the objective reads more than scores.
+    """
+    if config.reference.kind == "stored" and config.likelihood.kind == "tokens":
+        reasons = [f"its objective reads {name} of both models" for name in ("kl",) if name in method.needs]
+        if any(view.images == "corrupted" for view in method.views):
+            reasons.append("images are corrupted anew at every visit")
+        if reasons:
+            message = explain(
+                f"{path}: reference.kind",
+                got="stored",
+                expected=f"auto, adapters_off or frozen with method {method.name}: {'; '.join(reasons)}",
+            )
+            raise ConfigError(message)
+        return
     if config.reference.kind == "stored" and config.likelihood.kind != "elbo":
         message = explain(
             f"{path}: reference.kind",
@@ -412,11 +487,14 @@ def _differences(
             name: (f"train.{name}", getattr(config.train, name))
             for name in (
                 "steps",
+                "epochs",
                 "learning_rate",
                 "optimizer",
                 "warmup_steps",
+                "warmup_ratio",
                 "schedule",
                 "weight_decay",
+                "adam_beta2",
                 "max_grad_norm",
             )
         },
@@ -428,6 +506,7 @@ def _differences(
         "resolution": ("image.resolution", config.image.resolution),
         "prompt_dropout": ("image.prompt_dropout", config.image.prompt_dropout),
         "rank": ("adapter.rank", config.adapter.rank if config.adapter.kind == "lora" else None),
+        "lora_alpha": ("adapter.alpha", config.adapter.alpha if config.adapter.kind == "lora" else None),
         **{name: (f"reference.{name}", getattr(config.reference, name)) for name in _SYNC},
     }
     found = []

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from mmalign.train.model import PreferenceModel
 from mmalign.train.one_step import generator_sampler, one_step_parts
 from mmalign.train.online import OnlineSource, PixelReward
 from mmalign.train.step import StepParts
+from mmalign.train.supply import Supply
 
 __all__ = ["is_online", "make_online", "make_sampler", "opening_lines", "require_fitting"]
 
@@ -295,7 +297,8 @@ def _with_likelihood(
                 guidance_scale=sampler.guidance_scale,
                 shared_state=shared,
             )
-            return replace(parts, likelihood=transition, supply=replace(parts.supply, likelihood=transition))
+            supply = replace(cast("Supply", parts.supply), likelihood=transition)
+            return replace(parts, likelihood=transition, supply=supply)
         case "on_policy":
             elbo = parts.likelihood
             settings = {each.name: getattr(elbo, each.name) for each in fields(OnPolicyElbo) if each.init}

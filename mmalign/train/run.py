@@ -41,7 +41,10 @@ from mmalign.train.plan import (
 )
 from mmalign.train.rollouts import is_online, make_online, opening_lines
 from mmalign.train.run_identity import identity_of, require_agreement, start_of
+from mmalign.train.sample_answers import SampleAnswers
 from mmalign.train.samples import SampleGrids
+from mmalign.train.steps import learning_rates, with_steps
+from mmalign.train.token_sections import TokenRunConfig, tokens_of
 from mmalign.train.tracking import Tracking
 
 __all__ = ["CONFIG_FILE", "SUMMARY_FILE", "RunResult", "describe", "main", "prepare", "train"]
@@ -160,6 +163,8 @@ def prepare(
         accelerator.process_index,
     )
     table = table if table is not None else open_rows(config.data, kind=run.method.data)
+    run = with_steps(run, num_rows=len(table), effective_batch=layout.effective_batch)
+    config = run.config
     kind = reference_kind(run)
     identity = identity_of(run, layout, kind, len(table))
     start_step = 0
@@ -198,13 +203,13 @@ def prepare(
             sum_across=parts.state.sum_across,
         )
     parameters = list(trainables.parameters.values())
-    optimizer = make_optimizer(parameters, config.train)
+    optimizer = make_optimizer(learning_rates(config, model, trainables), config.train)
     decay = config.train.ema_decay
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / CONFIG_FILE, yaml.safe_dump(resolved_content(run), sort_keys=False))
     tracking = Tracking(accelerator, folder, run, start_step=start_step)
-    grids = SampleGrids(model, trainables, config.samples, folder / "samples")
+    hook = _sample_hook(run, accelerator, model, trainables, tracking, folder / "samples")
     loop = Loop(
         run=run,
         accelerator=accelerator,
@@ -225,7 +230,7 @@ def prepare(
         tracking=tracking,
         folder=folder,
         identity=identity,
-        on_update=_grid_hook(grids, run, accelerator, model, trainables, tracking),
+        on_update=hook,
         guard=_guard(run),
         online=online,
     )
@@ -301,27 +306,36 @@ def _open_quarantine(run: ResolvedRun, table: RowTable, *, start_step: int) -> N
         atomic_write(path, "".join(lines))
 
 
-def _grid_hook(
-    grids: SampleGrids,
+def _sample_hook(
     run: ResolvedRun,
     accelerator: Accelerator,
     model: PreferenceModel,
     trainables: Trainables,
     tracking: Tracking,
+    folder: Path,
 ) -> Callable[[int], None]:
-    """Draw a grid every so many steps, on the main process, with the unwrapped network."""
-    config = run.config.samples
+    """Draw pictures or write answers every so many steps, on the main process, with the unwrapped network."""
+    config = run.config
+    written = isinstance(config, TokenRunConfig)
+    settings = config.answers if isinstance(config, TokenRunConfig) else config.samples
 
     def hook(step: int) -> None:
-        is_due = step == run.config.train.steps or (config.every is not None and step % config.every == 0)
-        if not (config.prompts and is_due and accelerator.is_main_process):
+        is_due = step == config.train.steps or (settings.every is not None and step % settings.every == 0)
+        if not (settings.prompts and is_due and accelerator.is_main_process):
             return
         with _bare(model, trainables.network):
-            path = grids.write(step)
-        if run.config.image.cache is not None:
+            path = maker.write(step)
+        if written:
+            return
+        if config.image.cache is not None:
             model.release_encoders()  # the plan of a cached run has no room for them
         tracking.log_picture("samples", path, step)
 
+    maker: SampleGrids | SampleAnswers
+    if isinstance(config, TokenRunConfig):
+        maker = SampleAnswers(model, trainables, config.answers, folder)
+    else:
+        maker = SampleGrids(model, trainables, config.samples, folder)
     return hook
 
 
@@ -342,7 +356,8 @@ def _opening_lines(
     kind: str,
     tracking: Tracking,
 ) -> None:
-    for name, value in derived_values(run, layout, torch.Size(model.latent_shape).numel()).items():
+    num_elements = None if tokens_of(run.config) else torch.Size(model.latent_shape).numel()
+    for name, value in derived_values(run, layout, num_elements).items():
         tracking.say(f"{name}: {value}")
     tracking.say(f"trained weights: {trainables.count:,}; reference: {kind}")
     if run.method.couples_rows:

@@ -54,6 +54,9 @@ class ModelConfig(Section):
         None, ge=0, description="FLUX dev: guidance that the network is told while training; default 3.5"
     )
     attention: Literal["sdpa", "xformers", "flash"] = Field("sdpa", description="attention backend, verified")
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None, description="frozen weights of a language model in 4 or 8 bits (bitsandbytes), under LoRA"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_encoders: bool = Field(False, description="keep VAE and text encoders on the CPU between uses")
 
@@ -180,7 +183,7 @@ class RolloutConfig(Section):
 class LikelihoodConfig(Section):
     """How the timestep-sampled bound is drawn."""
 
-    kind: Literal["auto", "elbo", "inversion", "on_policy", "transition", "reward"] = Field(
+    kind: Literal["auto", "elbo", "inversion", "on_policy", "transition", "reward", "tokens"] = Field(
         "auto", description="auto: the method's own; inversion noises along the policy's own trajectory"
     )
     inversion: InversionConfig = Field(default_factory=InversionConfig)
@@ -252,6 +255,9 @@ class TrainConfig(Section):
     output: str = Field(description="run folder: checkpoints, metrics.jsonl, samples, resolved config")
     seed: int = 0
     steps: int | None = Field(None, ge=1, description="optimiser steps; default: the method's row")
+    epochs: float | None = Field(
+        None, gt=0, description="passes over the rows, instead of steps; default: the method's row"
+    )
     batch_size: int = Field(1, ge=1, description="prompts (pairs) per device and micro-step")
     accumulation: int = Field(1, ge=1, description="micro-steps per optimiser step")
     learning_rate: float | None = Field(
@@ -266,6 +272,9 @@ class TrainConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int | None = Field(None, ge=0, description="optimiser steps; default: the row, else 0")
+    warmup_ratio: float | None = Field(
+        None, ge=0, le=1, description="share of the steps, instead of warmup_steps; default: the row"
+    )
     max_grad_norm: float | None = Field(1.0, gt=0, description="null switches clipping off")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     ema_decay: float | None = Field(None, ge=0, lt=1, description="keep an average of the trained weights")
@@ -280,6 +289,14 @@ class TrainConfig(Section):
     )
     allow_tf32: bool = Field(True, description="TF32 matrix products on CUDA for float32 parts")
     device: Literal["auto", "cpu"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "TrainConfig":
+        for steps, share in (("steps", "epochs"), ("warmup_steps", "warmup_ratio")):
+            if getattr(self, steps) is not None and getattr(self, share) is not None:
+                message = f"set {steps} or {share}, not both"
+                raise ValueError(message)
+        return self
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

@@ -9,10 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.batch import Batch
-from mmalign.likelihood import Denoiser, Evaluation, Likelihood, Reference
-from mmalign.objectives import Objective, ObjectiveState, Scores
+from mmalign.likelihood import Denoiser, Draw, Evaluation, Likelihood, Reference
+from mmalign.objectives import Objective, ObjectiveState
 from mmalign.train.metrics import Quantity, panel_values
 from mmalign.train.supply import StepFacts, Supply
+from mmalign.train.token_metrics import token_panel_values
+from mmalign.train.token_supply import TokenSupply
 
 __all__ = ["StepOutput", "StepParts", "preference_step"]
 
@@ -40,7 +42,7 @@ class StepParts:
     state: ObjectiveState
     autocast: Callable[[], AbstractContextManager[None]]
     base: Reference | None = None
-    supply: Supply = field(default_factory=Supply)
+    supply: Supply | TokenSupply = field(default_factory=Supply)
 
 
 @dataclass(frozen=True)
@@ -84,32 +86,30 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
         compared = reference
         if reference is None and parts.base is not None and is_record:
             compared = parts.base.evaluate(parts.likelihood, batch, draw, keep_prediction=True)
-    level = _level(parts.likelihood, draw.timestep)
-    scores = Scores(
-        policy=policy.score,
-        reference=None if reference is None else reference.score,
-        reward=batch.reward,
-        extras=parts.supply.extras(StepFacts(batch, draw, policy, reference, level)),
-        likelihood=parts.likelihood.kind,
-    )
-    output = parts.objective(scores, batch.labels, parts.state)
+    level = _level(parts.likelihood, draw)
+    facts = StepFacts(batch, draw, policy, reference, level)
+    scores, labels = parts.supply.scores(facts, parts.likelihood.kind), parts.supply.labels(batch)
+    output = parts.objective(scores, labels, parts.state)
     valid = batch.valid
     weighted = torch.where(valid, output.loss * batch.weight, torch.zeros_like(output.loss))
-    values, weights = panel_values(
-        metrics=output.metrics,
-        applies=output.applies,
-        loss=output.loss.detach(),
-        logit=output.logit.detach(),
-        error_policy=policy.error.detach(),
-        error_reference=_error_or_nan(
-            compared, policy, known=reference is not None or parts.base is not None
-        ),
-        drift=_drift(policy, compared),
-        level=level,
-        valid=valid,
-        labels=batch.labels,
-        quantity=_QUANTITIES.get(parts.likelihood.kind, "error"),
-    )
+    if level is None:
+        values, weights = token_panel_values(output, scores, labels, valid=valid, compared=compared)
+    else:
+        values, weights = panel_values(
+            metrics=output.metrics,
+            applies=output.applies,
+            loss=output.loss.detach(),
+            logit=output.logit.detach(),
+            error_policy=policy.error.detach(),
+            error_reference=_error_or_nan(
+                compared, policy, known=reference is not None or parts.base is not None
+            ),
+            drift=_drift(policy, compared),
+            level=level,
+            valid=valid,
+            labels=labels,
+            quantity=_QUANTITIES.get(parts.likelihood.kind, "error"),
+        )
     return StepOutput(weighted.sum(), valid.sum().to(torch.float32), values, weights)
 
 
@@ -117,10 +117,12 @@ _QUANTITIES: Mapping[str, Quantity] = {"transition": "distance", "reward": "rewa
 """What is no denoising error, by likelihood."""
 
 
-def _level(likelihood: Likelihood, timestep: Tensor) -> Tensor:
-    """Where each prompt's timestep lies in the schedule, 0 (clean) to 1 (noise)."""
+def _level(likelihood: Likelihood, draw: Draw) -> Tensor | None:
+    """Where each prompt's timestep lies in the schedule, 0 (clean) to 1 (noise); None without timesteps."""
     schedule = likelihood.schedule
-    return schedule.network_time(timestep).to(torch.float32).mean(1) / schedule.num_timesteps
+    if schedule is None:
+        return None
+    return schedule.network_time(draw.timestep).to(torch.float32).mean(1) / schedule.num_timesteps
 
 
 def _error_or_nan(compared: Evaluation | None, policy: Evaluation, *, known: bool) -> Tensor | None:

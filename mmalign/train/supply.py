@@ -11,9 +11,11 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.batch import Batch
+from mmalign.batch import Batch, Labels
 from mmalign.errors import ShapeError
 from mmalign.likelihood import Draw, Evaluation, Likelihood, Transition
+from mmalign.methods.row import LikelihoodKind
+from mmalign.objectives import Scores
 from mmalign.objectives.predictions import prediction_drift, safeguard_factor
 
 __all__ = ["RECORDED", "SUPPLIED", "Safeguard", "StepFacts", "Supply"]
@@ -43,14 +45,14 @@ class StepFacts:
         draw: its randomness.
         policy: the policy's evaluation, with its prediction where an entry needs it.
         reference: the reference's, or None.
-        level: noise level of each prompt, 0 (clean) to 1 (noise).
+        level: noise level of each prompt, 0 (clean) to 1 (noise); None without timesteps.
     """
 
     batch: Batch
     draw: Draw
     policy: Evaluation
     reference: Evaluation | None
-    level: Float[Tensor, " prompt"]
+    level: Float[Tensor, " prompt"] | None
 
 
 _FROM_PREDICTIONS = frozenset({"safeguard", "drift", "mean_drift"})
@@ -80,6 +82,24 @@ class Supply:
         """Whether the raw predictions have to be kept."""
         return bool(self.names & _FROM_PREDICTIONS)
 
+    def scores(self, facts: StepFacts, kind: LikelihoodKind) -> Scores:
+        """What the objective works on.
+
+        Raises:
+            ShapeError: as `extras`.
+        """
+        return Scores(
+            policy=facts.policy.score,
+            reference=None if facts.reference is None else facts.reference.score,
+            reward=facts.batch.reward,
+            extras=self.extras(facts),
+            likelihood=kind,
+        )
+
+    def labels(self, batch: Batch) -> Labels:
+        """The batch's labels."""
+        return batch.labels
+
     def extras(self, facts: StepFacts) -> Mapping[str, Tensor]:
         """The entries, as `Scores.extras` takes them.
 
@@ -87,7 +107,7 @@ class Supply:
             ShapeError: the batch or the evaluations lack what an entry is made of.
         """
         makers: Mapping[str, Callable[[StepFacts], Tensor]] = {
-            "noise_level": lambda known: known.level,
+            "noise_level": _noise_level,
             "safeguard": self._safeguard,
             "drift": _drift,
             "mean_drift": self._mean_drift,
@@ -128,6 +148,13 @@ def _prediction(evaluation: Evaluation | None, name: str) -> Tensor:
         message = f"extras {name!r}: got an evaluation without its prediction, expected keep_prediction=True."
         raise ShapeError(message)
     return evaluation.prediction
+
+
+def _noise_level(facts: StepFacts) -> Tensor:
+    if facts.level is None:
+        message = "extras 'noise_level': got a likelihood without timesteps, expected one with."
+        raise ShapeError(message)
+    return facts.level
 
 
 def _drift(facts: StepFacts) -> Tensor:
