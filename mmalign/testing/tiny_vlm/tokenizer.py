@@ -55,11 +55,23 @@ def train_tokenizer(plan: TokenizerPlan, *, max_length: int = 4096) -> Any:
         plan: its special tokens.
         max_length: what it gives as the longest row of its model.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Line breaks that follow each other are one word, as Qwen and Llama 3 split; GPT-2 cuts off the last one.
+    lines = pre_tokenizers.Split(Regex(r"\s*[\r\n]+"), behavior="isolated")
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=len(plan.first) + 256 + _LEARNED,
