@@ -252,8 +252,8 @@ class DpmSolver:
     x' = sigma' / sigma * x - alpha' * (exp(-h) - 1) * (D + (h / (2 h_earlier)) * (D - D_earlier))
 
     with D the estimated clean sample and h the growth of log(alpha / sigma). The step that ends in clean data
-    is of first order: it returns D. (diffusers also ends in a first-order step where fewer than 15 steps end
-    at timestep 0.)
+    is of first order: it returns D; so is any step without an earlier estimate. (`rollout.Sampler` withholds
+    it from the last of fewer than 15 steps, as diffusers does.)
 
     Source: 2211.01095, algorithm 2.
     """

@@ -37,6 +37,9 @@ Kept = Literal["state", "log_probability", "prediction", "clean"]
 
 KEPT: tuple[Kept, ...] = ("state", "log_probability", "prediction", "clean")
 
+_FEW_STEPS = 15
+"""Runs of fewer steps end in one of first order, as those of diffusers (`lower_order_final`)."""
+
 
 def first_noise(keys: Int[Tensor, " row"], event: tuple[int, ...]) -> Float[Tensor, " row *event"]:
     """The noise every row starts from, decided by its key."""
@@ -187,6 +190,8 @@ class Sampler:
         earlier = None
         for number in range(len(grid)):
             timestep, ahead = grid.at(number, keys.shape[0])
+            if number == len(grid) - 1 < _FEW_STEPS - 1:
+                earlier = None  # a long last step would extrapolate too far
             tracked = torch.is_grad_enabled() and number >= len(grid) - gradient_steps
             with torch.set_grad_enabled(tracked):
                 moments, output = self.step(

@@ -99,6 +99,23 @@ def test_dpm_solver_is_that_of_diffusers(vp, stable_diffusion, network, make_key
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 14, 15])
+@pytest.mark.parametrize(("ends", "last"), [("zero", "clean"), ("sigma_min", "first")])
+def test_a_short_run_of_dpm_solver_ends_as_in_diffusers(
+    vp, stable_diffusion, network, make_keys, num_steps, ends, last
+):
+    """Below 15 steps the last one is of first order (`lower_order_final`), wherever it leads."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **stable_diffusion, timestep_spacing="leading", steps_offset=1, final_sigmas_type=ends
+    )
+    scheduler.set_timesteps(num_steps)
+    keys = make_keys(2)
+    expected = official(scheduler, network, first_noise(keys, EVENT), text(2))
+    sampler = Sampler(vp, "epsilon", solver_grid(vp, num_steps, last=last), DpmSolver())
+    found = sampler.sample(network, keys, EVENT, text(2)).final
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
 def test_dpm_solver_runs_on_flows_from_pure_noise(network, make_keys):
     schedule, keys = FlowSchedule(), make_keys(2)
 
