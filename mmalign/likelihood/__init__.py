@@ -50,6 +50,13 @@ from mmalign.likelihood.schedules import (
 )
 from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.likelihood.stored import ReferenceTable, StoredReference, precompute_errors
+from mmalign.likelihood.stored_tokens import (
+    CONTENT_KEY,
+    StoredTokenReference,
+    TokenTable,
+    content_key,
+    precompute_log_probs,
+)
 from mmalign.likelihood.timesteps import (
     ListedTimesteps,
     LogitNormalTimesteps,
@@ -69,6 +76,7 @@ from mmalign.likelihood.tokens import Tokens, scatter_scored
 from mmalign.likelihood.transition import Transition, guided, split_guidance
 
 __all__ = [
+    "CONTENT_KEY",
     "AdaptersOff",
     "AnyDraw",
     "AnyPolicy",
@@ -100,6 +108,7 @@ __all__ = [
     "SnapshotPool",
     "Step",
     "StoredReference",
+    "StoredTokenReference",
     "SyncRule",
     "SyncedReference",
     "TimestepSampler",
@@ -107,6 +116,7 @@ __all__ = [
     "TokenHead",
     "TokenPolicy",
     "TokenStates",
+    "TokenTable",
     "Tokens",
     "Transition",
     "TransitionKernel",
@@ -114,6 +124,7 @@ __all__ = [
     "VPSchedule",
     "adapter_toggle",
     "beta_conventions",
+    "content_key",
     "guided",
     "head_log_probs",
     "head_statistics",
@@ -122,6 +133,7 @@ __all__ = [
     "make_reference",
     "normalised_entropy",
     "precompute_errors",
+    "precompute_log_probs",
     "prediction_from_config",
     "scatter_scored",
     "schedule_from_config",

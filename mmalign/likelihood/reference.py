@@ -5,7 +5,7 @@
     frozen        yes              no      a copy, optionally kept on the CPU between uses
     ema           no               yes     the trained weights' moving average, swapped in for the forward
     synced        no               yes     the trained weights as they were some steps ago, or a mix (TR-DPO)
-    stored        no               no      errors computed once for a fixed bank of draws (`stored.py`)
+    stored        no               no      computed once (`stored.py`, `stored_tokens.py`)
     none          no               no      for objectives without a reference
 
 A step evaluates the reference first, under no_grad: the policy's graph is then not alive while it runs.
@@ -26,6 +26,7 @@ from mmalign.likelihood.base import AnyDraw, AnyPolicy, Evaluation, Likelihood, 
 from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.schedules import Number
 from mmalign.likelihood.stored import ReferenceTable, StoredReference
+from mmalign.likelihood.stored_tokens import StoredTokenReference, TokenTable
 from mmalign.likelihood.trained_weights import TrainedWeights
 
 __all__ = [
@@ -336,7 +337,7 @@ def make_reference(
     decay: Number | None = None,
     every: int = 1,
     rule: SyncRule | None = None,
-    table: ReferenceTable | None = None,
+    table: ReferenceTable | TokenTable | None = None,
     facts: Mapping[str, str] | None = None,
     likelihood: Likelihood | None = None,
 ) -> Reference:
@@ -351,7 +352,7 @@ def make_reference(
         decay: ema: decay per update.
         every: ema: optimiser steps per update.
         rule: synced: when it moves, and how far.
-        table: stored: the precomputed errors.
+        table: stored: the precomputed errors, or log-probabilities of a language model.
         facts: stored: what the run's numbers depend on besides the likelihood; compared with the table's.
         likelihood: stored: adds what the scores depend on.
 
@@ -364,9 +365,10 @@ def make_reference(
     if kind == "none":
         return NoReference()
     if kind == "stored":
-        return StoredReference(
-            _given(kind, "table", table), _given(kind, "likelihood", likelihood), facts or {}
-        )
+        table, likelihood = _given(kind, "table", table), _given(kind, "likelihood", likelihood)
+        if isinstance(table, TokenTable):
+            return StoredTokenReference(table, likelihood, facts or {})
+        return StoredReference(table, likelihood, facts or {})
     network = _given(kind, "network", network)
     make_denoise = _given(kind, "make_denoise", make_denoise)
     if kind == "frozen":

@@ -100,7 +100,7 @@ class ReferenceTable:
             CheckpointError: missing, damaged, or another kind of file.
         """
         tensors = load_tensors(path)
-        facts = _facts_of(path)
+        facts = facts_of(path)
         if facts is None or {"key", "error"} - tensors.keys():
             message = (
                 f"{path}: got a safetensors file with {sorted(tensors)}, expected stored reference errors "
@@ -110,7 +110,8 @@ class ReferenceTable:
         return cls(tensors["key"], tensors["error"], facts)
 
 
-def _facts_of(path: str | Path) -> dict[str, str] | None:
+def facts_of(path: str | Path) -> dict[str, str] | None:
+    """The facts in a table's header; None in another kind of file."""
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
@@ -118,7 +119,9 @@ def _facts_of(path: str | Path) -> dict[str, str] | None:
     return None if text is None else dict(json.loads(text))
 
 
-def require_same_facts(where: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def require_same_facts(
+    where: str, stored: Mapping[str, str], wanted: Mapping[str, str], *, what: str = "errors"
+) -> None:
     """Raise `CheckpointError` naming every fact in which two sides differ."""
     names = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
     if not names:
@@ -128,7 +131,7 @@ def require_same_facts(where: str, stored: Mapping[str, str], wanted: Mapping[st
         for name in names
     )
     message = (
-        f"{where}: the stored reference errors belong to another set-up ({listing}). They would be wrong "
+        f"{where}: the stored reference {what} belong to another set-up ({listing}). They would be wrong "
         "here. Compute them again, or restore these settings."
     )
     raise CheckpointError(message)
