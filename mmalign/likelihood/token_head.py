@@ -202,7 +202,9 @@ class Gradients:
         slope = slope.to(self._operand.dtype)
         if self.hidden is not None:
             self.hidden[start:stop] = _product(slope, self._layer.weight)
-        if self.weight is not None:
+        if self.weight is not None and slope.dtype == self.weight.dtype:
+            self.weight.addmm_(slope.t(), self._operand[start:stop])
+        elif self.weight is not None:
             self.weight += _product(slope.t(), self._operand[start:stop])
 
     def as_given(
