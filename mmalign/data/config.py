@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["DataConfig", "ImageLimits", "ListPolicy", "Media", "SourceConfig", "TiePolicy"]
+__all__ = ["DataConfig", "DialogueConfig", "ImageLimits", "ListPolicy", "Media", "SourceConfig", "TiePolicy"]
 
 TiePolicy = Literal["drop", "random", "soft"]
 """What a tie means: no row, a seeded coin per row, or preference 0.5."""
@@ -16,7 +16,7 @@ TiePolicy = Literal["drop", "random", "soft"]
 ListPolicy = Literal["keep", "pairs", "best_worst"]
 """What a ranking becomes: one row, every pair of unequal candidates, or one pair of its ends."""
 
-Media = Literal["image", "text", "audio", "video"]
+Media = Literal["image", "text", "audio", "video", "dialogue"]
 
 
 class _Section(BaseModel):
@@ -40,6 +40,25 @@ class ImageLimits(_Section):
     )
 
 
+class DialogueConfig(_Section):
+    """What is made of the records of vision-language data."""
+
+    aspect: str | None = Field(
+        None, description="VLFeedback: rate answers by this aspect alone; default: the mean of all aspects"
+    )
+    min_gap: float = Field(0.0, ge=0, description="pairs whose rewards differ by less are left out")
+    phrases: Literal["auto", "markers", "align", "none"] = Field(
+        "auto",
+        description="spans of phrases that differ: auto (RRPO rows: by markers, else by words), markers "
+        "(RRPO rows: by their markers or not at all), align (any pair: by words) or none",
+    )
+    questions: tuple[str, ...] = Field(
+        ("Describe this image in detail.",),
+        min_length=1,
+        description="HA-DPO descriptions come without a question: one of these is drawn per record",
+    )
+
+
 class SourceConfig(_Section):
     """One data set."""
 
@@ -50,14 +69,22 @@ class SourceConfig(_Section):
     )
     format: str = Field(
         "auto",
-        description="layout: auto, pickapic, chosen_rejected, two_images, rankings, ranked_images, unpaired",
+        description="layout: auto, pickapic, chosen_rejected, two_images, rankings, ranked_images, unpaired; "
+        "of dialogues: trl, llama_factory, ms_swift, rlaif_v, rlhf_v, vlfeedback, mm_rlhf, povid, "
+        "mdpo_pairs, hsa_dpo, ha_dpo, mia_dpo, opa_dpo, mllm_dpo, llava_hound, temple, rrpo, chexalign, "
+        "mapped",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="role: column name, where not recognised, e.g. {prompt: caption, a: left, b: right, "
         "label: preferred}; `mmalign data check` lists the roles",
     )
-    media: Media = Field("image", description="what the candidates are")
+    media: Media = Field(
+        "image",
+        description="what the candidates are; dialogues (answers about images or videos) are recognised, or "
+        "asked for with `dialogue`",
+    )
+    dialogue: DialogueConfig = Field(default_factory=DialogueConfig)
     split: str | None = Field(None, description="split of the data set (file name, column or hub split)")
     revision: str | None = Field(None, description="hub revision to pin")
     root: str | None = Field(

@@ -15,9 +15,11 @@ from mmalign.errors import ConfigError, unknown_name
 
 __all__ = ["ALIASES", "LAYOUTS", "PROMPTS", "Layout", "Match", "Structure", "detect"]
 
-Structure = Literal["chosen_rejected", "two_candidates", "ranking", "ranked_items", "unpaired", "prompts"]
-"""How candidates lie in records: preferred first, two and a label, a list, one each with a rank, single; or
-not at all."""
+Structure = Literal[
+    "chosen_rejected", "two_candidates", "ranking", "ranked_items", "unpaired", "prompts", "dialogue"
+]
+"""How candidates lie in records: preferred first, two and a label, a list, one each with a rank, single; not
+at all; or as answers of a dialogue (see `dialogues`)."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "caption", "text", "captions", "instruction", "question", "query"),

@@ -17,6 +17,7 @@ from mmalign.data import labels
 from mmalign.data.config import DataConfig, SourceConfig
 from mmalign.data.layouts import Match, detect
 from mmalign.data.media import safe_path
+from mmalign.data.pairing import follow
 from mmalign.data.records import ParquetRecords, Records
 from mmalign.data.rows import FieldError, RowIssue, RowReport, check_prompt, check_row
 from mmalign.data.selection import Selection, select
@@ -340,7 +341,7 @@ class RowTable:
         part, local = self._find(index)
         row = part.row(local // self._twice, index)
         if self._as_chosen:
-            first = row if row.kind == "unpaired" else _half(row, 0)
+            first = row if row.kind in ("unpaired", "chosen") else _half(row, 0)
             return replace(first, kind="chosen")
         return row if self._twice == 1 else _half(row, local % 2)
 
@@ -414,6 +415,7 @@ def _half(row: PreferenceRow, side: int) -> PreferenceRow:
     candidate = row.candidates[side]
     return replace(
         row,
+        extras=follow(row.extras, (side,), 2) if row.messages else row.extras,
         prompt=row.prompt if candidate.prompt is None else candidate.prompt,
         candidates=(replace(candidate, prompt=None),),
         kind="unpaired",
@@ -435,9 +437,13 @@ def open_rows(config: DataConfig, *, kind: DataKind | None = None) -> RowTable:
         ConfigError: nothing there, unknown layout, sources of different kinds, no rows left, or another kind
             than the method needs.
     """
-    parts = []
+    parts: list[SourceTable] = []
     for source in config.all_sources:
         records = open_records(source)
+        dialogues = _dialogues(records, source, config, kind)
+        if dialogues is not None:
+            parts.append(dialogues)
+            continue
         layout = "prompts" if kind == "prompts" else source.format
         match = detect(records, format=layout, columns=source.columns, where=source.path)
         parts.append(SourceTable(source, config, records, match, select(records, match, source, config)))
@@ -466,9 +472,30 @@ def open_rows(config: DataConfig, *, kind: DataKind | None = None) -> RowTable:
             _liked_only(part.selection)
     table = RowTable(tuple(parts), config, as_unpaired=as_unpaired, as_chosen=kind == "chosen")
     if len(table) == 0:
-        message = f"data: no rows are left. {table.report.summary()}.\n{table.describe()}"
+        first = next((messages[0] for messages in table.report.examples.values()), "")
+        message = f"data: no rows are left. {table.report.summary()}.\n{table.describe()}\n{first}".rstrip()
         raise ConfigError(message)
     return table
+
+
+def _dialogues(
+    records: Records, source: SourceConfig, config: DataConfig, kind: DataKind | None
+) -> SourceTable | None:
+    """The source as dialogues about images or videos, if that is what its columns say."""
+    # Dialogues build on the tables of this module.
+    from mmalign.data.dialogues.formats import format_named
+    from mmalign.data.dialogues.matching import match_dialogues
+    from mmalign.data.dialogues.table import open_dialogues
+
+    forced = source.media == "dialogue"
+    if not forced and source.media != "image" and format_named(source.format) is None:
+        return None
+    matched = match_dialogues(
+        records, format=source.format, columns=source.columns, where=source.path, forced=forced
+    )
+    if matched is None:
+        return None
+    return open_dialogues(records, *matched, source, config, kind=kind)
 
 
 _CONVERTED = frozenset({("unpaired", "pairs"), ("chosen", "pairs"), ("chosen", "unpaired")})

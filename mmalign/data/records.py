@@ -420,7 +420,7 @@ class ListRecords(_ObjectRecords):
 
 
 def read_json(path: Path) -> ListRecords:
-    """Records of a JSON file that holds one list of objects (or one list under one key).
+    """Records of a JSON file that holds one list of objects (or one list under one key, or objects by id).
 
     Raises:
         ConfigError: it is not JSON, or holds no list.
@@ -432,12 +432,19 @@ def read_json(path: Path) -> ListRecords:
         raise ConfigError(message) from error
     if isinstance(content, dict):
         inner = [value for value in content.values() if isinstance(value, list)]
-        content = inner[0] if len(inner) == 1 else content
+        content = inner[0] if len(inner) == 1 else _by_key(content)
     if not isinstance(content, list):
         message = f"{path}: got a JSON {type(content).__name__}, expected a list of records."
         raise ConfigError(message)
     records = [record if isinstance(record, dict) else None for record in content]
     return ListRecords(records, path=path, description="JSON list")
+
+
+def _by_key(content: dict[str, Any]) -> Any:
+    """Objects under their ids as a list of records with an `id`; anything else as it is."""
+    if not content or not all(isinstance(value, dict) for value in content.values()):
+        return content
+    return [{"id": key, **value} for key, value in content.items()]
 
 
 def read_csv(path: Path, *, delimiter: str) -> ListRecords:

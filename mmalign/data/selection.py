@@ -20,7 +20,7 @@ from mmalign.data.rows import FieldError, RowIssue, RowReport, issue_of
 from mmalign.errors import explain
 from mmalign.seeding import derive_seed
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "apply_ties", "of_split", "select"]
 
 Integers = NDArray[np.int64]
 
@@ -77,7 +77,7 @@ def select(records: Records, match: Match, source: SourceConfig, config: DataCon
         source: split, list policy and limit.
         config: tie policy and seed.
     """
-    numbers = _of_split(records, match, source)
+    numbers = of_split(records, match, source)
     structure = match.layout.structure
     if structure == "chosen_rejected":
         selection = _chosen_rejected(records, match, numbers, config)
@@ -97,7 +97,7 @@ def select(records: Records, match: Match, source: SourceConfig, config: DataCon
     return selection
 
 
-def _of_split(records: Records, match: Match, source: SourceConfig) -> Integers:
+def of_split(records: Records, match: Match, source: SourceConfig) -> Integers:
     """Records of the wanted split, when a column tells."""
     numbers = np.arange(len(records), dtype=np.int64)
     column = match.columns.get("split")
@@ -122,7 +122,7 @@ def _bad(
         selection.issues.append(issue)
 
 
-def _apply_ties(selection: Selection, records: Records, config: DataConfig) -> None:
+def apply_ties(selection: Selection, records: Records, config: DataConfig) -> None:
     """Drop ties, decide them by a coin that depends on (seed, record) only, or leave them at 0.5."""
     preference = selection.preference
     if preference is None:
@@ -151,7 +151,7 @@ def _chosen_rejected(records: Records, match: Match, numbers: Integers, config: 
         return selection
     values = records.column(column)[numbers]
     _take_preferences(selection, records, labels.preference_from_label(values), values, column)
-    _apply_ties(selection, records, config)
+    apply_ties(selection, records, config)
     return selection
 
 
@@ -204,7 +204,7 @@ def _two_candidates(records: Records, match: Match, numbers: Integers, config: D
         preference = labels.preference_from_scores(values, np.asarray(other), votes=votes)
         column = columns[names[0]]
     _take_preferences(selection, records, preference, values, column)
-    _apply_ties(selection, records, config)
+    apply_ties(selection, records, config)
     return selection
 
 
@@ -301,7 +301,7 @@ def _make_lists_or_pairs(
     selection.kind = "pairs"
     selection.first, selection.second = np.array(first, dtype=np.int32), np.array(second, dtype=np.int32)
     selection.preference = np.array(preference, dtype=np.float32)
-    _apply_ties(selection, records, config)
+    apply_ties(selection, records, config)
     return selection
 
 

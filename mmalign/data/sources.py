@@ -1,5 +1,6 @@
 """From a path or hub id to raw records: which reader, which files, which split."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,19 @@ def _looks_like_lines(path: Path) -> bool:
     """Whether a .json file holds one object per line: the hub has many of those."""
     with path.open("rb") as file:
         first, second = file.readline().strip(), file.readline().strip()
-    return first.startswith(b"{") and first.endswith(b"}") and (not second or second.startswith(b"{"))
+    if not (first.startswith(b"{") and first.endswith(b"}")):
+        return False
+    return second.startswith(b"{") if second else not _holds_records(first)
+
+
+def _holds_records(line: bytes) -> bool:
+    """Whether one line is a whole file: records under their ids."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return False
+    values = list(content.values()) if isinstance(content, dict) else []
+    return bool(values) and all(isinstance(value, dict) for value in values)
 
 
 def _rooted(records: Any, source: SourceConfig) -> Records:
