@@ -50,13 +50,7 @@ from mmalign.likelihood.schedules import (
 )
 from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.likelihood.stored import ReferenceTable, StoredReference, precompute_errors
-from mmalign.likelihood.stored_tokens import (
-    CONTENT_KEY,
-    StoredTokenReference,
-    TokenTable,
-    content_key,
-    precompute_log_probs,
-)
+from mmalign.likelihood.stored_tokens import CONTENT_KEY, StoredTokenReference, precompute_log_probs
 from mmalign.likelihood.timesteps import (
     ListedTimesteps,
     LogitNormalTimesteps,
@@ -72,6 +66,7 @@ from mmalign.likelihood.token_statistics import (
     token_log_probs,
     vocabulary_kl,
 )
+from mmalign.likelihood.token_table import TokenTable, content_key
 from mmalign.likelihood.tokens import Tokens, scatter_scored
 from mmalign.likelihood.transition import Transition, guided, split_guidance
 

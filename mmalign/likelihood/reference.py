@@ -26,7 +26,8 @@ from mmalign.likelihood.base import AnyDraw, AnyPolicy, Evaluation, Likelihood, 
 from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.schedules import Number
 from mmalign.likelihood.stored import ReferenceTable, StoredReference
-from mmalign.likelihood.stored_tokens import StoredTokenReference, TokenTable
+from mmalign.likelihood.stored_tokens import StoredTokenReference
+from mmalign.likelihood.token_table import TokenTable
 from mmalign.likelihood.trained_weights import TrainedWeights
 
 __all__ = [

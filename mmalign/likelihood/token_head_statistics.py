@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmalign.errors import ConfigError, ShapeError, explain, unknown_name
-from mmalign.likelihood.token_head import (
+from mmalign.likelihood.head_tiles import (
     Gradients,
     Layer,
-    TokenStates,
     compute_dtype,
     no_autocast,
     operand,
     require_chunk,
     tiles,
 )
+from mmalign.likelihood.token_head import TokenStates
 
 __all__ = ["HeadStatistic", "head_statistics"]
 

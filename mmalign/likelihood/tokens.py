@@ -15,8 +15,9 @@ from torch import Tensor
 from mmalign.batch import Batch
 from mmalign.errors import ConfigError, ShapeError, explain
 from mmalign.likelihood.base import Evaluation, TokenDraw, TokenPolicy
+from mmalign.likelihood.head_tiles import require_chunk
 from mmalign.likelihood.schedules import Schedule
-from mmalign.likelihood.token_head import TokenHead, TokenStates, head_log_probs, require_chunk, token_head
+from mmalign.likelihood.token_head import TokenHead, TokenStates, head_log_probs, token_head
 from mmalign.likelihood.token_head_statistics import HeadStatistic, head_statistics
 from mmalign.methods.row import LikelihoodKind
 
