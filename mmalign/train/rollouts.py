@@ -39,6 +39,9 @@ from mmalign.train.supply import Supply
 
 __all__ = ["is_online", "make_online", "make_sampler", "opening_lines", "require_fitting"]
 
+_OWN_GRID = ("expert_states", "stepwise", "one_step")
+"""Rollouts that visit timesteps of their own: published ones, or one alone."""
+
 
 def is_online(run: ResolvedRun) -> bool:
     """Whether the method samples while it trains."""
@@ -87,7 +90,8 @@ def make_sampler(run: ResolvedRun, model: PreferenceModel) -> Sampler:
     if kind == "stepwise" and isinstance(schedule, VPSchedule):
         grid = ddim_grid(schedule, rollout.num_steps)  # the last step is random, too: it leads to timestep 0
     else:
-        grid = grid_of(schedule, model.scheduler_config, rollout.num_steps)
+        spaced = {} if rollout.spacing is None else {"timestep_spacing": rollout.spacing}
+        grid = grid_of(schedule, {**model.scheduler_config, **spaced}, rollout.num_steps)
     flow = isinstance(schedule, FlowSchedule)
     kernel = FlowSde(rollout.eta) if flow else Ddim(eta=rollout.eta)
     return Sampler(schedule, model.prediction, grid, kernel, rollout.guidance_scale)
@@ -202,7 +206,8 @@ def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:
     """Refuse settings that would be paid for and mean nothing.
 
     Raises:
-        ConfigError: guidance of a model that is told its guidance, or a buffer below a micro-batch.
+        ConfigError: guidance of a model that is told its guidance, a spacing where steps are not the run's to
+            place, or a buffer below a micro-batch.
     """
     rollout, batch_size = run.config.rollout, run.config.train.batch_size
     if getattr(model, "embeds_guidance", False) and rollout.guidance_scale != 1:
@@ -213,6 +218,7 @@ def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:
             do="Set model.guidance to what it is told, and rollout.guidance_scale=1.",
         )
         raise ConfigError(message)
+    _require_free_spacing(run, model)
     if run.method.rollout == "expert_states" and (rollout.capacity or 1) < batch_size:
         message = explain(
             f"{run.path}: rollout.capacity",
@@ -222,6 +228,18 @@ def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:
             do=f"Set rollout.capacity={batch_size}, or a smaller micro-batch with more accumulation.",
         )
         raise ConfigError(message)
+
+
+def _require_free_spacing(run: ResolvedRun, model: PreferenceModel) -> None:
+    spacing, kind = run.config.rollout.spacing, run.method.rollout
+    flow = isinstance(model.schedule, FlowSchedule)
+    if spacing is None or not (flow or kind in _OWN_GRID):
+        return
+    why = (
+        "a flow-matching model, whose sigmas its shift places" if flow else f"{kind}, which has its own grid"
+    )
+    message = explain(f"{run.path}: rollout.spacing", got=spacing, expected=f"none for {why}")
+    raise ConfigError(message)
 
 
 def _snapshot(run: ResolvedRun, parts: StepParts, network: torch.nn.Module) -> SnapshotPool | None:

@@ -151,6 +151,11 @@ class RolloutConfig(Section):
     eta: float | None = Field(
         None, ge=0, description="noise on the way: DDIM's eta, or a of the flow SDE; default: the row, else 1"
     )
+    spacing: Literal["leading", "trailing", "linspace"] | None = Field(
+        None,
+        description="where the timesteps of noise schedules lie; trailing starts at the noisiest one however "
+        "few the steps; default: the model's scheduler",
+    )
     samples: int | None = Field(None, ge=1, description="samples per prompt; default: the row, else 4")
     prompts: int = Field(4, ge=1, description="prompts that are sampled together, per device")
     reward: str | None = Field(

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mmalign.errors import ConfigError
-from mmalign.likelihood import Ddim, DpmSolver
+from mmalign.likelihood import Ddim, DpmSolver, FlowSchedule
 from mmalign.train.parts import load_model
-from mmalign.train.rollouts import is_online, make_sampler, opening_lines
+from mmalign.train.rollouts import is_online, make_sampler, opening_lines, require_fitting
 from mmalign.train.run import prepare
 
 
@@ -52,6 +52,34 @@ def test_online_pairs_are_sampled_as_at_inference(sampler_of):
     assert sampler.kernel == Ddim(eta=0.0)
     assert sampler.guidance_scale == 7.5
     assert len(sampler.grid) == 20
+
+
+def test_few_steps_can_start_at_the_noisiest_timestep(sampler_of):
+    """Leading indices leave out what lies above the last stride: at five steps the noisiest 199."""
+    own = sampler_of("online_diffusion_dpo", num_steps=5)
+    assert own.grid.timestep.tolist() == [801, 601, 401, 201, 1]
+    sampler = sampler_of("online_diffusion_dpo", num_steps=5, spacing="trailing")
+    assert sampler.grid.timestep.tolist() == [999, 799, 599, 399, 199]
+    assert sampler.grid.next_timestep.tolist()[:-1] == [799, 599, 399, 199]
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [("diffusion_dro", "expert_states, which has its own grid"), ("spo", "stepwise, which has its own grid")],
+)
+def test_a_spacing_is_refused_where_the_steps_are_published_ones(make_run, method, why):
+    rollout = {"spacing": "trailing"} | ({"reward": "own:function"} if method == "spo" else {})
+    run = make_run("spaced", method=method, rollout=rollout, guard={"action": "off"})
+    with pytest.raises(ConfigError, match=f"rollout.spacing: got 'trailing', expected none for {why}"):
+        require_fitting(run, load_model(run, torch.device("cpu")))
+
+
+def test_a_spacing_is_refused_by_a_flow_matching_model(make_run, monkeypatch):
+    run = make_run("spaced", method="seppo", rollout={"spacing": "trailing"})
+    model = load_model(run, torch.device("cpu"))
+    monkeypatch.setattr(model, "schedule", FlowSchedule())
+    with pytest.raises(ConfigError, match="expected none for a flow-matching model"):
+        require_fitting(run, model)
 
 
 def test_an_offline_run_has_nothing_to_say_of_rollouts(make_run):
