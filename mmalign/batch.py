@@ -248,7 +248,9 @@ class BatchContext(Protocol):
         place: where each scored token stands in `Batch.clean.flatten()`, known before the device is asked.
     """
 
-    place: Int[Tensor, " scored"]
+    @property
+    def place(self) -> Int[Tensor, " scored"]:
+        """Where each scored token stands in `Batch.clean.flatten()`."""
 
     def to(self, device: torch.device | str) -> "BatchContext":
         """The same on another device."""

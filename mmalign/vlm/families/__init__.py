@@ -1,0 +1,1 @@
+"""One file per family: what differs from the others, and nothing else."""

@@ -1,0 +1,317 @@
+"""A vision-language model as the training loop sees it: examples, micro-batches, states, answers, files.
+
+What differs between families is in their traits. Loading, reading, layout, the vision pass, generation and
+saving are here, once.
+"""
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.batch import Batch, PreferenceRow, RowKeys
+from mmalign.data.config import ImageLimits
+from mmalign.errors import ShapeError, explain
+from mmalign.files import fingerprint
+from mmalign.likelihood.token_head import TokenStates
+from mmalign.methods.row import View
+from mmalign.train.model import Encoded
+from mmalign.vlm.capability import Mode, choose_mode
+from mmalign.vlm.inputs import VlmInputs
+from mmalign.vlm.loading import load_config, load_model, load_processor
+from mmalign.vlm.media import FrameChoice, MediaReader
+from mmalign.vlm.network import LanguageNetwork, bare
+from mmalign.vlm.packing import inputs_of, lay_out
+from mmalign.vlm.reader import DialogueReader
+from mmalign.vlm.traits import VlmTraits
+from mmalign.vlm.vision import encode_media
+
+if TYPE_CHECKING:
+    from mmalign.train.config import ModelConfig
+    from mmalign.train.token_sections import TokensConfig
+
+__all__ = ["VlmFamily", "VlmModel", "VlmPolicy"]
+
+
+@dataclass(frozen=True)
+class VlmPolicy:
+    """A network as the token likelihood sees it.
+
+    Args:
+        network: a `LanguageNetwork`, however it is wrapped.
+    """
+
+    network: nn.Module
+
+    def __call__(self, batch: Batch) -> TokenStates:
+        """The state before every scored token, and the head.
+
+        Raises:
+            ShapeError: the batch holds no dialogues.
+        """
+        inputs = batch.context
+        if not isinstance(inputs, VlmInputs):
+            message = explain(
+                "Batch.context",
+                got=type(inputs).__name__,
+                expected="VlmInputs, as VlmModel.encode makes them",
+            )
+            raise ShapeError(message)
+        return TokenStates(self.network(inputs), bare(self.network).head)
+
+
+class VlmModel:
+    """A loaded vision-language model; what the training loop, panels, pair makers and exporters work with.
+
+    Args:
+        family: name in the registry.
+        network: the model, ready to be called.
+        reader: rows to tokens.
+        settings: the run's `model` section.
+        tokens: the run's `tokens` section.
+        device: where the network is.
+
+    Attributes:
+        network: what trains; the loop may replace it by its wrapped form.
+        bare_network: the model of transformers itself.
+        adapter_targets: a regular expression for the layers that LoRA goes on by default.
+        notes: what was decided while loading, for the run's opening lines.
+        counts: what had to be done to examples so far: images shrunk, answers cut, seams merged.
+        mode: how candidates are laid out and whether the vision pass is shared.
+    """
+
+    modality = "language"
+    latent_shape: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        family: str,
+        network: LanguageNetwork,
+        reader: DialogueReader,
+        settings: "ModelConfig",
+        tokens: "TokensConfig",
+        *,
+        device: torch.device | str,
+    ) -> None:
+        self.family, self.reader, self.settings, self.tokens = family, reader, settings, tokens
+        self.traits: VlmTraits = reader.traits
+        self.device = torch.device(device)
+        self.bare_network: Any = network.model
+        self.network: nn.Module = network
+        self.notes: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.adapter_targets = self.traits.adapter_targets(
+            self.bare_network, vision=tokens.train_vision, projector=tokens.train_projector
+        )
+        self.mode: Mode = choose_mode(self)
+        self.notes.append(self.mode.note)
+
+    # --- data -----------------------------------------------------------------------------------------------
+
+    def limit_images(self, limits: ImageLimits) -> None:
+        """Refuse images beyond other sizes than the usual ones."""
+        self.reader = replace(self.reader, media=replace(self.reader.media, limits=limits))
+
+    def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """Prompts, media and answers of a row as tokens; on the CPU, decided by `key`.
+
+        Raises:
+            RowError: it cannot be read, or does not fit.
+        """
+        return self.reader(row, key=key)
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One micro-batch of readable examples, as a flat dictionary of tensors."""
+        packed, native = self.mode.packed, not self.mode.shared
+        counts: Counter[str] = Counter()
+        for example in examples:
+            counts.update(example["counts"])
+        return {**lay_out(examples, self.traits.join, packed=packed, native=native), "counts": dict(counts)}
+
+    # --- encoding -------------------------------------------------------------------------------------------
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether features can be computed beforehand and serve policy and reference alike."""
+        return not (self.tokens.train_vision or self.tokens.train_projector)
+
+    @torch.no_grad()
+    def encode(self, collated: Mapping[str, Any], keys: RowKeys | None = None) -> Encoded:
+        """A micro-batch on the device, its distinct media seen once where tower and projector are frozen."""
+        del keys  # everything random was drawn with the example
+        self.counts.update(collated["counts"])
+        moved = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in collated.items()
+        }
+        inputs = inputs_of(moved)
+        if self.vision_is_frozen and self.mode.shared and inputs.media:
+            base = self.traits.base(self.bare_network)
+            inputs = replace(inputs, features=encode_media(self.traits, base, inputs), media={})
+        return Encoded(
+            clean=moved["clean"],
+            element_mask=moved["mask"],
+            context=inputs,
+            recorded={
+                name.removeprefix("recorded."): value
+                for name, value in moved.items()
+                if name.startswith("recorded.")
+            },
+        )
+
+    # --- the network ----------------------------------------------------------------------------------------
+
+    def policy(self, network: nn.Module) -> VlmPolicy:
+        """A network of this model as the token likelihood calls it."""
+        return VlmPolicy(network)
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter trains under full fine-tuning, by its name."""
+        part = self.traits.part_of(name)
+        wanted = {"vision": self.tokens.train_vision, "projector": self.tokens.train_projector}
+        return wanted.get(part, True)
+
+    def parameter_groups(self, named: Mapping[str, nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+        """Parameters by what they belong to: "language", "projector", "vision"; for learning rates."""
+        groups: dict[str, list[nn.Parameter]] = {"language": [], "projector": [], "vision": []}
+        for name, parameter in named.items():
+            groups[self.traits.part_of(name)].append(parameter)
+        return groups
+
+    # --- generation, saving, identity -----------------------------------------------------------------------
+
+    def generate(
+        self,
+        rows: Sequence[PreferenceRow],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 8,
+        network: nn.Module | None = None,
+    ) -> list[str]:
+        """Answers to the prompts of rows, by whatever adapters are on now. See `mmalign.vlm.generation`."""
+        from mmalign.vlm.generation import generate
+
+        return generate(
+            self,
+            rows,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            network=network,
+        )
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the adapter as peft reads it onto the model of transformers; returns the folder."""
+        from mmalign.vlm.saving import save_adapter
+
+        return save_adapter(self, folder)
+
+    def save_model(self, folder: str | Path) -> Path:
+        """Write the whole model with its processor, adapters merged in; returns the folder."""
+        from mmalign.vlm.saving import save_model
+
+        return save_model(self, folder)
+
+    def describe(self) -> dict[str, str]:
+        """What log-probabilities of rows depend on besides the weights, for fingerprints of stored ones."""
+        tokens = self.tokens.model_dump(mode="json", exclude={"packing", "share_vision", "head_chunk"})
+        template = getattr(self.reader.traits.processor, "chat_template", None)
+        return {
+            "family": self.family,
+            "source": self.settings.source,
+            "revision": str(self.settings.revision),
+            "tokens": fingerprint(tokens),
+            "template": fingerprint(template, self.reader.seam.lead, self.reader.seam.end),
+            "dtype": str(self.bare_network.dtype),
+        }
+
+
+@dataclass(frozen=True)
+class VlmFamily:
+    """What the registry finds under a family's name.
+
+    Args:
+        name: as in configs.
+        traits: what differs from other families.
+    """
+
+    name: str
+    traits: type[VlmTraits]
+    modality: str = "language"
+
+    def load(
+        self,
+        settings: "ModelConfig",
+        tokens: "TokensConfig",
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        network_dtype: torch.dtype | None = None,
+        views: tuple[View, ...] = (),
+        record: frozenset[str] = frozenset(),
+        corrupt: Callable[[Any, int], Any] | None = None,
+    ) -> VlmModel:
+        """A model ready to train: frozen, in evaluation mode, on the device.
+
+        Args:
+            settings: the run's `model` section.
+            tokens: the run's `tokens` section.
+            device: where it runs.
+            dtype: of frozen weights.
+            network_dtype: of the network; float32 for full fine-tuning. Default `dtype`.
+            views: candidates that every example gets besides the row's own.
+            record: numbers of the data that every example carries.
+            corrupt: spoils a picture, (image, seed) to image; default: what `tokens.corruption` says.
+
+        Raises:
+            ConfigError: nothing is there, it is another family's, or it cannot run as asked.
+        """
+        config = load_config(settings, self.name, self.traits.model_types)
+        processor = load_processor(settings, sees=bool(self.traits.sees))
+        model = load_model(
+            settings, config, dtype=network_dtype or dtype, device=device, sees=bool(self.traits.sees)
+        )
+        traits = self.traits(model.config, processor)
+        if corrupt is None and any(view.images == "corrupted" for view in views):
+            corrupt = _corruption(tokens)
+        reader = DialogueReader(
+            traits=traits,
+            media=MediaReader(ImageLimits(), _frame_choice(traits, tokens)),
+            settings=traits.image_settings(min_pixels=tokens.min_pixels, max_pixels=tokens.max_pixels),
+            max_length=tokens.max_length or _longest(traits),
+            max_completion_length=tokens.max_completion_length,
+            fit=tokens.fit,
+            system_prompt=tokens.system_prompt,
+            views=views,
+            corrupt=corrupt,
+            record=record,
+        )
+        network = LanguageNetwork(model, traits).requires_grad_(False)
+        return VlmModel(self.name, network, reader, settings, tokens, device=device)
+
+
+def _frame_choice(traits: VlmTraits, tokens: "TokensConfig") -> FrameChoice:
+    number = tokens.num_frames or (traits.num_frames if tokens.fps is None else None)
+    return FrameChoice(number, tokens.fps or traits.fps, tokens.max_frames)
+
+
+def _longest(traits: VlmTraits) -> int:
+    """Tokens the language model takes; no limit where its config says none."""
+    return int(getattr(traits.text_config, "max_position_embeddings", None) or 2**20)
+
+
+def _corruption(tokens: "TokensConfig") -> Callable[[Any, int], Any]:
+    """The corruption that the run asks for: a function of an image and a seed."""
+    corruptions = importlib.import_module("mmalign.vlm.corruptions")
+    made: Callable[[Any, int], Any] = corruptions.corruption(
+        tokens.corruption.kind or "crop", tokens.corruption.strength
+    )
+    return made

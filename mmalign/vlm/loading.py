@@ -1,0 +1,155 @@
+"""Configs, processors and weights of language models: from a folder or the hub, never remote code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmalign.errors import ConfigError, MissingExtraError, explain
+
+if TYPE_CHECKING:
+    from mmalign.train.config import ModelConfig
+
+__all__ = ["load_config", "load_model", "load_processor"]
+
+_ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2"}
+
+
+def _load(what: str, settings: "ModelConfig", loader: Callable[..., Any], **options: Any) -> Any:
+    """What a loader of transformers finds at the run's source, with our message where it finds nothing."""
+    try:
+        return loader(
+            settings.source, revision=settings.revision or "main", trust_remote_code=False, **options
+        )
+    except (OSError, ValueError) as error:
+        where = "folder" if Path(settings.source).is_dir() else "hub id or folder"
+        reason = next(iter(str(error).strip().splitlines()), "nothing there")
+        message = explain(
+            f"model.source: {what}",
+            got=settings.source,
+            expected=f"a {where} with a model of transformers",
+            do=f"({reason})",
+        )
+        raise ConfigError(message) from error
+
+
+def load_config(settings: "ModelConfig", family: str, model_types: tuple[str, ...]) -> Any:
+    """The model's config.
+
+    Raises:
+        ConfigError: nothing is there, or it is another family's.
+    """
+    from transformers import AutoConfig
+
+    config = _load("config", settings, AutoConfig.from_pretrained)
+    if model_types and config.model_type not in model_types:
+        message = explain(
+            "model.family",
+            got=family,
+            expected=f"the family of {settings.source}, whose config says {config.model_type!r}",
+            do=f"Family {family} loads {', '.join(model_types)}.",
+        )
+        raise ConfigError(message)
+    return config
+
+
+def load_processor(settings: "ModelConfig", *, sees: bool) -> Any:
+    """The model's processor; of a language model alone, its tokenizer.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+
+    loader = AutoProcessor.from_pretrained if sees else AutoTokenizer.from_pretrained
+    return _load("processor", settings, loader)
+
+
+def load_model(
+    settings: "ModelConfig", config: Any, *, dtype: torch.dtype, device: torch.device | str, sees: bool
+) -> Any:
+    """The model with its head: in evaluation mode, on the device, its layers checkpointed where asked.
+
+    Raises:
+        ConfigError: nothing is there, or its attention cannot run as asked.
+        MissingExtraError: quantisation without bitsandbytes.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if settings.attention not in _ATTENTION:
+        message = explain(
+            "model.attention", got=settings.attention, expected="sdpa or flash for language models"
+        )
+        raise ConfigError(message)
+    loader = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": _ATTENTION[settings.attention],
+    }
+    if settings.quantization is not None:
+        options |= {"quantization_config": _quantised(settings, dtype), "device_map": {"": device}}
+    try:
+        model = _load("weights", settings, loader, **options)
+    except ImportError as error:
+        message = explain("model.attention", got=settings.attention, expected="sdpa", do=f"({error})")
+        raise ConfigError(message) from error
+    model.eval()
+    if settings.quantization is None:
+        model.to(device)
+    if settings.gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
+
+
+def _quantised(settings: "ModelConfig", dtype: torch.dtype) -> Any:
+    """The quantisation that a run asks for; the head stays as it is, its weights are read without it.
+
+    Raises:
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        message = explain(
+            "model.quantization",
+            got=settings.quantization,
+            expected="bitsandbytes",
+            do="pip install 'mmalign[8bit]'",
+        )
+        raise MissingExtraError(message) from error
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if dtype == torch.float32 else dtype
+    if settings.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_WIDE_PARTS)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=_WIDE_PARTS,
+    )
+
+
+_WIDE_PARTS = [
+    *("lm_head", "vision_tower", "vision_model", "visual", "image_tower", "video_tower"),
+    *("multi_modal_projector", "connector"),
+]
+"""What quantisation leaves alone: the head, and what is small beside the language model and sees."""
+
+
+def checkpoint_layers(model: Any) -> int:
+    """Recompute activations of every layer in the backward pass; returns how many layers do.
+
+    Layers do so in training mode only, and that mode would switch dropout on. It is set on the layers
+    themselves, not on what they are made of.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    return len(layers)

@@ -1,0 +1,119 @@
+"""The trained network of a run: from rows of tokens and media to hidden states at the scored positions.
+
+Logits are never made here. A frozen copy, the network without its adapters and the network wrapped for many
+devices are all called the same way.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmalign.likelihood.token_head import TokenHead, token_head
+from mmalign.vlm.inputs import VlmInputs
+from mmalign.vlm.traits import VlmTraits
+from mmalign.vlm.vision import deep_rows, encode_media, shown
+
+__all__ = ["LanguageNetwork", "bare"]
+
+
+class LanguageNetwork(nn.Module):
+    """A loaded model, called with `VlmInputs`.
+
+    Args:
+        model: of transformers, with its head.
+        traits: of its family.
+    """
+
+    def __init__(self, model: nn.Module, traits: VlmTraits) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.traits = traits
+
+    @property
+    def head(self) -> TokenHead:
+        """The output layer.
+
+        Raises:
+            ConfigError: it is adapted or quantised.
+        """
+        module = self.model.get_output_embeddings()
+        return token_head(module, softcap=self.traits.softcap, scale=self.traits.scale)
+
+    def forward(self, inputs: VlmInputs) -> Float[Tensor, "scored feature"]:
+        """The state before every scored token, after the last norm, in the order of `inputs.place`."""
+        hidden = self._native(inputs) if inputs.native else self._laid_out(inputs)
+        return hidden.flatten(0, 1).index_select(0, inputs.source)
+
+    def _native(self, inputs: VlmInputs) -> Float[Tensor, "row position feature"]:
+        """By the model's own forward: its own masks, positions and vision, for every row anew."""
+        media = {
+            name: value
+            for groups in inputs.media.values()
+            for group in groups
+            for name, value in group.items()
+        }
+        outputs = self.traits.base(self.model)(
+            input_ids=inputs.ids,
+            attention_mask=inputs.is_real.to(inputs.ids.dtype),
+            use_cache=False,
+            **self.traits.native_arguments(inputs),
+            **media,
+        )
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
+    def _laid_out(self, inputs: VlmInputs) -> Float[Tensor, "row position feature"]:
+        traits, base = self.traits, self.traits.base(self.model)
+        features = inputs.features
+        if features is None and inputs.media:
+            features = encode_media(traits, base, inputs)
+        # A placeholder's id may lie outside the vocabulary; its embedding is replaced anyway.
+        ids = inputs.ids.masked_fill(inputs.kinds > 0, 0)
+        embedded = self.model.get_input_embeddings()(ids)
+        deep: tuple[Tensor, ...] = ()
+        if features:
+            embedded = shown(embedded, inputs, features)
+            place = torch.cat([visual.place for visual in inputs.visual.values()]).sort().values
+            deep = deep_rows(inputs, features, place)
+        outputs = traits.decoder(self.model)(
+            inputs_embeds=embedded,
+            attention_mask=self._mask(inputs, embedded.dtype),
+            position_ids=self._positions(inputs),
+            use_cache=False,
+            **traits.decoder_arguments(inputs, deep),
+        )
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
+    def _positions(self, inputs: VlmInputs) -> Tensor | None:
+        """Position ids; None where every row is counted from 0, which needs no telling."""
+        if inputs.positions is None:
+            return inputs.step if inputs.is_packed or self.traits.needs_mask(inputs) else None
+        return inputs.positions[0] if inputs.positions.shape[0] == 1 else inputs.positions
+
+    def _mask(self, inputs: VlmInputs, dtype: torch.dtype) -> Any:
+        if not self.traits.needs_mask(inputs):
+            return None
+        masks = self.traits.masks(inputs)
+        if getattr(self.traits.text_config, "_attn_implementation", "sdpa") != "eager":
+            return masks
+        # Eager attention adds its mask to the scores, a boolean one too.
+        if isinstance(masks, dict):
+            return {name: _additive(mask, dtype) for name, mask in masks.items()}
+        return _additive(masks, dtype)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where True and the lowest number where False."""
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, lowest)
+
+
+def bare(network: nn.Module) -> LanguageNetwork:
+    """The network itself, however it has been wrapped for devices or compiled."""
+    inner: Any = network
+    while not isinstance(inner, LanguageNetwork):
+        inner = inner.module if hasattr(inner, "module") else inner._orig_mod
+    return inner
