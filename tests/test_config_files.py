@@ -52,6 +52,63 @@ def test_every_mistake_is_named_with_its_own_place(write):
     assert "command line: inner.speed: unknown key." in str(caught.value)
 
 
+def test_what_a_command_adds_lies_over_the_file_and_under_its_overrides(write):
+    path = write("one.yaml", "name: file\ninner:\n  rate: 2.0\n  steps: 3\n")
+    extra = {"name": "given", "inner": {"rate": 5.0}}
+    file = read_config(path, ["name=typed"], extra=extra)
+    assert file.content == {"name": "typed", "inner": {"rate": 5.0, "steps": 3}}
+
+
+def test_an_override_may_be_empty_text_and_have_space_around_its_key(write):
+    file = read_config(write("one.yaml", "name: a\n"), ["name=", " inner.speed =1"])
+    assert file.content == {"name": "", "inner": {"speed": 1}}
+    assert file.where(("inner", "speed")) == "command line"
+
+
+def test_an_override_with_dashes_is_a_place_of_its_own(write):
+    file = read_config(write("one.yaml", "name: a\n"), ["--inner.speed=1"])
+    assert file.where(("inner", "speed")) == "command line"
+
+
+def test_what_a_file_lacks_stands_at_its_first_line(write):
+    path = write("one.yaml", "inner:\n  steps: 3\n")
+    with pytest.raises(ConfigError, match=rf"{path}:1:1: name: missing"):
+        validated(read_config(path), Outer)
+
+
+def test_items_of_lists_have_places_of_their_own(write):
+    path = write("one.yaml", "items:\n  - steps: 3\n  - steps: 4\n    speed: 5\nnames: [a, b]\n")
+    file = read_config(path)
+    assert file.where(("items", 1)) == f"{path}:3:5"
+    assert file.where(("items", 1, "speed")) == f"{path}:4:5"
+    assert file.where(("names", 1)) == f"{path}:5:12"
+    assert file.where(("items", 1, "steps", "deeper")) == f"{path}:3:5"
+
+
+def test_an_unknown_key_near_to_none_is_answered_by_those_of_its_section(write):
+    path = write("one.yaml", "name: a\ninner:\n  steps: 3\n  qqq: 1\n")
+    with pytest.raises(ConfigError, match=r"inner\.qqq: unknown key\. Known keys: rate, steps\.$"):
+        validated(read_config(path), Outer)
+
+
+def test_files_that_extend_each_other_are_refused_with_the_way_round(write):
+    write("one.yaml", "extends: two.yaml\n")
+    write("two.yaml", "extends: three.yaml\n")
+    path = write("three.yaml", "extends: one.yaml\n")
+    with pytest.raises(ConfigError, match=r"circle: .*three\.yaml -> .*one\.yaml -> .*two\.yaml -> .*three"):
+        read_config(path)
+
+
+def test_a_file_that_is_not_there_is_said_without_its_number(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_the_file_s_own_extends_is_no_setting(write):
+    write("one.yaml", "name: a\n")
+    assert read_config(write("two.yaml", "extends: one.yaml\n")).content == {"name": "a"}
+
+
 def test_settings_without_a_file_are_named_by_their_key():
     with pytest.raises(ConfigError, match=r"config: inner\.steps: missing"):
         validated(ConfigFile({"name": "x", "inner": {}}), Outer)

@@ -46,6 +46,13 @@ def test_pairs_that_cannot_be_made_are_refused():
         best_and_worst(doubles([1.0]))
     with pytest.raises(HyperparameterError, match=r"threshold: got 1.0, expected a difference of prob"):
         best_and_worst(doubles([1.0, 2.0]), threshold=1.0)
+    with pytest.raises(HyperparameterError, match=r"threshold: got -0.1, expected a difference of prob"):
+        best_and_worst(doubles([1.0, 2.0]), threshold=-0.1)
+
+
+def test_a_candidate_that_could_not_be_judged_is_neither_best_nor_worst():
+    found = best_and_worst(doubles([NAN, -3.0, -1.0], [NAN, 3.0, 1.0]))
+    assert found.index.tolist() == [[2, 1], [1, 2]]
 
 
 def test_the_random_candidate_is_uniform_and_decided_by_the_key(make_keys):
@@ -101,6 +108,25 @@ def test_a_missing_reward_has_no_advantage_and_moves_no_other():
     assert found.isnan().tolist() == [[False, False, True], [False, False, False]]
     together = group_advantages(doubles([1.0, 2.0, NAN]), deviation="global")
     torch.testing.assert_close(together[:, :2], group_advantages(doubles([1.0, 2.0]), deviation="global"))
+
+
+def test_advantages_are_held_on_both_sides():
+    rewards = torch.ones(1, 101, dtype=torch.float64)
+    rewards[0, 0] = 0.0
+    assert group_advantages(rewards).min() == -5.0
+    assert group_advantages(-rewards, limit=2.0).max() == 2.0
+
+
+def test_the_correction_divides_by_one_less_over_all_rewards_too():
+    rewards = doubles([1.0, 2.0, 6.0], [0.0, 0.0, 3.0])
+    found = group_advantages(rewards, deviation="global", epsilon=0.0, correction=1)
+    torch.testing.assert_close(found, (rewards - rewards.mean(1, keepdim=True)) / rewards.std())
+
+
+def test_a_single_known_reward_is_its_own_mean_under_any_correction():
+    found = group_advantages(doubles([7.0, NAN, NAN]), correction=1)
+    assert found[0, 0] == 0.0
+    assert found[0, 1:].isnan().all()
 
 
 def test_a_group_of_equal_rewards_teaches_nothing():

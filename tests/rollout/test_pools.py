@@ -194,6 +194,18 @@ def test_a_scorer_that_fails_makes_no_pair(sampler, network, make_keys):
     assert torch.equal(found.valid, found.prompt != 1)
 
 
+def test_a_pool_can_start_from_given_states(sampler, network, make_keys):
+    """The keys' own first noise, handed in, changes nothing; another state leads elsewhere."""
+    keys, rule = make_keys(3), PoolRule(start=2)
+    given = (sampler, rule, network, Judge(), keys, EVENT, text(3), nothing(3))
+    own = stepwise_pool(*given)
+    again = stepwise_pool(*given, start=first_noise(keys, EVENT))
+    assert torch.equal(again.next_state, own.next_state)
+    other = stepwise_pool(*given, start=first_noise(keys, EVENT) + 1.0)
+    differs = (other.next_state != own.next_state).flatten(1).any(1)
+    assert differs.all()
+
+
 def test_no_gradient_is_kept(sampler, make_keys):
     weight = torch.tensor(0.5, requires_grad=True)
     found = stepwise_pool(
@@ -214,6 +226,9 @@ def test_pools_that_cannot_be_made_are_refused(vp, sampler, network, make_keys):
         PoolRule(size=1)
     with pytest.raises(HyperparameterError, match=r"PoolRule.threshold: got 1.0"):
         PoolRule(threshold=1.0)
+    for name, value in (("threshold", -0.1), ("start", -1), ("inner_steps", -1)):
+        with pytest.raises(HyperparameterError, match=rf"PoolRule.{name}: got {value}, expected a"):
+            PoolRule(**{name: value})
     given = (network, Judge(), make_keys(2), EVENT, text(2))
     with pytest.raises(HyperparameterError, match=r"start: got .11 on a grid of 11 steps"):
         stepwise_pool(sampler, PoolRule(start=11), *given, nothing(2))
