@@ -84,7 +84,7 @@ def one_step_parts(
         message = "a run of a one-step generator without a named teacher has a frozen copy of its start"
         raise AssertionError(message)
     rounds = OneStepRounds(
-        generator=parts.denoise,
+        generator=parts.denoiser,
         sampler=sampler,
         event=model.latent_shape,
         empty={} if guidance == 1 else model.guidance_conditioning().shared,

@@ -334,6 +334,12 @@ def _reference(
         return None
     if kind == "pool":  # the samples' own maker, which the rollout brings
         return make_reference("none")
+    if kind == "stored" and isinstance(likelihood, Tokens):
+        from mmalign.train.stored_tokens import stored_token_reference
+
+        return stored_token_reference(
+            run, model, likelihood, table=table, accelerator=accelerator, autocast=autocast
+        )
     if kind == "stored":
         from mmalign.train.stored import stored_reference
 

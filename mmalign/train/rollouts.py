@@ -173,7 +173,7 @@ def make_online(
     require_fitting(run, model)
     sampler = make_sampler(run, model)
     snapshot = _snapshot(run, parts, network)
-    policy = parts.denoise if snapshot is None else snapshot.denoise
+    policy = parts.denoiser if snapshot is None else snapshot.denoise
     empty = {} if sampler.guidance_scale == 1 else model.guidance_conditioning().shared
     prompts = Prompts(policy, sampler, model.latent_shape, empty)
     scored = None
@@ -251,7 +251,7 @@ def _snapshot(run: ResolvedRun, parts: StepParts, network: torch.nn.Module) -> S
         return None  # it would be the policy: samples are made before an update, never within one
     return SnapshotPool(
         network,
-        parts.denoise,
+        parts.denoiser,
         every=rollout.refresh_every or 1,
         capacity=1 if kind == "expert_states" else rollout.capacity or 1,
         seed=run.config.train.seed,

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.batch import Batch
-from mmalign.likelihood import Denoiser, Draw, Evaluation, Likelihood, Reference
+from mmalign.likelihood import AnyDraw, AnyPolicy, Denoiser, Evaluation, Likelihood, Reference, TokenDraw
 from mmalign.objectives import Objective, ObjectiveState
 from mmalign.train.metrics import Quantity, panel_values
 from mmalign.train.supply import StepFacts, Supply
@@ -35,7 +36,7 @@ class StepParts:
         supply: what the objective reads besides the scores.
     """
 
-    denoise: Denoiser
+    denoise: AnyPolicy
     likelihood: Likelihood
     reference: Reference
     objective: Objective
@@ -43,6 +44,11 @@ class StepParts:
     autocast: Callable[[], AbstractContextManager[None]]
     base: Reference | None = None
     supply: Supply | TokenSupply = field(default_factory=Supply)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The policy of an image model, which samples, too."""
+        return cast("Denoiser", self.denoise)
 
 
 @dataclass(frozen=True)
@@ -117,10 +123,10 @@ _QUANTITIES: Mapping[str, Quantity] = {"transition": "distance", "reward": "rewa
 """What is no denoising error, by likelihood."""
 
 
-def _level(likelihood: Likelihood, draw: Draw) -> Tensor | None:
+def _level(likelihood: Likelihood, draw: AnyDraw) -> Tensor | None:
     """Where each prompt's timestep lies in the schedule, 0 (clean) to 1 (noise); None without timesteps."""
     schedule = likelihood.schedule
-    if schedule is None:
+    if schedule is None or isinstance(draw, TokenDraw):
         return None
     return schedule.network_time(draw.timestep).to(torch.float32).mean(1) / schedule.num_timesteps
 

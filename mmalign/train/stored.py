@@ -26,13 +26,13 @@ from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import make_loader, to_batch
 from mmalign.train.model import PreferenceModel
 
-__all__ = ["REFERENCE_FILE", "stored_reference"]
+__all__ = ["REFERENCE_FILE", "OnceThrough", "stored_reference"]
 
 REFERENCE_FILE = "reference_errors.safetensors"
 _BATCHES_PER_SAVE = 200
 
 
-class _Bank(RowOrder):
+class OnceThrough(RowOrder):
     """Every draw of every row once: position p is draw p % draws of row p // draws."""
 
     def at(self, position: int) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def stored_reference(
         autocast: the arithmetic of training.
     """
     path = Path(run.config.train.output) / REFERENCE_FILE
-    bank = _Bank(
+    bank = OnceThrough(
         table.sizes,
         seed=run.config.train.seed,
         draws_per_row=run.config.reference.draws_per_row,
@@ -163,7 +163,7 @@ def _batches(
     run: ResolvedRun,
     model: PreferenceModel,
     table: RowTable,
-    bank: _Bank,
+    bank: OnceThrough,
     positions: list[int],
     accelerator: Accelerator,
 ) -> Iterator[Batch]:

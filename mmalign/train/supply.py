@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmalign.batch import Batch, Labels
 from mmalign.errors import ShapeError
-from mmalign.likelihood import Draw, Evaluation, Likelihood, Transition
+from mmalign.likelihood import Draw, Evaluation, Likelihood, TokenDraw, Transition
 from mmalign.methods.row import LikelihoodKind
 from mmalign.objectives import Scores
 from mmalign.objectives.predictions import prediction_drift, safeguard_factor
@@ -49,10 +49,22 @@ class StepFacts:
     """
 
     batch: Batch
-    draw: Draw
+    draw: Draw | TokenDraw
     policy: Evaluation
     reference: Evaluation | None
     level: Float[Tensor, " prompt"] | None
+
+    @property
+    def drawn(self) -> Draw:
+        """The noise and its target.
+
+        Raises:
+            ShapeError: nothing is drawn for language models.
+        """
+        if not isinstance(self.draw, Draw):
+            message = "the step drew nothing; expected a likelihood with timesteps and noise."
+            raise ShapeError(message)
+        return self.draw
 
 
 _FROM_PREDICTIONS = frozenset({"safeguard", "drift", "mean_drift"})
@@ -123,7 +135,7 @@ class Supply:
             _prediction(facts.policy, "mean_drift"),
             _prediction(facts.reference, "mean_drift"),
         )
-        return self.likelihood.mean_drift(facts.batch, facts.draw, policy, reference)
+        return self.likelihood.mean_drift(facts.batch, facts.drawn, policy, reference)
 
     def _safeguard(self, facts: StepFacts) -> Tensor:
         if self.safeguard is None:
@@ -136,7 +148,7 @@ class Supply:
         prediction = _prediction(facts.policy, "safeguard")
         return safeguard_factor(
             prediction.detach(),
-            facts.draw.target,
+            facts.drawn.target,
             mu=settings.mu,
             scope=settings.scope,
             epsilon=settings.epsilon,
