@@ -40,6 +40,7 @@ def _data_config(options: argparse.Namespace) -> Any:
         "allow_outside": options.allow_outside,
         "lists": options.lists,
         "limit": options.limit,
+        "dialogue": {"aspect": options.aspect, "min_gap": options.min_rating_gap, "phrases": options.phrases},
     }
     settings = {"source": source, "tie_policy": options.ties, "max_bad_share": options.max_bad_share}
     try:
@@ -133,7 +134,26 @@ def _add_source_options(parser: argparse.ArgumentParser, *, ties: str = "drop", 
         help="what columns mean, where it is not recognised",
     )
     parser.add_argument(
-        "--media", default="image", choices=("image", "text"), help="what candidates are (default: image)"
+        "--media",
+        default="image",
+        choices=("image", "text", "dialogue"),
+        help="what candidates are (default: image; dialogues about images or videos are recognised)",
+    )
+    parser.add_argument(
+        "--aspect", metavar="NAME", help="VLFeedback: rate answers by one aspect (default: the mean of all)"
+    )
+    parser.add_argument(
+        "--min-rating-gap",
+        type=float,
+        default=0.0,
+        metavar="GAP",
+        help="dialogues: pairs whose rewards differ by less are left out (default: 0)",
+    )
+    parser.add_argument(
+        "--phrases",
+        default="auto",
+        choices=("auto", "markers", "align", "none"),
+        help="dialogues: how phrases that differ are found (default: auto)",
     )
     parser.add_argument("--split", help="split of the data set")
     parser.add_argument(
@@ -346,9 +366,10 @@ def add_commands(subparsers: Any) -> None:
     convert.add_argument(
         "--to",
         required=True,
-        choices=("pickapic", "jsonl", "folders"),
+        choices=("pickapic", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"),
         help="pickapic: a parquet file with images inside, in small row groups; jsonl: rows.jsonl, images/; "
-        "folders: chosen/, rejected/, captions/",
+        "folders: chosen/, rejected/, captions/; of dialogues: trl-jsonl (an image folder of `datasets`), "
+        "ms-swift, llama-factory (with dataset_info.json)",
     )
     convert.add_argument("--force", action="store_true", help="replace OUT if it exists")
     convert.set_defaults(handler=_convert)

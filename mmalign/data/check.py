@@ -13,6 +13,7 @@ import numpy as np
 
 from mmalign.batch import PreferenceRow
 from mmalign.data.config import DataConfig
+from mmalign.data.dialogues.facts import DialogueFacts
 from mmalign.data.media import decode_image, read_media
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
@@ -42,6 +43,8 @@ class CheckReport:
         prompts: numbers about prompts.
         images: numbers about image sizes.
         duplicates: numbers about repeated pairs and images among the rows looked at.
+        answers: numbers about the lengths of answers, of dialogues.
+        shown: what the rows looked at show, of dialogues.
         advice: what would make things better.
         ok: whether the share of bad rows is below the limit.
         verdict: one sentence.
@@ -57,6 +60,8 @@ class CheckReport:
     prompts: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
     ok: bool = True
     verdict: str = ""
@@ -75,8 +80,10 @@ def estimated_tokens(prompt: str) -> int:
     return 2 + sum(pieces)
 
 
-def _prompt_facts(table: RowTable) -> dict[str, Any]:
-    """Over all rows, from the prompt column alone."""
+def _prompt_facts(table: RowTable, dialogues: DialogueFacts) -> dict[str, Any]:
+    """Over all rows, from the prompt column alone; of dialogues, over those looked at."""
+    if any("prompt" not in part.match.columns for part in table.parts):
+        return dialogues.prompt_facts()
     count: Counter[str] = Counter()
     empty = 0
     for part in table.parts:
@@ -106,8 +113,11 @@ class _Media:
     rows_seen: Counter[str] = field(default_factory=Counter)
     images_seen: Counter[str] = field(default_factory=Counter)
 
-    def look(self, row: PreferenceRow, config: DataConfig, *, decode: bool) -> None:
+    def look(self, row: PreferenceRow, config: DataConfig, dialogues: DialogueFacts) -> None:
         """Open the images of a row. Raises RowError."""
+        if row.messages:
+            dialogues.look(row)
+            return
         digests = []
         for number, candidate in enumerate(row.candidates):
             if candidate.image is None:
@@ -115,7 +125,7 @@ class _Media:
             where = f"{row.source} candidate {number}"
             data = read_media(candidate.image, where=where, max_bytes=config.images.max_bytes)
             digests.append(hashlib.blake2b(data, digest_size=12).hexdigest())
-            if decode:
+            if dialogues.decode:
                 self.sizes.append(decode_image(data, where=where, limits=config.images).original_size)
             self.bytes_per_image.append(len(data))
         prompts = {candidate.prompt for candidate in row.candidates}
@@ -179,10 +189,16 @@ def check(
     report = RowReport(read=opened.read - opened.kept, dropped=opened.dropped.copy(), bad=opened.bad.copy())
     report.examples = {reason: list(messages) for reason, messages in opened.examples.items()}
     indices = _spread(len(table), len(table) if decode == "all" else _SAMPLE)
-    media = _Media()
+    dialogues = DialogueFacts(config.images, decode != "none")
+    media = _Media(
+        sizes=dialogues.sizes,
+        bytes_per_image=dialogues.num_bytes,
+        rows_seen=dialogues.rows_seen,
+        images_seen=dialogues.images_seen,
+    )
     for row in _rows(table, indices, report):
         try:
-            media.look(row, config, decode=decode != "none")
+            media.look(row, config, dialogues)
             report.add_kept()
         except RowError as error:
             report.add_bad(issue_of(error, row.source))
@@ -194,10 +210,12 @@ def check(
         read=report,
         looked_at=len(indices),
         decode=decode,
-        prompts=_prompt_facts(table),
+        prompts=_prompt_facts(table, dialogues),
         images=media.image_facts(),
         duplicates=media.duplicate_facts(),
-        advice=[*table.advice(), *_advice(config, table)],
+        answers=dialogues.answer_facts(),
+        shown=dialogues.media_facts(),
+        advice=[*table.advice(), *_advice(config, table), *dialogues.advice()],
     )
     _judge(found, config)
     if html is not None:
@@ -261,6 +279,10 @@ def _facts(found: CheckReport) -> list[tuple[str, str]]:
         "over_77_tokens_estimated": "rows over 77 tokens (estimate; the rest is cut)",
     }
     lines += [(names[name], str(value)) for name, value in found.prompts.items()]
+    for name, value in found.shown.items():
+        label = f"{name}: smallest, median, largest" if isinstance(value, list) else name
+        lines.append((label, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    lines += [(_ANSWERS[name], str(value).strip("[]")) for name, value in found.answers.items()]
     for name, value in found.images.items():
         if isinstance(value, list):
             lines.append((f"image {name}: smallest, median, largest", ", ".join(map(str, value))))
@@ -268,6 +290,15 @@ def _facts(found: CheckReport) -> list[tuple[str, str]]:
             lines.append((f"images: {name.replace('_', ' ')}", str(value)))
     lines += [(name.replace("_", " "), str(value)) for name, value in found.duplicates.items()]
     return lines
+
+
+_ANSWERS = {
+    "words": "words of an answer: least, median, most",
+    "words_chosen": "words of the chosen answer, mean",
+    "words_rejected": "words of the rejected answer, mean",
+    "chosen_longer": "chosen answer is the longer one, share",
+    "longest_words": "longest answer, words",
+}
 
 
 def print_report(found: CheckReport) -> None:

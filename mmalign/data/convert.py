@@ -1,4 +1,4 @@
-"""Writing preference data: Pick-a-Pic parquet, JSON lines with image files, or two matched folders.
+"""Writing preference data: Pick-a-Pic parquet, JSON lines with image files, two matched folders; dialogues.
 
 Everything is written aside and renamed, so that a half-written data set never looks like a whole one. Rows
 that cannot be used are counted and left out.
@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.config import DataConfig, ImageLimits
+from mmalign.data.dialogues.facts import DialogueFacts
+from mmalign.data.dialogues.writers import DialogueTarget, is_dialogue_target, write_dialogues
 from mmalign.data.media import image_ending, read_media
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
@@ -22,7 +24,7 @@ from mmalign.files import atomic_directory
 
 __all__ = ["Target", "convert", "write_pickapic"]
 
-Target = Literal["pickapic", "jsonl", "folders"]
+Target = Literal["pickapic", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"]
 
 _GROUP_BYTES = 4 * 2**20
 """Size of a row group: reading one random row reads this much."""
@@ -49,6 +51,17 @@ def convert(config: DataConfig, output: str | Path, *, to: Target, force: bool =
         message = f"{output}: exists. Give another name, or --force to replace it."
         raise ConfigError(message)
     table = open_rows(config)
+    dialogues = [part.match.layout.structure == "dialogue" for part in table.parts]
+    if is_dialogue_target(to) or any(dialogues):
+        if not (is_dialogue_target(to) and all(dialogues)):
+            known = ", ".join(get_args(DialogueTarget))
+            message = (
+                f"data convert: got {'dialogues' if any(dialogues) else 'no dialogues'}, expected "
+                f"{'dialogues' if is_dialogue_target(to) else 'pictures or texts'} for {to}. Layouts of "
+                f"dialogues are {known}."
+            )
+            raise ConfigError(message)
+        return _convert_dialogues(table, output, cast(DialogueTarget, to))
     if to != "jsonl" and any(source.media == "text" for source in config.all_sources):
         message = (
             f"data convert: got texts, expected images for {to}. Texts stand in the rows themselves: use "
@@ -70,6 +83,27 @@ def convert(config: DataConfig, output: str | Path, *, to: Target, force: bool =
         return report
     with atomic_directory(output) as folder:
         (_write_jsonl if to == "jsonl" else _write_folders)(folder, rows)
+    return report
+
+
+def _convert_dialogues(table: RowTable, output: Path, to: DialogueTarget) -> RowReport:
+    report = RowReport(read=table.report.read - table.report.kept, dropped=table.report.dropped.copy())
+    report.bad.update(table.report.bad)
+    limits = table.config.images
+
+    def usable() -> Iterator[PreferenceRow]:
+        for index in range(len(table)):
+            try:
+                row = table[index]
+                DialogueFacts(limits, decode=False).look(row)
+            except RowError as error:
+                report.add_bad(issue_of(error, table.where(index)))
+                continue
+            report.add_kept()
+            yield row
+
+    with atomic_directory(output) as folder:
+        write_dialogues(folder, usable(), to)
     return report
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.config import ImageLimits
+from mmalign.data.dialogues.media import video_frames
 from mmalign.data.media import decode_image, read_media
 from mmalign.errors import RowError
 from mmalign.files import atomic_write
@@ -31,16 +32,26 @@ vertical-align: top; } .row { border-top: 1px solid var(--line); padding: 1rem 0
 figure { margin: 0; width: min(256px, 46%); } img { max-width: 100%; border-radius: 4px; border: 3px solid
 var(--line); } .chosen img { border-color: var(--good); } .rejected img { border-color: var(--bad); }
 figcaption { font-size: .85rem; } .problem { color: var(--bad); overflow-wrap: anywhere; font-size: .85rem; }
-.verdict { font-weight: 600; }
+.verdict { font-weight: 600; } .shown { display: flex; flex-wrap: wrap; gap: .5rem; max-width: 60rem; }
+.answer { white-space: pre-wrap; overflow-wrap: anywhere; border: 3px solid var(--line); padding: .4rem; }
+.chosen .answer { border-color: var(--good); } .rejected .answer { border-color: var(--bad); }
+.dialogue figure { width: min(32rem, 96%); }
 """
 
 
 def _thumbnail(candidate: Candidate, where: str, limits: ImageLimits) -> str:
-    """An <img> element, or what is wrong with the image."""
+    """An <img> element, the words of an answer, or what is wrong with the image."""
+    if candidate.image is None and candidate.text is not None:
+        own = "".join(_picture(image, where, limits) for image in candidate.images or ())
+        return f'{own}<div class="answer">{html.escape(candidate.text)}</div>'
     if candidate.image is None:
-        return f'<div class="problem">{html.escape(candidate.text or "no image")}</div>'
+        return '<div class="problem">no image</div>'
+    return _picture(candidate.image, where, limits)
+
+
+def _picture(media: bytes | str, where: str, limits: ImageLimits) -> str:
     try:
-        data = read_media(candidate.image, where=where, max_bytes=limits.max_bytes)
+        data = read_media(media, where=where, max_bytes=limits.max_bytes)
         image = decode_image(data, where=where, limits=limits, shorter_side=_SIDE).image
     except RowError as error:
         return f'<div class="problem">{html.escape(str(error))}</div>'
@@ -75,12 +86,34 @@ def _row(row: PreferenceRow, limits: ImageLimits) -> str:
         picture = _thumbnail(candidate, f"{row.source} candidate {number}", limits)
         text = html.escape(" · ".join(facts))
         figures.append(f'<figure class="{role}">{picture}<figcaption>{text}</figcaption></figure>')
+    shown = _shown(row, limits)
     prompt = row.prompt if len(row.prompt) <= 600 else f"{row.prompt[:600]} … ({len(row.prompt)} characters)"
     return (
         f'<div class="row"><div class="prompt">{html.escape(prompt)}</div>'
-        f'<div class="facts">{html.escape(row.source)}</div>'
-        f'<div class="candidates">{"".join(figures)}</div></div>'
+        f'<div class="facts">{html.escape(row.source)}</div>{shown}'
+        f'<div class="candidates{" dialogue" if row.messages else ""}">{"".join(figures)}</div></div>'
     )
+
+
+_MAX_FRAMES = 4
+"""Frames of a video that the page shows."""
+
+
+def _shown(row: PreferenceRow, limits: ImageLimits) -> str:
+    """What a dialogue is about: its images, and frames or names of its videos."""
+    parts = [_picture(image, f"{row.source} image {place}", limits) for place, image in enumerate(row.images)]
+    for video in row.videos:
+        try:
+            frames = video_frames(video, where=f"{row.source} video")
+        except RowError as error:
+            parts.append(f'<div class="problem">{html.escape(str(error))}</div>')
+            continue
+        step = max(1, -(-len(frames) // _MAX_FRAMES))
+        parts += [_picture(frame, f"{row.source} video", limits) for frame in frames[::step]]
+        if not frames:
+            name = "a video inside the row" if isinstance(video, bytes) else Path(str(video)).name
+            parts.append(f'<div class="facts">{html.escape(name)}</div>')
+    return f'<div class="shown">{"".join(parts)}</div>' if parts else ""
 
 
 def write_preview(

@@ -106,7 +106,31 @@ def _rooted(records: Any, source: SourceConfig) -> Records:
     return found
 
 
+def _listed_table(folder: Path, source: SourceConfig) -> Path | None:
+    """The table that LLaMA-Factory's dataset_info.json names: the only one, or the one of the wanted split.
+
+    `datasets` gives the same name to another file, which names no files.
+    """
+    info = folder / "dataset_info.json"
+    try:
+        content = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
+    except (OSError, ValueError):
+        return None
+    tables: dict[str, Path] = {
+        name: folder / entry["file_name"]
+        for name, entry in (content.items() if isinstance(content, dict) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+    }
+    inside = {name: table for name, table in tables.items() if table.is_file() and table.parent == folder}
+    if source.split in inside:
+        return inside[source.split]
+    return next(iter(inside.values())) if len(inside) == 1 else None
+
+
 def _open_folder(path: Path, source: SourceConfig) -> Records:
+    listed = _listed_table(path, source)
+    if listed is not None:
+        return _open_file(listed, source)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _open_saved(path, source)
     if folders.is_matched(path):

@@ -136,7 +136,7 @@ FORMATS: tuple[DialogueFormat, ...] = (
             "rejected_marked": ("pred_masked",),
         },
         ("question", "chosen", "rejected"),
-        _SEEN,
+        (("videos",), ("images", "chosen_marked")),
         read=special.read_rrpo,
     ),
     DialogueFormat(

@@ -85,10 +85,10 @@ def _looks_like(entry: DialogueFormat, found: Mapping[str, str], records: Record
         return isinstance(value, dict) or value.lstrip().startswith("{")
     if entry.name == "ha_dpo":
         # Lists of variants, or a question that was answered right or wrong.
-        return isinstance(value, list) or "right" in found
-    if entry.name == "chexalign" and "images" not in found:
-        question = _first(records, found["question"])
-        return isinstance(question, str) and "<img>" in question
+        return (isinstance(value, list) and isinstance(value[0], str)) or "right" in found
+    if entry.name == "chexalign" and "answer_1" not in found:
+        seen = (_first(records, found[role]) for role in ("question", "images") if role in found)
+        return any(isinstance(cell, str) and ("<img>" in cell or "|" in cell) for cell in seen)
     if entry.name in ("trl", "llama_factory"):
         # Words alone are pairs of texts, which `media: text` reads; a dialogue shows something or has turns.
         shown = "images" in found or "videos" in found
