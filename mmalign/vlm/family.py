@@ -127,11 +127,15 @@ class VlmModel:
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One micro-batch of readable examples, as a flat dictionary of tensors."""
-        packed, native = self.mode.packed, not self.mode.shared
+        return self.laid_out(examples, self.mode)
+
+    def laid_out(self, examples: Sequence[Mapping[str, Any]], mode: Mode) -> dict[str, Any]:
+        """A micro-batch laid out in a mode of one's choice."""
         counts: Counter[str] = Counter()
         for example in examples:
             counts.update(example["counts"])
-        return {**lay_out(examples, self.traits.join, packed=packed, native=native), "counts": dict(counts)}
+        rows = lay_out(examples, self.traits.join, packed=mode.packed, native=not mode.shared)
+        return {**rows, "counts": dict(counts)}
 
     # --- encoding -------------------------------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ class VlmModel:
             for name, value in collated.items()
         }
         inputs = inputs_of(moved)
-        if self.vision_is_frozen and self.mode.shared and inputs.media:
+        if self.vision_is_frozen and not inputs.native and inputs.media:
             base = self.traits.base(self.bare_network)
             inputs = replace(inputs, features=encode_media(self.traits, base, inputs), media={})
         return Encoded(

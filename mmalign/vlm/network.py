@@ -48,21 +48,32 @@ class LanguageNetwork(nn.Module):
 
     def _native(self, inputs: VlmInputs) -> Float[Tensor, "row position feature"]:
         """By the model's own forward: its own masks, positions and vision, for every row anew."""
+        outputs = self.traits.base(self.model)(**self._own_arguments(inputs))
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
+    def own_logits(self, inputs: VlmInputs) -> Float[Tensor, "scored vocabulary"]:
+        """Logits of the scored tokens as the model computes them, of rows laid out for its own forward."""
+        length = inputs.ids.shape[1]
+        kept = (inputs.source % length).unique()
+        logits: Tensor = self.model(**self._own_arguments(inputs), logits_to_keep=kept).logits
+        place = torch.searchsorted(kept, inputs.source % length)
+        return logits[inputs.source // length, place]
+
+    def _own_arguments(self, inputs: VlmInputs) -> dict[str, Any]:
         media = {
             name: value
             for groups in inputs.media.values()
             for group in groups
             for name, value in group.items()
         }
-        outputs = self.traits.base(self.model)(
-            input_ids=inputs.ids,
-            attention_mask=inputs.is_real.to(inputs.ids.dtype),
-            use_cache=False,
+        return {
+            "input_ids": inputs.ids,
+            "attention_mask": inputs.is_real.to(inputs.ids.dtype),
+            "use_cache": False,
             **self.traits.native_arguments(inputs),
             **media,
-        )
-        hidden: Tensor = outputs.last_hidden_state
-        return hidden
+        }
 
     def _laid_out(self, inputs: VlmInputs) -> Float[Tensor, "row position feature"]:
         traits, base = self.traits, self.traits.base(self.model)
