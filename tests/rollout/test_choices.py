@@ -38,7 +38,8 @@ def test_candidates_that_could_not_be_judged_are_passed_over():
     found = best_and_worst(doubles([NAN, 3.0, 1.0], [NAN, 3.0, NAN], [NAN, NAN, NAN]), threshold=0.3)
     assert found.index[0].tolist() == [1, 2]
     assert found.valid.tolist() == [True, False, False]
-    assert best_and_worst(doubles([NAN, NAN])).valid.tolist() == [False]
+    alone = doubles([NAN, NAN, NAN], [NAN, 3.0, NAN], [3.0, NAN, NAN], [NAN, 3.0, 3.0])
+    assert best_and_worst(alone).valid.tolist() == [False, False, False, True]
 
 
 def test_pairs_that_cannot_be_made_are_refused():

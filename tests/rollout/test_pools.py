@@ -182,6 +182,7 @@ def test_selected_items_are_the_valid_ones(sampler, network, make_keys):
     for name in ("state", "next_state", "timestep", "next_timestep", "prompt"):
         assert torch.equal(getattr(kept, name), getattr(found, name)[found.valid])
     assert torch.equal(kept.scores, found.scores)
+    assert torch.equal(kept.final, found.final)
 
 
 def test_a_scorer_that_fails_makes_no_pair(sampler, network, make_keys):
