@@ -182,6 +182,14 @@ def test_ms_swift_rejected_messages_hold_the_whole_dialogue(opened):
         "images": ["a.png"],
     }
     assert texts(opened([record])[0]) == (GOOD, BAD)
+    mixed = {"messages": record["messages"], "rejected_response": "Both.", "images": ["a.png"]}
+    assert [texts(row) for row in opened([record, mixed])] == [(GOOD, BAD), (GOOD, "Both.")]
+
+
+def test_ms_swift_may_have_several_rejected_answers(opened):
+    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": GOOD}]
+    table = opened([{"messages": messages, "rejected_response": [BAD, "No."], "images": ["a.png"]}])
+    assert [texts(row) for row in table] == [(GOOD, BAD), (GOOD, "No.")]
 
 
 def test_temple_rows_are_ms_swift_rows_about_videos(opened, tmp_path):
@@ -314,13 +322,12 @@ def test_opa_dpo_reports_become_weights_of_sentences(tmp_path, encoded, config_o
     }
     record = {
         "queries": f"<image>\n{QUESTION}",
-        "image_bytes": base64.b64encode(encoded(5)).decode() * 1,
+        "image_bytes": base64.b64encode(encoded(5)).decode(),
         "standard_response": GOOD,
         "original_generate_response": own,
         "AI_pseudo_response": revised,
         "AI_json_report": json.dumps(report),
     }
-    record["image_bytes"] = f"data:image/jpeg;base64,{record['image_bytes']}"
     folder = tmp_path / "opa"
     datasets.Dataset.from_list([record]).save_to_disk(str(folder))
     table = open_rows(config_of(folder))
@@ -472,6 +479,14 @@ def test_chexalign_images_named_in_the_prompt_and_rewards(opened):
     assert [candidate.reward for candidate in row.candidates] == [0.5, 0.25]
 
 
+def test_chexalign_thumbs_read_their_prompt_alike(opened):
+    record = {"prompt": "Picture 1: <img>a.png</img>\nFindings?", "completion": GOOD, "label": False}
+    table = opened([record])
+    assert (table.parts[0].match.layout.name, table.kind) == ("chexalign", "unpaired")
+    assert table[0].desirable is False
+    assert table[0].messages == user(IMAGE, said("Findings?"))
+
+
 def test_chexalign_sampled_reports_give_the_pair_of_their_ends(opened):
     scores = dict(zip((f"green_scores{i}" for i in range(1, 5)), (0.25, 0.75, 0.5, 0.0), strict=True))
     reports = {f"candidate_findings_{i}": f"report {i}" for i in range(1, 5)}
@@ -555,6 +570,14 @@ def test_any_columns_can_be_mapped(opened):
     row = opened([record], source={"columns": columns})[0]
     assert (texts(row), row.candidates[0].reward, row.extras["note"]) == ((GOOD, BAD), 3.0, "kept")
     assert row.messages == user(IMAGE, said(QUESTION))
+
+
+def test_prompt_is_another_word_for_question_in_a_mapping(opened):
+    columns = {"prompt": "ask", "chosen": "plus", "rejected": "minus", "videos": "clip"}
+    record = {"ask": QUESTION, "plus": GOOD, "minus": BAD, "clip": ["b.png", "a.png"]}
+    row = opened([record], source={"columns": columns}, images=("a.png", "b.png"))[0]
+    assert row.messages == user(VIDEO, said(QUESTION))
+    assert [frame[-5:] for frame in row.videos[0]] == ["b.png", "a.png"]
 
 
 def test_spans_of_the_users_own_are_read(opened):

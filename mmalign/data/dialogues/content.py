@@ -27,7 +27,7 @@ _ROLES: dict[str, Role] = {
     "model": "assistant",
     "bot": "assistant",
 }
-_TAG = re.compile(r"<(image|video)>")
+_TAG = re.compile(r"<(image|video|ImageHere)>")
 _TYPES = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 
 

@@ -126,6 +126,8 @@ def match_dialogues(
         UnknownNameError: dialogues were forced and the format or a role is unknown.
     """
     named = format_named(format)
+    if forced or named is not None or {"images", "videos"} & columns.keys():
+        columns = {"question" if role == "prompt" else role: column for role, column in columns.items()}
     if format != "auto" and named is None:
         if forced:
             raise unknown_name(

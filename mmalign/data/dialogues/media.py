@@ -15,7 +15,7 @@ from mmalign.data.media import safe_path
 from mmalign.data.rows import FieldError
 from mmalign.errors import explain
 
-__all__ = ["FirstOf", "MediaRoot", "as_list", "video_frames"]
+__all__ = ["FirstOf", "MediaRoot", "as_list", "as_videos", "video_frames"]
 
 _LONGEST_PATH = 4096
 """Longer texts are no paths on any system: they hold the file itself."""
@@ -37,6 +37,13 @@ def as_list(value: object) -> list[Any]:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [item for item in value if not is_missing(item)]
     return [value]
+
+
+def as_videos(value: object) -> list[Any]:
+    """A cell of videos as a list; a list of images alone is one video of these frames."""
+    found = as_list(value)
+    frames = [item for item in found if isinstance(item, str) and item.lower().endswith(_FRAME_ENDINGS)]
+    return [tuple(found)] if found and len(frames) == len(found) else found
 
 
 @dataclass(frozen=True)

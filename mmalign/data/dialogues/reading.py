@@ -13,7 +13,7 @@ from typing import Any
 from mmalign.batch import DataKind
 from mmalign.data.dialogues.content import Turn, plain_text, turns_of
 from mmalign.data.dialogues.fields import Fields, is_missing
-from mmalign.data.dialogues.media import as_list
+from mmalign.data.dialogues.media import as_list, as_videos
 from mmalign.data.dialogues.spans import changed_spans, matching_spans
 from mmalign.data.labels import desirable_flags
 from mmalign.data.rows import FieldError
@@ -245,7 +245,7 @@ def _pair(fields: Fields, turns: list[Turn]) -> Dialogue:
             expected="those of the chosen one",
         )
         raise FieldError(message, "different_prompts", fields.columns[role])
-    images, videos = (as_list(fields.value(name)) for name in ("rejected_images", "rejected_videos"))
+    images, videos = as_list(fields.value("rejected_images")), as_videos(fields.value("rejected_videos"))
     answers = [Answer(text, fields.number("score_chosen")) for text in chosen]
     answers += [
         Answer(text, fields.number("score_rejected"), None, tuple(images) or None, tuple(videos) or None)
@@ -295,7 +295,7 @@ def dialogue(fields: Fields, turns: Sequence[Turn], answers: Sequence[Answer]) -
         turns=tuple(turns),
         answers=tuple(answers),
         images=tuple(as_list(fields.value("images"))),
-        videos=tuple(as_list(fields.value("videos"))),
+        videos=tuple(as_videos(fields.value("videos"))),
         per_answer=per_answer,
         sides=sides,
         extras=extras,

@@ -207,6 +207,7 @@ def read_opa_dpo(fields: Fields) -> Dialogue:
     Source: zhyang2226/OPA-DPO db90180, utils/data_utils_dpo.py.
     """
     found = read_dialogue(fields)
+    found = replace(found, images=tuple(_encoded(image) for image in found.images))
     if not fields.answered:
         return found
     own = found.answers[1].text
@@ -238,6 +239,11 @@ def read_opa_dpo(fields: Fields) -> Dialogue:
         extras["sentences_not_found"] = missing
     per_answer = {name: [whole, value["own"]] for name, value in weights.items()}
     return replace(found, extras=extras, per_answer={**found.per_answer, **per_answer})
+
+
+def _encoded(image: Any) -> Any:
+    """OPA-DPO writes the images themselves, in base64; a path has an ending."""
+    return f"data:;base64,{image}" if isinstance(image, str) and "." not in image[-6:] else image
 
 
 def _part(sentence: Mapping[str, Any], kind: str) -> str:
