@@ -298,7 +298,8 @@ def span_weights(
 
     Args:
         text: the answer.
-        spans: (start, end, value) in characters; overlapping ones: the later wins ties.
+        spans: (start, end, value) in characters; overlapping ones: the later wins ties. An end of one more
+            than the text has takes the first token of the end of turn in.
         offsets: start and end of every token in characters of `text`; empty ones (end of turn) touch no span.
         default: of tokens outside all spans.
 
@@ -308,8 +309,8 @@ def span_weights(
     values = torch.full((len(offsets),), float(default))
     covered = [0] * len(offsets)
     for start, end, value in spans:
-        if not 0 <= start <= end <= len(text):
-            message = explain("spans", got=[start, end], expected=f"0 <= start <= end <= {len(text)}")
+        if not 0 <= start <= end <= len(text) + 1:
+            message = explain("spans", got=[start, end], expected=f"0 <= start <= end <= {len(text) + 1}")
             raise FieldError(message, reason="bad_span", field_name="spans")
         for place, (first, last) in enumerate(offsets):
             overlap = min(last, end) - max(first, start)
