@@ -452,7 +452,11 @@ def test_mean_drift_is_the_divergence_of_two_steps_per_length_of_the_step(steps)
     assert (ours.grad != 0).all()
 
 
-def test_mean_drift_of_a_shared_state_is_computed_once(vp, steps):
+def test_mean_drift_of_a_shared_state_is_computed_once(vp, steps, monkeypatch):
+    asked, moments = [], Ddim.moments
+    monkeypatch.setattr(
+        Ddim, "moments", lambda self, step: (asked.append(step.state.shape[1]), moments(self, step))[1]
+    )
     batch = steps()
     once, each = (Transition(vp, "epsilon", Ddim(), shared_state=shared) for shared in (True, False))
     draw = each.draw(batch)
@@ -460,11 +464,54 @@ def test_mean_drift_of_a_shared_state_is_computed_once(vp, steps):
     found = once.mean_drift(batch, draw, ours, theirs)
     torch.testing.assert_close(found, each.mean_drift(batch, draw, ours, theirs))
     assert found.shape == (3, 2)
+    assert asked == [1, 1, 2, 2]
+
+
+def test_mean_drift_of_a_step_without_noise_is_unknown(vp, steps):
+    batch, likelihood = steps(ahead=-1), Transition(vp, "epsilon", Ddim())
+    ours, theirs = normal(3, 2, 5, 7, seed=5), normal(3, 2, 5, 7, seed=6)
+    assert likelihood.mean_drift(batch, likelihood.draw(batch), ours, theirs).isnan().all()
+
+
+def test_mean_drift_moves_the_policy_alone(vp, steps):
+    batch, likelihood = steps(), Transition(vp, "epsilon", Ddim())
+    ours, theirs = (normal(3, 2, 5, 7, seed=seed).requires_grad_() for seed in (5, 6))
+    likelihood.mean_drift(batch, likelihood.draw(batch), ours, theirs).sum().backward()
+    assert (ours.grad != 0).all()
+    assert theirs.grad is None
+
+
+def test_a_draw_of_halves_is_wide_and_has_no_graph(vp, steps):
+    batch = steps(dtype=torch.bfloat16)
+    batch = dataclasses.replace(batch, clean=batch.clean.requires_grad_())
+    draw = Transition(vp, "epsilon", Ddim()).draw(batch)
+    assert draw.noised.dtype == draw.target.dtype == torch.float32
+    assert not draw.target.requires_grad
+
+
+def test_the_prediction_is_kept_on_demand_alone(vp, steps):
+    batch, likelihood = steps(guidance=False), Transition(vp, "epsilon", Ddim())
+    draw = likelihood.draw(batch)
+    assert likelihood.evaluate(Network(), batch, draw).prediction is None
+    kept = likelihood.evaluate(Network(), batch, draw, keep_prediction=True).prediction
+    assert kept.shape == draw.target.shape
+
+
+def test_candidates_with_states_of_their_own_may_have_conditioning_of_their_own(vp, steps):
+    batch, likelihood = steps(guidance=False), Transition(vp, "epsilon", Ddim())
+    draw = likelihood.draw(batch)
+    alike = likelihood.evaluate(Network(), batch, draw).score
+    text = batch.conditioning.shared["text"].unsqueeze(1) + torch.tensor([0.0, 1.0]).view(1, 2, 1)
+    apart = dataclasses.replace(batch, conditioning=Conditioning(per_candidate={"text": text}))
+    found = likelihood.evaluate(Network(), apart, draw).score
+    torch.testing.assert_close(found[:, 0], alike[:, 0])
+    assert (found[:, 1] != alike[:, 1]).all()
 
 
 def test_description_names_what_scores_depend_on(vp):
     base = Transition(vp, "epsilon", Ddim(), 5.0)
     facts = base.describe()
+    assert vp.describe().items() <= facts.items()
     for changed in (
         Transition(vp, "v_prediction", Ddim(), 5.0),
         Transition(vp, "epsilon", Ddim(0.5), 5.0),
