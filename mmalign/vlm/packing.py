@@ -70,7 +70,7 @@ class _Rows:
         return begins
 
 
-def padded(rows: Sequence[Tensor], value: float = 0) -> Tensor:
+def padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
     """Rows of different lengths as one tensor, filled up behind (the last axis)."""
     length = max(row.shape[-1] for row in rows)
     return torch.stack(
