@@ -15,20 +15,18 @@ from mmalign.toy.image_reward import Score, background_of, score_images
 from mmalign.toy.scenes import (
     BACKGROUND,
     CORRUPTIONS,
-    COUNT_WORDS,
     Facts,
     Scene,
     corrupt,
     draw_scene,
     draw_split,
-    is_held_out,
     render,
     to_tensor,
 )
 
-__all__ = ["NIGHT", "DataKindName", "DataSpec", "night_scores", "ranked_scenes", "write_data"]
+__all__ = ["BARE", "NIGHT", "DataKindName", "DataSpec", "night_scores", "ranked_scenes", "write_data"]
 
-DataKindName = Literal["pairs", "lists", "night", "crossed"]
+DataKindName = Literal["pairs", "lists", "night", "contrasts"]
 
 NIGHT = (24, 26, 48)
 """Background of the style that the base never paints."""
@@ -39,8 +37,8 @@ class DataSpec:
     """What a run learns from.
 
     Args:
-        kind: "pairs"; "lists" of four; "night", pairs in a style that the base never paints; "crossed", every
-            picture under two prompts and every prompt with two pictures.
+        kind: "pairs"; "lists" of four; "night", pairs in a style that the base never paints; "contrasts",
+            every picture under two prompts and every prompt with two pictures.
         num: of pairs, lists, or contrasts (each of which gives four comparisons).
         flips: share of pairs with exchanged labels.
         exchange_scores: a flipped pair's scores are exchanged too: rewards are as wrong as the labels.
@@ -71,8 +69,8 @@ def write_data(spec: DataSpec, folder: Path, seed: int) -> Path:
     match spec.kind:
         case "lists":
             return _write(_list_rows(spec.num, seed), path)
-        case "crossed":
-            return _write(_crossed_rows(spec.num, seed), path)
+        case "contrasts":
+            return _write(_contrast_rows(spec.num, seed), path)
         case "night":
             return write_pickapic(_night_pairs(spec.num, seed), path, seed=seed, scored=True)
     pairs = preference_pairs(spec.num, seed)
@@ -177,23 +175,25 @@ def _night_pairs(num: int, seed: int) -> list[Pair]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- crossed
+# -------------------------------------------------------------------------------------------------- contrasts
+
+BARE = "bare"
+"""Before a caption it asks for a picture without a frame. The base has never read the word."""
 
 
-def _crossed_rows(num: int, seed: int) -> list[dict[str, Any]]:
-    """InstructEngine's four comparisons of two captions that differ in one fact, with their pictures.
+def _contrast_rows(num: int, seed: int) -> list[dict[str, Any]]:
+    """InstructEngine's four comparisons of two captions that differ in a detail, with a picture of each.
 
-    The pictures differ in nothing else, so that only the fact can tell them apart.
+    The detail is one of style: the caption as it stands has the framed picture, the one that asks for a bare
+    picture the same scene without a frame. Every picture is chosen as often as it is rejected: were the
+    detail a fact, nothing could be learned of the frame, which no caption would speak of.
     """
-    rng = random.Random(f"crossed {seed}")
+    rng = random.Random(f"contrasts {seed}")
     rows = []
     for facts in draw_split(num, seed=seed, held_out=False):
-        found = _contrast(facts, rng)
-        if found is None:
-            continue
-        other, scenes = found
-        prompts = [facts.caption(), other.caption()]
-        pictures = [jpeg_bytes(render(scene)) for scene in scenes]
+        scene = draw_scene(facts, rng, style="framed")
+        prompts = [facts.caption(), f"{BARE} {facts.caption()}"]
+        pictures = [jpeg_bytes(render(replace(scene, framed=framed))) for framed in (True, False)]
         for first, second in ((0, 1), (1, 0)):
             rows.append(_comparison(prompts[first], pictures[first], pictures[second]))
             rows.append(_comparison(prompts[first], pictures[first], pictures[first], prompts[second]))
@@ -210,37 +210,3 @@ def _comparison(
         "prompt_chosen": prompt,
         "prompt_rejected": prompt if other_prompt is None else other_prompt,
     }
-
-
-_REVERSED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-_TRIES = 20
-
-
-def _contrast(facts: Facts, rng: random.Random) -> tuple[Facts, tuple[Scene, Scene]] | None:
-    """Another caption and a scene of each: the relation reversed, or one mark more or less.
-
-    These are the facts that the base gets wrong most often. None where every try is a held-out combination.
-    """
-    scene = draw_scene(facts, rng, style="framed")
-    for _ in range(_TRIES):
-        kind = "count" if facts.relation is None else rng.choice(("place", "count"))
-        changed = corrupt(scene, facts, kind, rng)
-        other = _described(facts, changed) if kind == "count" else _mirrored(facts)
-        if other is not None and not is_held_out(other):
-            return other, (scene, changed)
-    return None
-
-
-def _mirrored(facts: Facts) -> Facts:
-    return replace(facts, relation=_REVERSED[facts.relation or ""])
-
-
-def _described(facts: Facts, scene: Scene) -> Facts | None:
-    """The caption with the numbers of a scene, None if no caption says them."""
-    counts = {
-        group.colour: sum(mark.colour == group.colour for mark in scene.marks) for group in facts.groups
-    }
-    if not all(1 <= count <= len(COUNT_WORDS) for count in counts.values()):
-        return None
-    first, *rest = (replace(group, count=counts[group.colour]) for group in facts.groups)
-    return replace(facts, first=first, second=rest[0] if rest else None)

@@ -12,13 +12,16 @@ from mmalign.cli.main import main
 from mmalign.data.config import DataConfig
 from mmalign.data.readers import open_rows
 from mmalign.errors import ConfigError, UnknownNameError
+from mmalign.rewards.sample import to_image
 from mmalign.toy import method_bench, method_plan, method_tables
 from mmalign.toy.guide_results import Results
 from mmalign.toy.image_pairs import preference_pairs
+from mmalign.toy.image_reward import style_score
 from mmalign.toy.method_bench import TUNING_SEED, Experiment, Worlds, best_try, counting, perform
 from mmalign.toy.method_claims import CLAIMS, claim_experiments
-from mmalign.toy.method_data import DataSpec, night_scores, write_data
+from mmalign.toy.method_data import BARE, DataSpec, night_scores, write_data
 from mmalign.toy.method_settings import BASELINE, METHODS
+from mmalign.toy.scenes import to_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,12 +67,21 @@ def test_night_is_a_taste_of_its_own(tmp_path):
         assert row.candidates[1].reward == pytest.approx(0.5, abs=0.05)
 
 
-def test_crossed_rows_compare_pictures_under_a_prompt_and_prompts_under_a_picture(tmp_path):
-    rows = rows_of(DataSpec("crossed", 5), tmp_path)
+def test_contrasts_compare_pictures_under_a_prompt_and_prompts_under_a_picture(tmp_path):
+    rows = rows_of(DataSpec("contrasts", 5), tmp_path)
     assert len(rows) == 20
     for row in rows:
         first, second = row.candidates
         assert (first.image == second.image) != (first.prompt == second.prompt)
+
+
+def test_contrasts_choose_the_frame_where_the_caption_does_not_ask_for_a_bare_picture(tmp_path):
+    rows = rows_of(DataSpec("contrasts", 3), tmp_path)
+    for row in rows:
+        framed = style_score(to_tensor([to_image(row.candidates[0].image)])).item() > 0.9
+        assert framed != row.candidates[0].prompt.startswith(f"{BARE} ")
+    chosen = [row.candidates[0].image for row in rows]
+    assert all(chosen.count(image) == 2 for image in chosen)
 
 
 # ------------------------------------------------------------------------------------------------------- runs
@@ -114,7 +126,7 @@ def tiny(monkeypatch):
     [
         ("diffusion_dpo", DataSpec(num=16), 4.0),
         ("flow_grpo", DataSpec(num=16), None),
-        ("instruct_engine", DataSpec("crossed", 4), 4.0),
+        ("instruct_engine", DataSpec("contrasts", 4), 4.0),
     ],
 )
 def test_a_run_is_made_once_and_says_what_it_cost(tmp_path, tiny, name, data, rows):
