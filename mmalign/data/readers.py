@@ -118,7 +118,8 @@ class SourceTable:
         found = self._value(values, role)
         if found is None:
             return None
-        return check_prompt(found, where=f"{where} {self.match.columns[role]}")
+        where = f"{where} {self.match.columns[role]}"
+        return check_prompt(found, where=where, allow_empty=self.config.allow_empty_prompt)
 
     def _finished_pair(
         self, first: Candidate, second: Candidate, probability: float, where: str, common: dict[str, Any]

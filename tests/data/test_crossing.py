@@ -109,3 +109,5 @@ def test_an_empty_prompt_of_a_candidate_is_a_bad_row(crossed_folder, config_of):
     path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"prompt_rejected": " "}), *lines[1:]]))
     with pytest.raises(RowError, match="prompt_rejected: got ' ', expected a prompt"):
         open_rows(config_of(crossed_folder))[0]
+    accepted = open_rows(config_of(crossed_folder, allow_empty_prompt=True))[0]
+    assert [candidate.prompt for candidate in accepted.candidates] == ["y1", " "]
