@@ -174,6 +174,7 @@ def derive(
         raise ConfigError(message)
     sources = tuple(source.model_copy(update={"lists": "keep"}) for source in config.all_sources)
     table = open_rows(config.model_copy(update={"source": None, "sources": sources}))
+    table.refuse_dialogues("data derive")
     with atomic_directory(output) as folder:
         rows, report = _read(table, config, folder)
         report.check(config.max_bad_share)

@@ -314,6 +314,24 @@ class RowTable:
         """Visits per epoch of each source's rows."""
         return tuple(part.source.weight for part in self.parts)
 
+    @property
+    def has_dialogues(self) -> bool:
+        """Whether rows are dialogues about images or videos."""
+        return any(part.match.layout.structure == "dialogue" for part in self.parts)
+
+    def refuse_dialogues(self, where: str) -> None:
+        """Raise `ConfigError` where dialogues would lose what they show.
+
+        Args:
+            where: the command, for the message.
+        """
+        if self.has_dialogues:
+            message = (
+                f"{where}: got dialogues about images or videos ({self.parts[0].match.layout.name}), "
+                "expected pictures or texts: only those can be written here. media: text takes the answers alone."
+            )
+            raise ConfigError(message)
+
     def __len__(self) -> int:
         return self._starts[-1]
 

@@ -11,6 +11,7 @@ from mmalign.data import open_rows
 from mmalign.data.check import check
 from mmalign.data.convert import convert
 from mmalign.errors import ConfigError
+from mmalign.evals.pairs.relabel import RelabelSettings, relabel
 
 GOOD = {"question": "What is it?", "chosen": "A red cup.", "rejected": "A cat.", "image": "a.png"}
 
@@ -220,6 +221,16 @@ def test_dialogues_and_pictures_have_their_own_layouts(
     pictures = write_parquet(pickapic_records([1.0]))
     with pytest.raises(ConfigError, match="got no dialogues, expected dialogues for ms-swift"):
         convert(config_of(pictures), tmp_path / "out", to="ms-swift")
+
+
+def test_commands_that_would_lose_the_pictures_refuse_dialogues(write_lines, config_of, tmp_path, capsys):
+    path = write_lines([GOOD | {"question": f"What is {number}?"} for number in range(3)], images=("a.png",))
+    out = tmp_path / "out"
+    assert main(["data", "derive", str(path), "--how", "best_worst", "--output", str(out)]) == 2
+    assert "data derive: got dialogues about images or videos (rlaif_v)" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="data relabel: got dialogues"):
+        relabel(config_of(path), out, {}, RelabelSettings(), store=tmp_path / "store")
+    assert not out.exists()
 
 
 def test_unusable_dialogues_are_counted_and_left_out(pairs, tmp_path, capsys):

@@ -645,6 +645,8 @@ def test_a_named_format_that_does_not_fit_says_what_it_needs(opened):
     records = [{"prompt": "x", "chosen": "y", "rejected": "z"}]
     with pytest.raises(ConfigError, match=r"not those of vlfeedback.*completions"):
         opened(records, source={"format": "vlfeedback"})
+    with pytest.raises(ConfigError, match=r"columns maps to .*picture.*not there"):
+        opened(records, source={"columns": {"images": "picture"}, "media": "dialogue"})
     with pytest.raises(ConfigError, match="fit no format of dialogues"):
         opened([{"words": "x", "picture": "y"}], source={"media": "dialogue"})
     with pytest.raises(UnknownNameError, match="rlaif_v"):

@@ -118,6 +118,7 @@ def relabel(
         message = f"{output}: exists. Give another name, or --force to replace it."
         raise ConfigError(message)
     table = open_rows(config)
+    table.refuse_dialogues("data relabel")
     _check(settings, table.kind, config, rewards)
     books = {title: ScoreBook(reward, store, batch_size=batch_size) for title, reward in rewards.items()}
     with atomic_directory(output) as folder:
