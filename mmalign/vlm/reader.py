@@ -6,13 +6,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from PIL import Image
-from torch import Tensor
 
 from mmalign.batch import Candidate, Media, Message, PreferenceRow
 from mmalign.data.rows import FieldError
 from mmalign.errors import ConfigError, explain
 from mmalign.methods.row import View
 from mmalign.seeding import derive_seed
+from mmalign.vlm.fitting import cut, fit_answers, longest_dialogue
 from mmalign.vlm.inputs import AnswerTokens, MediaKind, Medium, PromptTokens
 from mmalign.vlm.media import Clip, MediaReader, Picture, process
 from mmalign.vlm.prompts import (
@@ -120,7 +120,7 @@ class DialogueReader:
         settings, counts = self.settings, {"shrunk_images": 0, "cut_answers": 0, "merged_seams": 0}
         while True:
             prompts, answers, merged = self._encoded(row, shown, settings)
-            excess = self._length(prompts, answers) - self.max_length
+            excess = longest_dialogue(prompts, answers) - self.max_length
             if excess <= 0 or not any(prompt.media for prompt in prompts) or self.fit != "shrink":
                 break
             visual = max(sum(medium.num_tokens for medium in prompt.media) for prompt in prompts)
@@ -129,7 +129,7 @@ class DialogueReader:
             if smaller is None:
                 break
             settings, counts["shrunk_images"] = smaller, 1
-        answers = self._fitting(row, prompts, answers)
+        answers = fit_answers(row, prompts, answers, max_length=self.max_length, fit=self.fit)
         counts["cut_answers"] = sum(answer.was_cut for answer in answers)
         counts["merged_seams"] = int(merged)
         return {"prompts": prompts, "answers": answers, "counts": counts}
@@ -144,9 +144,6 @@ class DialogueReader:
         text, media = self._prompt_text(row, shown, self.settings)
         ids = self._tokens(text).ids
         return self._prompt(row, ids, media)
-
-    def _length(self, prompts: Sequence[PromptTokens], answers: Sequence[AnswerTokens]) -> int:
-        return max(prompts[answer.prompt].ids.shape[0] + answer.ids.shape[0] for answer in answers)
 
     # --- candidates and media -------------------------------------------------------------------------------
 
@@ -190,22 +187,26 @@ class DialogueReader:
             )
             raise FieldError(message, reason="no_image", field_name="images")
 
-        def other(image: Image.Image, number: int, frame: int = 0) -> Image.Image:
-            if view.images == "blank":
-                return Image.new("RGB", image.size)
-            del frame  # the frames of one video are spoilt alike
-            spoilt: Image.Image = self.corrupt(image, derive_seed(key, "corruption", number))
-            return spoilt
-
         made: dict[MediaKind, list[Picture | Clip]] = {"image": [], "video": []}
         for number, item in enumerate([*opened["image"], *opened["video"]]):
+            seed = derive_seed(key, "corruption", number)
             if isinstance(item, Picture):
-                made["image"].append(Picture.of(other(item.image, number)))
+                made["image"].append(Picture.of(self._spoilt((item.image,), view, seed)[0]))
             else:
-                frames = tuple(other(frame, number) for frame in item.frames)
-                digest = f"{item.digest}:{view.images}:{key}"
-                made["video"].append(replace(item, frames=frames, digest=digest))
+                frames = tuple(self._spoilt(item.frames, view, seed))
+                made["video"].append(
+                    replace(item, frames=frames, digest=f"{item.digest}:{view.images}:{seed}")
+                )
         return made
+
+    def _spoilt(self, frames: Sequence[Image.Image], view: View, seed: int) -> Sequence[Image.Image]:
+        """A picture, or the frames of a video, as a view shows them."""
+        if view.images == "blank":
+            return [Image.new("RGB", frame.size) for frame in frames]
+        if len(frames) > 1 and hasattr(self.corrupt, "frames"):
+            together: Sequence[Image.Image] = self.corrupt.frames(frames, seed)
+            return together
+        return [self.corrupt(frame, seed) for frame in frames]  # one seed: all are spoilt alike
 
     def _shown_one(
         self,
@@ -347,41 +348,3 @@ class DialogueReader:
         }
         answer = AnswerTokens(prompt, as_ids(ids), False, per_answer, per_token)
         return answer if limit is None else cut(answer, limit)
-
-    def _fitting(
-        self, row: PreferenceRow, prompts: Sequence[PromptTokens], answers: Sequence[AnswerTokens]
-    ) -> tuple[AnswerTokens, ...]:
-        """Answers in the room that their prompts leave.
-
-        Raises:
-            FieldError: `too_long`.
-            ConfigError: `fit` is "error".
-        """
-        needed = self._length(prompts, answers)
-        if needed <= self.max_length:
-            return tuple(answers)
-        longest = max(prompt.ids.shape[0] for prompt in prompts)
-        sees = any(prompt.media for prompt in prompts)
-        room = self.max_length - longest
-        if room >= 1 and (not sees or self.fit == "shrink"):
-            return tuple(
-                cut(answer, self.max_length - prompts[answer.prompt].ids.shape[0]) for answer in answers
-            )
-        visual = max(sum(medium.num_tokens for medium in prompt.media) for prompt in prompts)
-        message = explain(
-            f"{row.source or row.id}: length",
-            got=f"[{needed} tokens, {longest} of them prompt, {visual} of those visual]",
-            expected=f"at most {self.max_length}",
-            do="Raise tokens.max_length, or lower tokens.max_pixels.",
-        )
-        if sees and self.fit == "error":
-            raise ConfigError(message)
-        raise FieldError(message, reason="too_long", field_name="prompt")
-
-
-def cut(answer: AnswerTokens, limit: int) -> AnswerTokens:
-    """The answer without what lies beyond `limit` tokens, the end of the turn included."""
-    if answer.ids.shape[0] <= limit:
-        return answer
-    per_token: dict[str, Tensor] = {name: value[:limit] for name, value in answer.per_token.items()}
-    return replace(answer, ids=answer.ids[:limit], was_cut=True, per_token=per_token)

@@ -12,8 +12,14 @@ __all__ = ["PER_TOKEN", "numbers_of"]
 
 Stretch = tuple[int, int, float]
 
-PER_TOKEN: dict[str, float] = {"changed": 0.0, "phrase": 0.0, "token_mask": 0.0, "token_severity": 0.0}
-"""Numbers of tokens, and their value outside all spans."""
+PER_TOKEN: dict[str, float] = {
+    "changed": 0.0,
+    "phrase": 0.0,
+    "token_mask": 0.0,
+    "token_severity": 1.0,
+    "image_relation": 1.0,
+}
+"""Numbers of tokens, and their value outside all spans: marks are 0 there, weights 1."""
 
 _SIDES = ("chosen", "rejected")
 

@@ -106,8 +106,9 @@ class QwenTraits(VlmTraits):
         return ()
 
     def together(self, kind: MediaKind, media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Patches of all media, one after another, and their grids."""
-        return {name: torch.cat([tensors[name] for tensors in media]) for name in _READ[kind]}
+        """Patches of all media, one after another, their grids, and what the own forward also wants."""
+        del kind
+        return {name: torch.cat([tensors[name] for tensors in media]) for name in media[0]}
 
     def features(self, base: Any, kind: MediaKind, tensors: Mapping[str, Tensor]) -> Features:
         """Of all media at once."""
@@ -117,9 +118,8 @@ class QwenTraits(VlmTraits):
     # --- the network ----------------------------------------------------------------------------------------
 
     def native_arguments(self, inputs: VlmInputs) -> dict[str, Tensor]:
-        """Kinds of tokens, without which Qwen2.5-VL would take 1-D positions, and positions themselves."""
-        given = {"mm_token_type_ids": inputs.kinds.to(torch.int32)}
-        return given if inputs.positions is None else {**given, "position_ids": inputs.positions}
+        """Kinds of tokens, without which Qwen2.5-VL would take positions in one dimension."""
+        return {"mm_token_type_ids": inputs.kinds.to(torch.int32)}
 
     def generation_arguments(self, kinds: Int[Tensor, "row position"]) -> dict[str, Tensor]:
         """Kinds of tokens."""
