@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mmalign.cli.main import main
 from mmalign.toy.image_pipeline import ASSETS
+from mmalign.toy.image_reward import style_score
 from mmalign.toy.scenes import held_out_prompts
+from mmalign.train.config import resolve
+from mmalign.train.parts import load_model
+from mmalign.train.rollouts import make_sampler
 
 
 @pytest.fixture
@@ -81,3 +86,20 @@ def test_a_dry_run_says_what_sampling_costs_and_loads_no_reward(config: Path, tm
 def test_a_function_that_is_not_there_is_named(config: Path, capsys) -> None:
     assert main(["train", str(config), "rollout.reward=mmalign.toy.reward_functions:rewards"]) != 0
     assert "rewards" in capsys.readouterr().err
+
+
+def test_few_steps_show_frames_only_when_they_start_at_the_noisiest_timestep(config: Path) -> None:
+    """Leading spacing leaves out the timesteps that decide style: best of n then has no frame to choose."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content["rollout"] |= {"num_steps": 6, "guidance_scale": 1.0}
+    model = load_model(resolve(content), torch.device("cpu"))
+    conditioning = model.prompt_conditioning(held_out_prompts(64)).rows(1)
+    shares = {}
+    for spacing in ("leading", "trailing"):
+        run = resolve(content | {"rollout": content["rollout"] | {"spacing": spacing}})
+        keys = torch.arange(64)
+        drawn = make_sampler(run, model).sample(model.denoise, keys, model.latent_shape, conditioning)
+        framed = style_score(model.decode_pixels(drawn.final)) > 0.5
+        shares[spacing] = framed.float().mean().item()
+    assert shares["leading"] == 0.0
+    assert shares["trailing"] >= 0.03
