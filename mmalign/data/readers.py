@@ -328,7 +328,8 @@ class RowTable:
         if self.has_dialogues:
             message = (
                 f"{where}: got dialogues about images or videos ({self.parts[0].match.layout.name}), "
-                "expected pictures or texts: only those can be written here. media: text takes the answers alone."
+                "expected pictures or texts: only those can be written here. media: text takes the answers "
+                "alone."
             )
             raise ConfigError(message)
 

@@ -73,6 +73,17 @@ def test_records_that_say_too_little_are_counted_when_the_table_opens(opened, ch
             "last_turn",
         ),
         ({"question": [{"role": "user", "content": [{"type": "image"}]}]}, "empty_prompt"),
+        ({"image": None, "question": [{"role": "user", "content": None}]}, "empty_prompt"),
+        (
+            {
+                "question": [
+                    {"role": "user", "content": "x"},
+                    {"role": "assistant", "content": None},
+                    {"role": "user", "content": "y"},
+                ]
+            },
+            "empty_turn",
+        ),
         ({"rejected_images": ["a.png", "b.png"]}, "image_count"),
     ],
 )
@@ -182,6 +193,26 @@ def test_ratings_that_are_no_numbers_leave_their_answer_out(write_lines, config_
     assert [tuple(item.text for item in row.candidates) for row in table] == [("one", "two")]
     assert table.report.dropped == {"no_rating": 2, "empty_answer": 1, "single_candidate": 1}
     assert not table.report.bad
+
+
+@pytest.mark.parametrize("completions", [3, "text", ["text"], True])
+def test_completions_that_are_no_records_are_counted(write_lines, config_of, completions):
+    def rated(text, rating):
+        return {"annotations": {"Helpfulness": {"Rating": rating}}, "response": text}
+
+    record = {"prompt": "q", "img_path": "a.png", "completions": [rated("one", 5), rated("two", 2)]}
+    unrated = record | {"completions": [{"annotations": "x", "response": "one"}, rated("two", 2)]}
+    path = write_lines([record, record | {"completions": completions}, unrated], images=("a.png",))
+    table = open_rows(config_of(path))
+    assert len(table) == 1
+    assert table.report.bad == {"bad_ratings": 1}
+    assert table.report.dropped == {"no_rating": 1, "single_candidate": 1}
+
+
+def test_several_answers_where_markers_need_two_are_counted(write_lines, config_of):
+    shared = {"question": "q", "video": "clip.mp4", "answer": "A cup", "pred": "A cat"}
+    table = open_rows(config_of(write_lines([shared, shared | {"answer": ["A cup", "One cup"]}])))
+    assert table.report.bad == {"wrong_count": 1}
 
 
 def test_a_limit_and_a_split_hold_for_dialogues_too(write_lines, config_of):

@@ -174,7 +174,7 @@ def lay_out(
 
     Raises:
         RowError: reason `image_count`, `video_count` (places and media differ in number), `no_question` (no
-            user turn), `last_turn` (the last turn is not the user's).
+            user turn), `last_turn` (the last turn is not the user's), `empty_prompt`, `empty_turn`.
     """
     laid = [_pieces(turn.content, where) for turn in turns]
     if not images:
@@ -206,6 +206,12 @@ def lay_out(
                 expected=f"one <{kind}> tag or content item per {kind}, or none at all",
             )
             raise FieldError(message, f"{kind}_count")
+    for turn, pieces in zip(turns, laid, strict=True):
+        if not pieces and turn.role != "system":
+            message = explain(
+                where, got=f"an empty turn of the {turn.role}", expected="words or media in every turn"
+            )
+            raise FieldError(message, "empty_prompt" if turn is turns[-1] else "empty_turn")
     messages = tuple(
         Message(turn.role, tuple(ContentItem(piece.type, piece.text) for piece in pieces))
         for turn, pieces in zip(turns, laid, strict=True)

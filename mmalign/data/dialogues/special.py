@@ -127,7 +127,7 @@ def read_vlfeedback(fields: Fields) -> Dialogue:
     """
     turns = [Turn("user", fields.text("question", reason="empty_prompt"))]
     answers, ratings, skipped = [], [], Counter[str]()
-    for item in _completions(fields.value("ratings")) if fields.answered else ():
+    for item in _completions(fields) if fields.answered else ():
         rated = _rating(fields, item.get("annotations"))
         text = first_present(item, "response", "text")
         if not isinstance(text, str) or not text.strip():
@@ -141,20 +141,26 @@ def read_vlfeedback(fields: Fields) -> Dialogue:
     return replace(found, pairs=None, per_answer={**found.per_answer, "ratings": ratings}, skipped=skipped)
 
 
-def _completions(value: Any) -> list[Mapping[str, Any]]:
+def _completions(fields: Fields) -> list[Mapping[str, Any]]:
     """Completions as a list of records: `datasets` stores such a list as one record of lists."""
+    value = fields.value("ratings")
     if isinstance(value, Mapping):
         names = [name for name, column in value.items() if isinstance(column, list)]
         count = min((len(value[name]) for name in names), default=0)
         return [{name: value[name][place] for name in names} for place in range(count)]
-    return [item for item in value or () if isinstance(item, Mapping)]
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        message = explain(
+            fields.place("ratings"), got=repr(value)[:60], expected="a list of rated completions"
+        )
+        raise FieldError(message, "bad_ratings", fields.columns["ratings"])
+    return value
 
 
 def _rating(fields: Fields, annotations: Any) -> tuple[float, dict[str, float]] | None:
     """(reward, rating by aspect) of a completion; None where a rating it needs is no number."""
     given = {
         name: first_present(note, "Rating", "rating") if isinstance(note, Mapping) else note
-        for name, note in (annotations or {}).items()
+        for name, note in (annotations.items() if isinstance(annotations, Mapping) else ())
     }
     aspect = fields.options.aspect
     if aspect is not None:
@@ -210,7 +216,7 @@ def read_opa_dpo(fields: Fields) -> Dialogue:
     found = replace(found, images=tuple(_encoded(image) for image in found.images))
     if not fields.answered:
         return found
-    own = found.answers[1].text
+    own = _two(fields, found)[1]
     revised = fields.text("revised", reason="empty_answer") if "revised" in fields.columns else None
     report = fields.parsed("report")
     if revised is None:
@@ -251,6 +257,14 @@ def _part(sentence: Mapping[str, Any], kind: str) -> str:
     return found if isinstance(found, str) else ""
 
 
+def _two(fields: Fields, found: Dialogue) -> list[str]:
+    """The texts of both answers."""
+    if len(found.answers) != 2:
+        message = explain(fields.where, got=f"{len(found.answers)} answers", expected="2")
+        raise FieldError(message, "wrong_count", fields.columns["chosen"])
+    return [answer.text for answer in found.answers]
+
+
 def read_rrpo(fields: Fields) -> Dialogue:
     """RRPO: the phrases in which the answers differ, from `<MASK>` markers or by alignment of words.
 
@@ -262,7 +276,7 @@ def read_rrpo(fields: Fields) -> Dialogue:
     how = fields.options.phrases
     if not fields.answered or how == "none":
         return found
-    texts = [answer.text for answer in found.answers]
+    texts = _two(fields, found)
     marked = [fields.value(role) for role in ("chosen_marked", "rejected_marked")]
     spans = [
         marked_spans(copy, text) if isinstance(copy, str) else None
