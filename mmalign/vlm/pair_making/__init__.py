@@ -1,0 +1,1 @@
+"""Preference pairs made by models: own answers, claims, self-judgement, several images, bias."""

@@ -1,0 +1,195 @@
+"""Rows that were made, written as dialogues with where they come from in columns of their own.
+
+`rows.jsonl` holds TRL's conversational columns (`prompt`, `chosen`, `rejected`, `images`); media lie beside
+it, named by their content. `card.yaml` says how the rows were made.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from mmalign.batch import ContentItem, Media, Message, PreferenceRow
+from mmalign.data.dialogues.media import video_frames
+from mmalign.data.media import image_ending, read_media
+from mmalign.files import atomic_write, fingerprint
+
+__all__ = ["MadePair", "Provenance", "messages_of", "png", "write_pairs", "write_records"]
+
+_MAX_BYTES = 2**40
+"""Media were checked when they were read; copying has no limit of its own."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who made rows, and from what.
+
+    Args:
+        recipe: name of the pair maker.
+        model: what wrote the answers: name and fingerprint.
+        settings: of the recipe.
+        seed: of the run.
+    """
+
+    recipe: str
+    model: str
+    settings: Mapping[str, Any]
+    seed: int
+
+    def columns(self, row_id: str) -> dict[str, Any]:
+        """Columns of one row: `made_by`, `made_from`, `made_model`, `made_settings`, `made_seed`."""
+        return {
+            "made_by": self.recipe,
+            "made_from": row_id,
+            "made_model": self.model,
+            "made_settings": fingerprint(dict(self.settings)),
+            "made_seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class MadePair:
+    """One pair.
+
+    Args:
+        row: whose prompt and media it has; a multi-image recipe gives a row of its own.
+        chosen: the better answer.
+        rejected: the worse one.
+        name: tells pairs of one row apart.
+        columns: further columns: scores, severities, spans, what was drawn.
+        rejected_images: seen beside the rejected answer instead of the row's.
+    """
+
+    row: PreferenceRow
+    chosen: str
+    rejected: str
+    name: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    rejected_images: tuple[bytes | str, ...] | None = None
+
+
+def messages_of(row: PreferenceRow) -> tuple[Message, ...]:
+    """The dialogue of a row; one without messages shows its media, then its prompt."""
+    if row.messages:
+        return row.messages
+    media = (*(ContentItem("image"),) * len(row.images), *(ContentItem("video"),) * len(row.videos))
+    if any(f"<{item.type}>" in row.prompt for item in media):
+        media = ()  # tags in the words say where
+    return (Message("user", (*media, ContentItem("text", row.prompt))),)
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as the bytes of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+class _Files:
+    """Media of rows in the output folder, each content once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def image(self, value: bytes | str) -> str:
+        data = read_media(value, where=str(value)[:80], max_bytes=_MAX_BYTES)
+        return self._put("images", data, image_ending(data))
+
+    def video(self, value: Media) -> Any:
+        frames = video_frames(value, where=str(value)[:80])
+        if frames:
+            return [self.image(frame) for frame in frames]
+        if isinstance(value, bytes):
+            return self._put("videos", value, ".mp4")
+        path = Path(str(value))
+        return self._put("videos", path.read_bytes(), path.suffix)
+
+    def _put(self, kind: str, data: bytes, ending: str) -> str:
+        name = f"{kind}/{hashlib.blake2b(data, digest_size=12).hexdigest()}{ending}"
+        if not (self.folder / name).is_file():
+            atomic_write(self.folder / name, data)
+        return name
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    content = [
+        {"type": item.type, "text": item.text if item.type == "text" else None} for item in message.content
+    ]
+    return {"role": message.role, "content": content}
+
+
+def _answer(text: str) -> list[dict[str, Any]]:
+    return [_turn(Message("assistant", (ContentItem("text", text),)))]
+
+
+def _record(files: _Files, pair: MadePair, provenance: Provenance) -> dict[str, Any]:
+    row = pair.row
+    record: dict[str, Any] = {"id": "-".join(part for part in (row.id, pair.name) if part)}
+    record["prompt"] = [_turn(message) for message in messages_of(row)]
+    record |= {"chosen": _answer(pair.chosen), "rejected": _answer(pair.rejected)}
+    if row.images:
+        record["images"] = [files.image(image) for image in row.images]
+    if pair.rejected_images is not None:
+        record["rejected_images"] = [files.image(image) for image in pair.rejected_images]
+    if row.videos:
+        record["videos"] = [files.video(video) for video in row.videos]
+    return record | dict(pair.columns) | provenance.columns(row.id)
+
+
+def write_pairs(
+    folder: str | Path, pairs: Iterable[MadePair], provenance: Provenance, counts: Mapping[str, int]
+) -> Path:
+    """Write rows, media and card; returns `rows.jsonl`, which appears when all of it is there.
+
+    Args:
+        folder: where; media that are there already are not written again.
+        pairs: in order.
+        provenance: goes into every row and, in full, into the card.
+        counts: of what was made and left out, for the card.
+    """
+    folder = Path(folder)
+    files = _Files(folder)
+    lines = [json.dumps(_record(files, pair, provenance), ensure_ascii=False) for pair in pairs]
+    return _finish(folder, lines, provenance, counts)
+
+
+def write_records(
+    folder: str | Path,
+    records: Sequence[tuple[PreferenceRow, Mapping[str, Any]]],
+    provenance: Provenance,
+    counts: Mapping[str, int],
+) -> Path:
+    """Rows in another layout: their own columns beside `images` and provenance; returns `rows.jsonl`."""
+    folder = Path(folder)
+    files = _Files(folder)
+    lines = [
+        json.dumps(
+            {
+                **columns,
+                "images": [files.image(image) for image in row.images],
+                **provenance.columns(row.id),
+            },
+            ensure_ascii=False,
+        )
+        for row, columns in records
+    ]
+    return _finish(folder, lines, provenance, counts)
+
+
+def _finish(folder: Path, lines: list[str], provenance: Provenance, counts: Mapping[str, int]) -> Path:
+    card = {
+        "recipe": provenance.recipe,
+        "model": provenance.model,
+        "seed": provenance.seed,
+        "settings": dict(provenance.settings),
+        "rows": len(lines),
+        "counts": dict(counts),
+    }
+    atomic_write(folder / "card.yaml", yaml.safe_dump(card, sort_keys=False, allow_unicode=True))
+    return atomic_write(folder / "rows.jsonl", "".join(line + "\n" for line in lines))
