@@ -25,9 +25,10 @@ def token_panel_values(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Per-prompt values and weights of the panel.
 
-    logps/SIDE is the mean over rows of the summed log-probability under the policy, log_ratio/SIDE that minus
-    the reference's, length/SIDE the number of tokens. A chosen log-ratio that falls while the margin grows is
-    displacement: the model learns to avoid both answers.
+    What the objective reports itself (score_chosen: summed log-probability, log_ratio_chosen: minus the
+    reference's, reward_chosen: times beta) is not repeated. logps_per_token/SIDE and length/SIDE are means
+    over rows; chosen_fell is the share of rows whose chosen answer became less likely than under the
+    reference: when it grows with the margin, the model learns to avoid both answers (displacement).
 
     Args:
         output: of the objective.
@@ -55,9 +56,8 @@ def token_panel_values(
     length = mask.sum(-1)
     for side, (column, share) in _sides(labels, policy.shape[1], weight).items():
         found: Mapping[str, Float[Tensor, " prompt"]] = {
-            f"logps/{side}": policy[:, column].mean(1),
             f"logps_per_token/{side}": (policy / length.clamp(min=1.0))[:, column].mean(1),
-            f"log_ratio/{side}": ratio[:, column].mean(1),
+            **({} if f"log_ratio_{side}" in values else {f"log_ratio/{side}": ratio[:, column].mean(1)}),
             f"length/{side}": length[:, column].mean(1),
         }
         values |= found

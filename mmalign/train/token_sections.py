@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mmalign.data.config import DataConfig, SourceConfig
 from mmalign.train.sections import ImageConfig, RunConfig, SamplesConfig, Section
 
 __all__ = [
@@ -108,6 +109,9 @@ _OF_IMAGES = {
 }
 
 
+_DIALOGUE = {"media": "dialogue"}
+
+
 class TokenRunConfig(RunConfig):
     """One training run of a language model."""
 
@@ -126,6 +130,18 @@ class TokenRunConfig(RunConfig):
             message = f"got sections of image models for a language model: {reasons}"
             raise ValueError(message)
         return value
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _dialogues(cls, value: DataConfig) -> DataConfig:
+        # Rows are dialogues unless the file says otherwise.
+        def named(source: SourceConfig) -> SourceConfig:
+            return source if "media" in source.model_fields_set else source.model_copy(update=_DIALOGUE)
+
+        source = None if value.source is None else named(value.source)
+        return value.model_copy(
+            update={"source": source, "sources": tuple(named(each) for each in value.sources)}
+        )
 
     @model_validator(mode="after")
     def _readable_prompts(self) -> "TokenRunConfig":
