@@ -191,10 +191,13 @@ def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="align a tiny model with a known best answer, and write a report",
-        description="Base, Diffusion-DPO with LoRA, held-out prompts from the same noise, win rate, "
-        "report.html. About a minute and a half on two CPU cores, no download.",
+        description="images: Diffusion-DPO on SDXL's structure, held-out prompts from the same noise. vlm: "
+        "DPO on LLaVA's structure, hallucination and recall on held-out pictures. Base beside aligned, win "
+        "rate, report.html. About a minute and a half on two CPU cores, no download.",
     )
-    parser.add_argument("world", nargs="?", default="images", choices=("images",), help="default: images")
+    parser.add_argument(
+        "world", nargs="?", default="images", choices=("images", "vlm"), help="default: images"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"
     )

@@ -17,7 +17,7 @@ from mmalign.evals import statistics
 from mmalign.seeding import generator_for
 from mmalign.toy.image_reward import Score
 
-__all__ = ["AXES", "Comparison", "Interval", "bootstrap_mean"]
+__all__ = ["AXES", "Comparison", "Interval", "bootstrap_mean", "with_ends"]
 
 AXES: tuple[str, ...] = ("total", "faithfulness", "style")
 
@@ -33,7 +33,12 @@ class Interval:
     high: float
 
 
-def _with_ends(found: statistics.Interval) -> Interval:
+def with_ends(found: statistics.Interval) -> Interval:
+    """The interval, whose ends must be known.
+
+    Raises:
+        ConfigError: one value alone has no interval.
+    """
     if found.low is None or found.high is None:
         message = explain("comparison", got="[one prompt]", expected="two or more: one shows no spread")
         raise ConfigError(message)
@@ -57,7 +62,7 @@ def bootstrap_mean(values: Float[Tensor, " prompt"], *, seed: int = 0) -> Interv
     picks = torch.randint(
         max(len(wide), 1), (_NUM_RESAMPLES, len(wide)), generator=generator_for(seed, "bootstrap")
     )
-    return _with_ends(statistics.bootstrap_mean(wide, statistics.Resampling(picks=picks.numpy())))
+    return with_ends(statistics.bootstrap_mean(wide, statistics.Resampling(picks=picks.numpy())))
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Comparison:
     def win_rate(self) -> Interval:
         """Share of prompts won by the aligned model, ties counting half, with Wilson's interval."""
         won, tied, _ = self.outcomes()
-        return _with_ends(statistics.wilson_interval(won + 0.5 * tied, len(self.prompts)))
+        return with_ends(statistics.wilson_interval(won + 0.5 * tied, len(self.prompts)))
 
     def ranked(self) -> list[int]:
         """Numbers of the prompts from the largest gain in total reward to the largest loss."""

@@ -27,11 +27,23 @@ if TYPE_CHECKING:
     from mmalign.train.config import ResolvedRun
     from mmalign.train.run import RunResult
 
-__all__ = ["DEMO", "RECIPE", "Budget", "free_folder", "main", "recipe_path"]
+__all__ = [
+    "DEMO",
+    "NUM_THREADS",
+    "RECIPE",
+    "Budget",
+    "Clock",
+    "fixed_threads",
+    "free_folder",
+    "main",
+    "recipe_path",
+    "versions",
+    "where_time_went",
+]
 
 RECIPE = "diffusion/configs/toy/dpo.yaml"
 
-_NUM_THREADS = 2  # more changes the rounding of sums, and with it the report
+NUM_THREADS = 2  # more changes the rounding of sums, and with it the report
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ DEMO = Budget()
 
 
 @dataclass
-class _Clock:
+class Clock:
     """Seconds per stage, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -137,7 +149,7 @@ def free_folder(wanted: Path) -> Path:
 
 
 @contextmanager
-def _threads(num: int) -> Iterator[None]:
+def fixed_threads(num: int) -> Iterator[None]:
     """A fixed number of threads inside, so that the same seed gives the same report on one machine."""
     import torch
 
@@ -159,7 +171,7 @@ def main(
     """Run the demo and print what came of it. Returns 0.
 
     Args:
-        world: "images".
+        world: "images", or "vlm" (see `mmalign.toy.vlm_demo`), which has a budget of its own.
         output: folder to write; where it holds something already, the next free name is taken.
         seed: of the pairs, the adapter, the order, the noise.
         budget: how much work.
@@ -167,18 +179,21 @@ def main(
     Raises:
         ConfigError: another world, or the recipe is not installed.
     """
+    if world == "vlm":
+        from mmalign.toy import vlm_demo
+
+        return vlm_demo.main(output, seed)
     if world != "images":
-        message = explain("demo", got=world, expected="images, the only world there is")
-        raise ConfigError(message)
+        raise ConfigError(explain("demo", got=world, expected="images or vlm"))
     folders = _Folders(free_folder(Path(output)))
     console = Console(highlight=False, soft_wrap=True)
     _announce(console, folders, budget)
-    clock = _Clock()
+    clock = Clock()
     with clock.stage("loading libraries"):
         import mmalign.toy.comparison
         import mmalign.toy.image_pipeline
         import mmalign.train.run  # noqa: F401  the time is spent here and not inside the first stage
-    with _threads(_NUM_THREADS):
+    with fixed_threads(NUM_THREADS):
         run = _resolve(folders, seed, budget)
         result = _align(run, folders, seed, budget, clock, console)
         comparison = _compare(result, seed, budget, clock, console)
@@ -221,7 +236,7 @@ def _resolve(folders: _Folders, seed: int, budget: Budget) -> "ResolvedRun":
 
 
 def _align(
-    run: "ResolvedRun", folders: _Folders, seed: int, budget: Budget, clock: _Clock, console: Console
+    run: "ResolvedRun", folders: _Folders, seed: int, budget: Budget, clock: Clock, console: Console
 ) -> "RunResult":
     import torch
 
@@ -241,7 +256,7 @@ def _align(
         return train(run, model=model, table=table)
 
 
-def _compare(result: "RunResult", seed: int, budget: Budget, clock: _Clock, console: Console) -> "Comparison":
+def _compare(result: "RunResult", seed: int, budget: Budget, clock: Clock, console: Console) -> "Comparison":
     from mmalign.toy.comparison import Comparison
     from mmalign.toy.image_reward import score_images
     from mmalign.toy.scenes import held_out_prompts
@@ -284,7 +299,7 @@ def _settings(run: "ResolvedRun", result: "RunResult", budget: Budget) -> dict[s
         "pairs per step": str(config.train.batch_size * config.train.accumulation),
         "sampler": f"Euler, {budget.num_steps} steps, guidance {budget.guidance_scale:g}",
         "seed": str(config.train.seed),
-        "threads": str(_NUM_THREADS),
+        "threads": str(NUM_THREADS),
         "recipe": RECIPE,
     }
 
@@ -310,12 +325,13 @@ def _next_commands() -> list[tuple[str, str]]:
     ]
 
 
-def _versions() -> dict[str, str]:
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of mmalign and of packages."""
     from importlib.metadata import version
 
     from mmalign import __version__
 
-    return {"mmalign": __version__} | {name: version(name) for name in ("torch", "diffusers", "peft")}
+    return {"mmalign": __version__} | {name: version(name) for name in packages}
 
 
 def _write_report(
@@ -337,7 +353,7 @@ def _write_report(
             settings=_settings(run, result, budget),
             seconds=dict(seconds),
             commands=_next_commands(),
-            versions=_versions(),
+            versions=versions("torch", "diffusers", "peft"),
         )
     )
     atomic_write(folders.report, page)
@@ -409,12 +425,13 @@ def _conclude(
         f"won {won}, tied {tied}, lost {lost} of {len(comparison.prompts)})\n"
     )
     console.print(table)
-    console.print("\n" + _where_time_went(seconds), markup=False)
+    console.print("\n" + where_time_went(seconds), markup=False)
     console.print(f"report: {folders.report}", markup=False)
     explanation, command = _next_commands()[1]
     console.print(f"\nReal SDXL. {explanation}\n  {command}", markup=False)
 
 
-def _where_time_went(seconds: Mapping[str, float]) -> str:
+def where_time_went(seconds: Mapping[str, float]) -> str:
+    """Seconds per stage in one line."""
     parts: Sequence[str] = [f"{name} {value:.0f}" for name, value in seconds.items() if value >= 0.5]
     return f"{sum(seconds.values()):.0f} s: {', '.join(parts)}"

@@ -106,6 +106,11 @@ class Judgement:
         """Share of the picture's kinds that are named."""
         return self.recalled / self.present
 
+    @property
+    def score(self) -> float:
+        """Harmonic mean of recall and of the share of named kinds that are there."""
+        return 2 * self.recalled / (self.mentioned + self.present)
+
 
 def judge(answer: str, picture: Picture) -> Judgement:
     """Compare a description with its picture; a kind that is named twice counts once, by its first number."""

@@ -17,7 +17,18 @@ from mmalign.toy.charts import Line, curve, interval_bar, pair_of_dots, sorted_b
 from mmalign.toy.comparison import Comparison, Interval
 from mmalign.toy.image_reward import Score
 
-__all__ = ["Report", "render_report"]
+__all__ = [
+    "Report",
+    "curves_section",
+    "footer",
+    "next_section",
+    "png_base64",
+    "render_page",
+    "render_report",
+    "signed",
+    "tables_section",
+    "verdict_section",
+]
 
 _PER_GROUP = 6
 
@@ -53,15 +64,27 @@ class Report:
 
 def render_report(report: Report) -> str:
     """The page as HTML text."""
-    style = files("mmalign.toy").joinpath("report.css").read_text(encoding="utf-8")
-    body = "\n".join(
-        part(report)
-        for part in (_headline, _what, _pictures, _curves, _verdict, _tables, _reward, _next, _footer)
+    return render_page(
+        "mmalign demo: base against aligned",
+        [
+            *(part(report) for part in (_headline, _what, _pictures, _curves)),
+            verdict_section(report.verdict),
+            tables_section(report.settings, report.seconds),
+            _reward(),
+            next_section("Next: real SDXL", report.commands),
+            footer(report.versions),
+        ],
     )
+
+
+def render_page(title: str, parts: Sequence[str]) -> str:
+    """A page of these parts that needs nothing else."""
+    style = files("mmalign.toy").joinpath("report.css").read_text(encoding="utf-8")
+    body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<title>mmalign demo: base against aligned</title>\n"
+        f"<title>{title}</title>\n"
         f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -95,7 +118,8 @@ def _headline(report: Report) -> str:
     )
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A change with its sign, as HTML."""
     return f"{value:+.3f}".replace("-", "&minus;")
 
 
@@ -105,8 +129,8 @@ def _axis(comparison: Comparison, axis: str, title: str, meaning: str) -> str:
     return (
         f'<div class="card"><h3>{title}</h3><p class="small muted">{meaning}</p>'
         f'<p class="values num">{before:.3f} &rarr; {after:.3f}</p>{pair_of_dots(before, after)}'
-        f'<p class="small muted num">{_signed(gain.value)}, 95 % interval {_signed(gain.low)} to '
-        f"{_signed(gain.high)}</p></div>"
+        f'<p class="small muted num">{signed(gain.value)}, 95 % interval {signed(gain.low)} to '
+        f"{signed(gain.high)}</p></div>"
     )
 
 
@@ -157,7 +181,8 @@ def _pictures(report: Report) -> str:
     )
 
 
-def _png(image: Image.Image) -> str:
+def png_base64(image: Image.Image) -> str:
+    """The picture as the text of a data address."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -171,8 +196,8 @@ def _pair(comparison: Comparison, index: int) -> str:
     )
     figures = "".join(
         f'<figure><img alt="{prompt}, painted by the {name} model" width="64" height="64" '
-        f'src="data:image/png;base64,{_png(image)}"><figcaption>{name} <strong class="num">{score.total:.2f}'
-        f"</strong><br>{_facts(score)}</figcaption></figure>"
+        f'src="data:image/png;base64,{png_base64(image)}"><figcaption>{name} '
+        f'<strong class="num">{score.total:.2f}</strong><br>{_facts(score)}</figcaption></figure>'
         for name, image, score in sides
     )
     return f'<li class="card"><p class="caption">{prompt}</p><div class="pair">{figures}</div></li>'
@@ -239,6 +264,11 @@ def _curves(report: Report) -> str:
             curve([Line("drift", _points(report, "drift"))], y_label="drift", rule=(0.0, "base")),
         ),
     )
+    return curves_section(charts)
+
+
+def curves_section(charts: Sequence[tuple[str, str, str]]) -> str:
+    """Curves of the training: title, explanation, chart."""
     cards = "".join(
         f'<div class="card"><h3>{title}</h3><p class="small muted">{text}</p>{chart}</div>'
         for title, text, chart in charts
@@ -246,8 +276,9 @@ def _curves(report: Report) -> str:
     return f'<section>\n<h2>Did it learn?</h2>\n<div class="curves">{cards}</div>\n</section>'
 
 
-def _verdict(report: Report) -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in report.verdict)
+def verdict_section(sentences: Sequence[str]) -> str:
+    """What the metrics of the run say."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return (
         '<section>\n<h2>What the curves say</h2>\n<p class="muted">The verdict that ends every training run, '
         f'from its metrics alone.</p><ul class="plain">{items}</ul>\n</section>'
@@ -257,24 +288,24 @@ def _verdict(report: Report) -> str:
 # ----------------------------------------------------------------------------------------------------- tables
 
 
-def _tables(report: Report) -> str:
-    settings = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in report.settings.items()
+def tables_section(settings: Mapping[str, str], seconds: Mapping[str, float]) -> str:
+    """Settings, and seconds per stage."""
+    listed = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in settings.items()
     )
-    seconds = "".join(
+    stages = "".join(
         f'<tr><th>{escape(name)}</th><td class="num">{value:.1f} s</td></tr>'
-        for name, value in report.seconds.items()
+        for name, value in seconds.items()
     )
-    whole = f'<tr class="sum"><th>together</th><td class="num">{sum(report.seconds.values()):.1f} s</td></tr>'
+    whole = f'<tr class="sum"><th>together</th><td class="num">{sum(seconds.values()):.1f} s</td></tr>'
     return (
         '<section class="columns">\n'
-        f"<div><h2>Settings</h2><table>{settings}</table></div>\n"
-        f"<div><h2>Where the time went</h2><table>{seconds}{whole}</table></div>\n</section>"
+        f"<div><h2>Settings</h2><table>{listed}</table></div>\n"
+        f"<div><h2>Where the time went</h2><table>{stages}{whole}</table></div>\n</section>"
     )
 
 
-def _reward(report: Report) -> str:
-    del report
+def _reward() -> str:
     return (
         "<section>\n<h2>How the exact reward works</h2>\n"
         "<p>No model judges here. The reward segments the picture by colour, finds connected regions, tells "
@@ -289,13 +320,15 @@ def _reward(report: Report) -> str:
     )
 
 
-def _next(report: Report) -> str:
+def next_section(title: str, commands: Sequence[tuple[str, str]]) -> str:
+    """What to run next: explanations with commands."""
     steps = "".join(
-        f"<p>{escape(text)}</p><pre><code>{escape(command)}</code></pre>" for text, command in report.commands
+        f"<p>{escape(text)}</p><pre><code>{escape(command)}</code></pre>" for text, command in commands
     )
-    return f"<section>\n<h2>Next: real SDXL</h2>\n{steps}\n</section>"
+    return f"<section>\n<h2>{title}</h2>\n{steps}\n</section>"
 
 
-def _footer(report: Report) -> str:
-    listed = ", ".join(f"{escape(name)} {escape(version)}" for name, version in report.versions.items())
+def footer(versions: Mapping[str, str]) -> str:
+    """Packages and their versions."""
+    listed = ", ".join(f"{escape(name)} {escape(version)}" for name, version in versions.items())
     return f'<footer class="small muted">{listed}</footer>'
