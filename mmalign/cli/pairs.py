@@ -1,4 +1,4 @@
-"""`mmalign pairs sample | score | select`: the options; work is imported when one runs."""
+"""`mmalign pairs sample | score | select | make`: the options; work is imported when one runs."""
 
 import argparse
 from collections.abc import Callable
@@ -65,11 +65,12 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
     """
     parser = commands.add_parser(
         "pairs",
-        help="make preference data: sample candidates, score them, select pairs or rankings",
-        description="Three stages, each restartable alone. What is stored is not made again; a run that was "
+        help="make preference data: of pictures in three stages, of answers by a recipe",
+        description="Of pictures: sample candidates, score them, select pairs or rankings, each restartable "
+        "alone. Of answers about images and videos: make. What is stored is not made again; a run that was "
         "killed ends with the same rows as one that was not.",
     )
-    stages = parser.add_subparsers(dest="subcommand", metavar="sample|score|select", required=True)
+    stages = parser.add_subparsers(dest="subcommand", metavar="sample|score|select|make", required=True)
     sample = stages.add_parser(
         "sample",
         help="paint K candidates of every prompt with every model",
@@ -106,3 +107,21 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
     select.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     select.add_argument("--force", action="store_true", help="replace DIR if it exists")
     select.set_defaults(handler=calls("mmalign.evals.pairs.commands:run_select"))
+
+    _add_make(stages, calls)
+
+
+def _add_make(stages: Any, calls: Callable[[str], Any]) -> None:
+    make = stages.add_parser(
+        "make",
+        help="pairs of answers of a vision-language model, by one of eight recipes",
+        description="correct, score, claims, self_judged, multi_image, captions, mistakes, bias_driven. "
+        "Writes rows.jsonl, media and card.yaml; answers and judgements are kept under stages/ as they are "
+        "made. correct and score write answers first and go on once their file is there.",
+    )
+    add = make.add_argument
+    add("plan_path", metavar="PLAN", type=Path, help="YAML file: recipe, model, data and settings")
+    add("overrides", nargs="*", metavar="key=value", help="e.g. limit=8 sampling.temperature=1.0")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to write; the same one goes on")
+    add("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
+    make.set_defaults(handler=calls("mmalign.vlm.pair_making.commands:run_make"))

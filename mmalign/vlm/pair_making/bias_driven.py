@@ -23,7 +23,7 @@ from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = ["BiasConfig", "bias_driven", "sentences_of", "swapped"]
 
-_SENTENCE = re.compile(r"[^.!?]*(?:[.!?]+(?=\s|$)|$)", re.DOTALL)
+_BETWEEN = re.compile(r"(?<=[.!?])\s+")
 _YES_NO = re.compile(r"^(\s*)(yes|no)\b", re.IGNORECASE)
 _OPPOSITE = {"yes": "no", "no": "yes", "Yes": "No", "No": "Yes", "YES": "NO", "NO": "YES"}
 
@@ -54,8 +54,7 @@ class BiasConfig:
 
 def sentences_of(text: str) -> list[str]:
     """Sentences with their ends; white space between them is dropped."""
-    found = (match.group().strip() for match in _SENTENCE.finditer(text))
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in _BETWEEN.split(text.strip()) if sentence]
 
 
 def swapped(sentence: str) -> str:

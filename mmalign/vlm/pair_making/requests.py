@@ -6,7 +6,7 @@ can stand in. `mmalign.vlm.pair_making.writing` has those of a loaded model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mmalign.batch import PreferenceRow
 
@@ -51,6 +51,7 @@ class Request:
     stop_at_sentence: bool = False
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Writes answers."""
 
@@ -58,6 +59,7 @@ class Writer(Protocol):
         """One text per request, the prefix not repeated. Equal arguments give equal texts."""
 
 
+@runtime_checkable
 class YesNo(Protocol):
     """Answers questions about images by yes or no."""
 
@@ -65,6 +67,7 @@ class YesNo(Protocol):
         """(probability of yes, of no) for every row's prompt; they need not add up to 1."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Scores answers."""
 
@@ -72,6 +75,7 @@ class Scorer(Protocol):
         """One number per row and answer, higher is better."""
 
 
+@runtime_checkable
 class Similarity(Protocol):
     """Compares texts."""
 

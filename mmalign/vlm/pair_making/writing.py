@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Begun", "VlmWriter", "VlmYesNo", "begin", "first_sentence", "model_inputs"]
 
-_END = re.compile(r"[.!?]")
+_END = re.compile(r"[.!?](?=\s|$)")
 _YES = ("Yes", "yes", "YES", " Yes", " yes")
 _NO = ("No", "no", "NO", " No", " no")
 

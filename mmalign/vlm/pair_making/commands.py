@@ -1,0 +1,333 @@
+"""`mmalign pairs make`: a plan carried out, from prompts to rows that training reads."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmalign.batch import PreferenceRow
+from mmalign.data.config import ImageLimits
+from mmalign.data.media import decode_image, read_media
+from mmalign.errors import ConfigError, RowError, explain
+from mmalign.vlm.pair_making import bias_driven as bias
+from mmalign.vlm.pair_making import on_policy, perturbation, self_judging
+from mmalign.vlm.pair_making.claims import judge_claims
+from mmalign.vlm.pair_making.composing import multi_image_pairs
+from mmalign.vlm.pair_making.loading import Models, model_name
+from mmalign.vlm.pair_making.output import MadePair, Provenance, png, write_pairs, write_records
+from mmalign.vlm.pair_making.plan import DialoguePairPlan, read_pair_plan
+from mmalign.vlm.pair_making.requests import Sampling
+from mmalign.vlm.pair_making.selection import balance_lengths
+from mmalign.vlm.pair_making.stages import Stages, read_given
+from mmalign.vlm.pair_making.writing import VlmWriter, VlmYesNo
+
+__all__ = ["make_pairs", "run_make"]
+
+Columns = dict[str, Any]
+
+
+@dataclass
+class _Made:
+    """What a recipe gives: pairs, or rows in a layout of their own, or a file that somebody has to write."""
+
+    pairs: list[MadePair] = field(default_factory=list)
+    records: list[tuple[PreferenceRow, Columns]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    waits_for: str = ""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A plan with its models, rows and stages."""
+
+    plan: DialoguePairPlan
+    models: Models
+    rows: list[PreferenceRow]
+    stages: Stages
+
+    @property
+    def sampling(self) -> Sampling:
+        chosen = self.plan.sampling
+        return Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_p, chosen.repetition_penalty)
+
+    def own_answers(self) -> list[on_policy.OwnAnswers]:
+        write = VlmWriter(self.models.policy, self.plan.batch_size)
+        number = 1 if self.plan.recipe == "correct" else self.plan.sampling.num_answers
+        return on_policy.own_answers(
+            self.rows, write, self.stages, num_answers=number, sampling=self.sampling
+        )
+
+
+def _correct(work: _Work) -> _Made:
+    answers = work.own_answers()
+    file = work.plan.correct.file
+    if file is None:
+        return _Made(waits_for="correct.file: id, revised, and if known standard, own, report, author")
+    given = on_policy.read_corrections(read_given(file, needs=("id", "revised")))
+    pairs, records, counts = on_policy.corrected(answers, given)
+    if pairs and records:
+        # One file has one layout: OPA-DPO rows say more, so plain corrections wait for their reports.
+        counts["without_report"] = len(pairs)
+        counts["rows"] = len(records)
+        pairs = []
+    return _Made(pairs, records, counts)
+
+
+def _score(work: _Work) -> _Made:
+    answers, settings = work.own_answers(), work.plan.score
+    if settings.file is None:
+        return _Made(waits_for="score.file: id and scores, one number per answer")
+    answers = on_policy.given_scores(answers, read_given(settings.file, needs=("id", "scores")))
+    rule: Callable[[Sequence[float], int], list[tuple[int, int]]] = partial(
+        on_policy.extremes, spread=settings.spread
+    )
+    if settings.pairs == "all":
+        rule = partial(on_policy.all_above, difference=settings.difference, limit=settings.max_per_prompt)
+    pairs, counts = on_policy.paired_by_score(answers, rule=rule, seed=work.plan.seed)
+    return _Made(pairs, [], counts)
+
+
+def _claims(work: _Work) -> _Made:
+    settings, size = work.plan.claims, work.plan.batch_size
+    scored = judge_claims(
+        work.own_answers(),
+        divide=VlmWriter(work.models.writer, size),
+        judge=VlmYesNo(work.models.judge, size),
+        stages=work.stages,
+    )
+    rule = partial(on_policy.all_above, difference=settings.difference, limit=settings.max_per_prompt)
+    pairs, counts = on_policy.paired_by_score(scored, rule=rule, seed=work.plan.seed)
+    if settings.balance_lengths and pairs:
+        balance = balance_lengths([(pair.chosen, pair.rejected) for pair in pairs])
+        counts["unbalanced_length"] = len(pairs) - sum(balance.kept)
+        pairs = [pair for pair, keep in zip(pairs, balance.kept, strict=True) if keep]
+        counts["rows"] = len(pairs)
+    return _Made(pairs, [], counts)
+
+
+def _self_judged(work: _Work) -> _Made:
+    settings, size = work.plan.self_judged, work.plan.batch_size
+    write, judge = VlmWriter(work.models.policy, size), VlmYesNo(work.models.policy, size)
+    answers = self_judging.greedy_and_sampled(work.rows, write, work.stages, sampling=work.sampling)
+    wordings = (self_judging.JUDGE,) if settings.judges == "sima" else self_judging.WORDINGS
+    odds = self_judging.judged(answers, judge, work.stages, wordings=wordings)
+    pairs, counts = self_judging.sima_pairs(answers, odds, least=settings.least_odds)
+    return _Made(pairs, [], counts)
+
+
+def _multi_image(work: _Work) -> _Made:
+    from mmalign.vlm.pair_making.looking import VlmLooker
+
+    settings, plan = work.plan.multi_image, work.plan
+    look = VlmLooker(work.models.policy, settings.layer, plan.sampling.max_new_tokens, plan.batch_size)
+    single = [row for row in work.rows if len(row.images) == 1]
+    pairs, counts = multi_image_pairs(
+        single,
+        look,
+        partial(_decoded, limits=plan.data.images),
+        work.stages,
+        layouts=settings.layouts,
+        noise=settings.noise,
+    )
+    counts["not_one_image"] = len(work.rows) - len(single)
+    return _Made(pairs, [], counts)
+
+
+def _captions(work: _Work) -> _Made:
+    from mmalign.vlm.media import FrameChoice, MediaReader
+
+    settings, plan = work.plan.captions, work.plan
+    reader = MediaReader(plan.data.images, FrameChoice(num_frames=settings.num_frames))
+    shown = [row for row in work.rows if len(row.videos) == 1]
+    frames = [[png(frame) for frame in reader.clip(row.videos[0], where=row.source).frames] for row in shown]
+    pairs, counts = perturbation.temple_pairs(
+        shown,
+        frames,
+        describe=VlmWriter(work.models.policy, plan.batch_size),
+        summarise=VlmWriter(work.models.writer, plan.batch_size),
+        stages=work.stages,
+        sampling=work.sampling,
+        difficulties=settings.difficulties,
+    )
+    counts["not_one_video"] = len(work.rows) - len(shown)
+    return _Made(pairs, [], counts)
+
+
+def _mistakes(work: _Work) -> _Made:
+    write = VlmWriter(work.models.writer, work.plan.batch_size)
+    pairs, counts = perturbation.perturbed_words(work.rows, write, work.stages, sampling=work.sampling)
+    return _Made(pairs, [], counts)
+
+
+def _bias_driven(work: _Work) -> _Made:
+    from mmalign.vlm.pair_making.embedding import SentenceSimilarity
+
+    settings = work.plan.bias_driven
+    pairs, counts = bias.bias_driven(
+        work.rows,
+        VlmWriter(work.models.policy, work.plan.batch_size),
+        SentenceSimilarity.load(settings.similarity, device=work.models.device),
+        work.stages,
+        config=bias.BiasConfig(settings.hidden, settings.similar, settings.rounds, settings.swap),
+        sampling=work.sampling,
+    )
+    return _Made(pairs, [], counts)
+
+
+_RECIPES: dict[str, Callable[[_Work], _Made]] = {
+    "correct": _correct,
+    "score": _score,
+    "claims": _claims,
+    "self_judged": _self_judged,
+    "multi_image": _multi_image,
+    "captions": _captions,
+    "mistakes": _mistakes,
+    "bias_driven": _bias_driven,
+}
+
+
+def _decoded(media: bytes | str, *, limits: ImageLimits) -> Image.Image:
+    data = read_media(media, where=str(media)[:80], max_bytes=limits.max_bytes)
+    return decode_image(data, where=str(media)[:80], limits=limits).image
+
+
+def _rows(plan: DialoguePairPlan, counts: Counter[str]) -> list[PreferenceRow]:
+    """Prompts, with the answers of the data where the recipe needs them; those left out are counted.
+
+    Raises:
+        ConfigError: nothing there, or rows of one id.
+    """
+    from mmalign.data.readers import open_rows
+
+    table = open_rows(plan.data, kind="chosen" if plan.needs_truth else "prompts")
+    number = len(table) if plan.limit is None else min(plan.limit, len(table))
+    rows = []
+    for place in range(number):
+        try:
+            rows.append(table[place])
+        except RowError as error:
+            counts[error.reason] += 1
+    repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
+    if repeated:
+        message = explain(f"{plan.data.all_sources[0].path} id", got=repeated[0], expected="an id per row")
+        raise ConfigError(message)
+    return rows
+
+
+def _usable(
+    plan: DialoguePairPlan, rows: list[PreferenceRow], models: Models, stages: Stages, counts: Counter[str]
+) -> list[PreferenceRow]:
+    """Rows whose prompt and media the model can read: one bad picture must not end a long run.
+
+    Raises:
+        ConfigError: more than `data.max_bad_share` cannot be read.
+    """
+
+    def work(block: Sequence[PreferenceRow], seed: int) -> list[dict[str, Any]]:
+        del seed
+        return [{"problem": _problem(row, models)} for row in block]
+
+    records = stages.run("rows", rows, work, key=lambda row: row.id)
+    problems = [record["problem"] for record in records]
+    found = Counter(reason for reason in problems if reason)
+    counts.update(found)
+    total = len(rows) + sum(counts.values()) - found.total()
+    if total and counts.total() > plan.data.max_bad_share * total:
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        message = explain(
+            "rows",
+            got=f"[{counts.total()} of {total} unusable: {listed}]",
+            expected=f"at most a share of {plan.data.max_bad_share}",
+            do="Mend them, or raise data.max_bad_share.",
+        )
+        raise ConfigError(message)
+    return [row for row, problem in zip(rows, problems, strict=True) if not problem]
+
+
+def _problem(row: PreferenceRow, models: Models) -> str:
+    try:
+        models.policy.reader.prompt(row)
+    except RowError as error:
+        return error.reason
+    return ""
+
+
+def make_pairs(
+    plan: DialoguePairPlan,
+    output: Path,
+    *,
+    device: str | None = None,
+    report: Callable[[str, int, int], None] | None = None,
+) -> tuple[Path | None, Counter[str], str]:
+    """Carry out a plan; what was done before is not done again.
+
+    Args:
+        plan: models, data, recipe.
+        output: folder of rows, media and `stages/`.
+        device: None takes the best there is.
+        report: told (stage, done, total).
+
+    Returns:
+        `rows.jsonl` (None while a file is waited for), counts by reason, and what that file must hold.
+
+    Raises:
+        ConfigError: the plan, its data or a model does not fit, or too many rows cannot be read.
+    """
+    from mmalign.devices import best_device
+
+    unusable: Counter[str] = Counter()
+    rows = _rows(plan, unusable)
+    models = Models(plan, str(best_device(device)))
+    maker = model_name(models.policy)
+    aside = {"data", "limit", "correct", "score"}
+    settings = plan.model_dump(mode="json", exclude=aside | {"block_rows", "seed"})
+    named = {"maker": maker, "judge": model_name(models.judge), "writer": model_name(models.writer)}
+    # Stages do not depend on what is done with their records afterwards.
+    stage_settings = {**named, "tokens": settings["tokens"], "batch_size": plan.batch_size}
+    stages = Stages(output / "stages", stage_settings, plan.seed, plan.block_rows, report)
+    rows = _usable(plan, rows, models, stages, unusable)
+    made = _RECIPES[plan.recipe](_Work(plan, models, rows, stages))
+    made.counts.update(unusable)
+    if made.waits_for:
+        return None, made.counts, made.waits_for
+    whole = {**plan.model_dump(mode="json"), **named}
+    provenance = Provenance(plan.recipe, maker, whole, plan.seed)
+    if made.records:
+        return write_records(output, made.records, provenance, made.counts), made.counts, ""
+    return write_pairs(output, made.pairs, provenance, made.counts), made.counts, ""
+
+
+def run_make(
+    *, plan_path: Path, output: Path, device: str | None = None, overrides: Sequence[str] = ()
+) -> int:
+    """Make pairs by a plan. Returns 0.
+
+    Raises:
+        ConfigError: the plan, its data or a model does not fit.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+    plan = read_pair_plan(plan_path, overrides)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        rows, counts, waits_for = make_pairs(plan, output, device=device, report=told)
+    if rows is None:
+        print(f"answers are in {output / 'stages' / 'answers.jsonl'} (`key` is the row's id).")
+        print(f"Next: write a JSONL file for {waits_for}; then run this again with it.")
+        return 0
+    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if reason != "rows")
+    print(f"{rows}: {counts['rows']} rows ({left_out or 'nothing left out'}), card.yaml")
+    print(f"check them: mmalign data check {rows}")
+    return 0

@@ -1,0 +1,165 @@
+"""What `mmalign pairs make` runs: models, prompts, a recipe and its settings, as one YAML file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmalign.config_files import read_config, validated
+from mmalign.data.config import DataConfig
+from mmalign.train.sections import ModelConfig, Section
+from mmalign.train.token_sections import TokensConfig
+from mmalign.vlm.pair_making.multi_image import Layout
+
+__all__ = ["RECIPES", "DialoguePairPlan", "Recipe", "SamplingConfig", "read_pair_plan"]
+
+Recipe = Literal[
+    "correct", "score", "claims", "self_judged", "multi_image", "captions", "mistakes", "bias_driven"
+]
+
+RECIPES: dict[Recipe, str] = {
+    "correct": "the model's own answers, corrected by an expert in a file (OPA-DPO, RLHF-V)",
+    "score": "several own answers, scored in a file; best against worst, or all that differ (CheXalign)",
+    "claims": "several own answers, scored by their refuted claims (RLAIF-V)",
+    "self_judged": "a greedy and a drawn answer, judged by the model itself (SIMA)",
+    "multi_image": "questions asked again among several images, answers that looked elsewhere (MIA-DPO)",
+    "captions": "summaries of a video's clips, true and perturbed (TEMPLE)",
+    "mistakes": "true answers over the same with plausible mistakes written in (POVID)",
+    "bias_driven": "true answers over the model's guess with the image hidden (BDHS)",
+}
+"""Recipes and what they make."""
+
+_NEED_TRUTH = frozenset({"self_judged", "multi_image", "mistakes", "bias_driven"})
+
+
+class SamplingConfig(Section):
+    """How answers are drawn."""
+
+    num_answers: int = Field(10, ge=1, description="per prompt; recipes with one answer do not read it")
+    max_new_tokens: int = Field(512, ge=1)
+    temperature: float = Field(0.7, ge=0, description="0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, description="1 is none; TEMPLE: 1.05")
+
+
+class CorrectConfig(Section):
+    """Recipe correct."""
+
+    file: str | None = Field(
+        None,
+        description="JSONL: id, revised, and if known standard, own, report, author; absent: write answers",
+    )
+
+
+class ScoreConfig(Section):
+    """Recipe score."""
+
+    file: str | None = Field(
+        None, description="JSONL: id, scores (one per answer, null for none); absent: write answers"
+    )
+    pairs: Literal["extremes", "all"] = Field(
+        "extremes", description="best against worst, or all that differ"
+    )
+    spread: float = Field(1e-8, ge=0, description="extremes: scores must differ by more")
+    difference: float = Field(1.0, gt=0, description="all: least difference of a pair")
+    max_per_prompt: int | None = Field(None, ge=1, description="all: pairs of one prompt, drawn")
+
+
+class ClaimsConfig(Section):
+    """Recipe claims."""
+
+    difference: float = Field(1.0, gt=0, description="least difference in refuted claims")
+    max_per_prompt: int | None = Field(2, ge=1, description="pairs of one prompt, drawn")
+    balance_lengths: bool = Field(True, description="drop pairs until mean lengths are nearest")
+
+
+class SelfJudgedConfig(Section):
+    """Recipe self_judged."""
+
+    judges: Literal["sima", "agreement"] = Field(
+        "sima", description="SIMA's one judgement with the true answer, or several wordings that must agree"
+    )
+    least_odds: float = Field(0.0, ge=0, description="|log-odds| of every judgement must exceed it")
+
+
+class MultiImageConfig(Section):
+    """Recipe multi_image."""
+
+    layouts: tuple[Layout, ...] = Field(("sequence", "collage", "picture_in_picture"), min_length=1)
+    layer: int = Field(16, ge=0, description="whose attention counts, from 0")
+    noise: float = Field(0.0, ge=0, description="standard deviation on the other images of one picture")
+
+
+class CaptionsConfig(Section):
+    """Recipe captions."""
+
+    num_frames: int = Field(64, ge=4, description="key frames of a video, two to a clip")
+    difficulties: tuple[int, ...] = Field((16, 8, 4, 2), min_length=1, description="numbers of groups")
+
+
+class BiasDrivenConfig(Section):
+    """Recipe bias_driven."""
+
+    similarity: str = Field(
+        "sentence-transformers/all-mpnet-base-v2", description="folder or hub id of a sentence encoder"
+    )
+    hidden: float = Field(0.99, ge=0, le=1, description="probability that a visual token is hidden")
+    similar: float = Field(0.97, ge=-1, le=1, description="cosine from which a sentence is drawn again")
+    rounds: int = Field(5, ge=1)
+    swap: float = Field(
+        0.5, ge=0, le=1, description="probability that a leading yes becomes a no, or the reverse"
+    )
+
+
+class DialoguePairPlan(Section):
+    """One run of a pair maker."""
+
+    recipe: Recipe
+    model: ModelConfig
+    adapter: str | None = Field(None, description="folder of a trained adapter, put on the model")
+    judge: ModelConfig | None = Field(None, description="claims: who sees the image and says yes or no")
+    writer: ModelConfig | None = Field(
+        None, description="who works on words alone; default: judge, else model"
+    )
+    tokens: TokensConfig = Field(default_factory=TokensConfig)
+    data: DataConfig
+    limit: int | None = Field(None, ge=1, description="prompts")
+    seed: int = 0
+    block_rows: int = Field(
+        8, ge=1, description="rows worked on and written down together; draws depend on it"
+    )
+    batch_size: int = Field(8, ge=1, description="requests in one call of the network; draws depend on it")
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    correct: CorrectConfig = Field(default_factory=CorrectConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    claims: ClaimsConfig = Field(default_factory=ClaimsConfig)
+    self_judged: SelfJudgedConfig = Field(default_factory=SelfJudgedConfig)
+    multi_image: MultiImageConfig = Field(default_factory=MultiImageConfig)
+    captions: CaptionsConfig = Field(default_factory=CaptionsConfig)
+    bias_driven: BiasDrivenConfig = Field(default_factory=BiasDrivenConfig)
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> "DialoguePairPlan":
+        """A section of another recipe would be read by nobody."""
+        sections = set(RECIPES) & set(type(self).model_fields)
+        others = sorted((self.model_fields_set & sections) - {self.recipe})
+        if others:
+            message = f"got settings of {', '.join(others)}, expected those of recipe {self.recipe} alone"
+            raise ValueError(message)
+        return self
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether rows must have an answer of the data."""
+        return self.recipe in _NEED_TRUTH
+
+
+def read_pair_plan(path: str | Path, overrides: Sequence[str] = ()) -> DialoguePairPlan:
+    """The plan of a YAML file, with `section.key=value` overrides.
+
+    Raises:
+        ConfigError: no such file, not YAML, or values that do not fit; each with its place.
+    """
+    return validated(read_config(path, overrides), DialoguePairPlan)
