@@ -133,11 +133,15 @@ def _quantised(settings: "ModelConfig", dtype: torch.dtype) -> Any:
     )
 
 
-_WIDE_PARTS = [
-    *("lm_head", "vision_tower", "vision_model", "visual", "image_tower", "video_tower"),
+_SEEING = (
+    *("vision_tower", "vision_model", "visual", "image_tower", "video_tower"),
     *("multi_modal_projector", "connector"),
-]
-"""What quantisation leaves alone: the head, and what is small beside the language model and sees."""
+)
+_WIDE_PARTS = ["lm_head", *_SEEING, *(f"model.{name}" for name in _SEEING)]
+"""What quantisation leaves alone: the head, and what is small beside the language model and sees.
+
+Names are compared from their beginning: of the base model in some versions, of the whole one in others.
+"""
 
 
 def checkpoint_layers(model: Any) -> int:

@@ -193,7 +193,7 @@ def _pictures(traits: VlmTraits, pictures: Sequence[Picture], settings: Settings
     max_pixels = None if "size" in settings else settings.get("max_pixels")
     given = {name: value for name, value in settings.items() if name != "max_pixels"}
     images = [_at_most(item.image, max_pixels) for item in pictures]
-    text, tensors = _call(traits, "image", {"images": images, "images_kwargs": given}, len(images))
+    text, tensors = _call(traits, "image", {"images": [images], "images_kwargs": given}, len(images))
     counts = [_count(traits, "image", part) for part in text]
     made = []
     for place, (item, part, count) in enumerate(zip(pictures, text, counts, strict=True)):

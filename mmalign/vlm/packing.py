@@ -20,9 +20,9 @@ from mmalign.vlm.inputs import AnswerTokens, MediaKind, Medium, PromptTokens, Vi
 
 __all__ = ["Join", "inputs_of", "lay_out", "padded", "visible"]
 
-Join = Callable[[MediaKind, Sequence[Medium]], tuple[list[Mapping[str, Tensor]], list[int]]]
+Join = Callable[[MediaKind, Sequence[Medium], bool], tuple[list[Mapping[str, Tensor]], list[int]]]
 """Media of one kind to the groups of tensors that a vision tower reads, and the place of each medium's
-features among those of all, in the order the media were given."""
+features among those of all, in the order the media were given. True wants one group, in that order."""
 
 _KINDS: dict[MediaKind, int] = {"image": 1, "video": 2}
 
@@ -164,7 +164,7 @@ def _media(
     distinct = list(
         {(medium.digest, number if native else 0): medium for number, medium in enumerate(shown)}.values()
     )
-    groups, begins = join(kind, distinct)
+    groups, begins = join(kind, distinct, native)
     begin_of = {medium.digest: begin for medium, begin in zip(distinct, begins, strict=True)}
     source = [begin_of[medium.digest] + torch.arange(medium.num_tokens) for medium in shown]
     return {

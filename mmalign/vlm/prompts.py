@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from mmalign.batch import Candidate, ContentItem, Message, PreferenceRow
@@ -154,6 +155,9 @@ def render(processor: Any, messages: Sequence[Message], *, answer: bool = True) 
         processor: or tokenizer.
         messages: the dialogue.
         answer: call for an answer behind it.
+
+    Raises:
+        FieldError: `chat_template`, the template refuses the dialogue (a system turn, roles out of turn).
     """
     template = getattr(processor, "chat_template", None)
     if not template:
@@ -163,7 +167,17 @@ def render(processor: Any, messages: Sequence[Message], *, answer: bool = True) 
         {"role": message.role, "content": _contents(message) if sees else _words(message)}
         for message in messages
     ]
-    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    try:
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    except TemplateError as error:
+        roles = [message.role for message in messages]
+        complaint = explain(
+            "dialogue",
+            got=roles,
+            expected="turns that the model's chat template takes",
+            do=f"It says: {error}",
+        )
+        raise FieldError(complaint, reason="chat_template", field_name="messages") from error
     return str(text)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmalign.batch import Message
+from mmalign.errors import ShapeError, explain
 from mmalign.vlm.inputs import Features, MediaKind, Medium, VlmInputs
 from mmalign.vlm.packing import visible
 from mmalign.vlm.prompts import Seam
@@ -171,15 +172,34 @@ class VlmTraits:
         del kind
         return {name: torch.cat([tensors[name] for tensors in media]) for name in media[0]}
 
-    def join(self, kind: MediaKind, media: Sequence[Medium]) -> tuple[list[Mapping[str, Tensor]], list[int]]:
-        """Groups of tensors for the vision tower, and the place of each medium's features among all."""
+    def join(
+        self, kind: MediaKind, media: Sequence[Medium], whole: bool = False
+    ) -> tuple[list[Mapping[str, Tensor]], list[int]]:
+        """Groups of tensors for the vision tower, and the place of each medium's features among all.
+
+        Args:
+            kind: of all of them.
+            media: in the order shown.
+            whole: one group in that order, for the model's own forward.
+
+        Raises:
+            ShapeError: media of several shapes cannot be one group.
+        """
         numbers: dict[tuple[int, ...], list[int]] = {}
         for number, medium in enumerate(media):
-            numbers.setdefault(self.group(medium), []).append(number)
+            numbers.setdefault(() if whole else self.group(medium), []).append(number)
         begins, begin = [0] * len(media), 0
         for members in numbers.values():
             for number in members:
                 begins[number], begin = begin, begin + media[number].num_tokens
+        if whole and kind == "video" and len({self.group(medium) for medium in media}) > 1:
+            message = explain(
+                "videos of one micro-batch",
+                got="[several numbers of frames or sizes]",
+                expected="one, for the model's own forward",
+                do="Set train.batch_size 1, or tokens.num_frames.",
+            )
+            raise ShapeError(message)
         groups = [
             self.together(kind, [media[number].tensors for number in members]) for members in numbers.values()
         ]

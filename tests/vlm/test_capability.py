@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import ConfigError
-from mmalign.testing.vlm_families import dialogue, load_vlm, token_log_probs
+from mmalign.testing.vlm_dialogues import dialogue, load_vlm, token_log_probs
 from mmalign.vlm.families.gemma3 import Gemma3Traits
 from mmalign.vlm.families.llava import LlavaTraits
 from mmalign.vlm.families.qwen2_5_vl import Qwen25VLTraits

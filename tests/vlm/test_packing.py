@@ -104,7 +104,8 @@ def test_shared_media_are_handed_over_once_and_placed_wherever_they_are_shown() 
     ]
     given: list[Any] = []
 
-    def join(kind: str, media: Any) -> Any:
+    def join(kind: str, media: Any, whole: bool) -> Any:
+        assert not whole
         given.append((kind, [medium.digest for medium in media]))
         return [{"pixel_values": torch.cat([medium.tensors["pixel_values"] for medium in media])}], [0, 2]
 

@@ -147,3 +147,13 @@ def test_a_span_outside_its_text_is_refused() -> None:
     with pytest.raises(FieldError, match=r"spans: got \[2, 9\], expected 0 <= start <= end <= 5") as caught:
         span_weights("abcd", [(2, 9, 1.0)], [(0, 4)])
     assert caught.value.reason == "bad_span"
+
+
+def test_a_dialogue_that_the_template_refuses_is_counted(tiny_vlm_folder: Callable[[str], Path]) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_vlm_folder("llava"))
+    processor.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(
+        FieldError, match=r"dialogue: got \[.*'user'.*\].*System role not supported"
+    ) as caught:
+        render(processor, [Message("user", (ContentItem("text", "Hi"),))])
+    assert caught.value.reason == "chat_template"

@@ -14,7 +14,7 @@ from PIL import Image
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.errors import ConfigError, RowError
 from mmalign.methods.row import View
-from mmalign.testing.vlm_families import ANSWERS, batch_of, dialogue, load_vlm, photo, token_log_probs
+from mmalign.testing.vlm_dialogues import ANSWERS, batch_of, dialogue, load_vlm, photo, token_log_probs
 from mmalign.vlm.family import VlmModel
 
 Folder = Callable[[str], Path]
@@ -255,3 +255,13 @@ def test_transparent_and_turned_pictures_are_seen_upright_in_rgb(tiny_vlm_folder
         for data in (buffer, white)
     ]
     assert digests[0] == digests[1]
+
+
+def test_a_beginning_that_a_template_writes_twice_is_refused(tiny_vlm_folder: Folder) -> None:
+    model = load_vlm("causal_lm", tiny_vlm_folder("causal_lm"), dtype=torch.float32)
+    tokenizer = model.traits.tokenizer
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}"
+    with pytest.raises(RowError, match="the token of the beginning twice") as caught:
+        model.example(dialogue(1, images=0), key=0)
+    assert caught.value.reason == "double_bos"
