@@ -137,7 +137,8 @@ def length_controlled_win_rate(
 ) -> ControlledWins:
     """Win rate at equal lengths: logistic regression of wins on tanh of the standardised length difference.
 
-    p(win) = sigmoid(a + b tanh(d / sd(d))), d = words - words of the other; the controlled rate is sigmoid(a).
+    p(win) = sigmoid(a + b tanh(d / sd(d))), d = words - words of the other; the controlled rate is
+    sigmoid(a).
     A small ridge on b keeps it finite where length decides every game. AlpacaEval's version has a term per
     prompt besides, for how hard it is, fitted over many models; with two models there is none.
 
