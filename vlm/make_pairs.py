@@ -2,7 +2,7 @@
 
 Own answers, corrected:              python vlm/make_pairs.py vlm/configs/pairs/correct.yaml --output runs/own
 The same once corrections are there: python vlm/make_pairs.py ... correct.file=corrections.jsonl
-Judged claim by claim (RLAIF-V):     python vlm/make_pairs.py vlm/configs/pairs/claims.yaml --output runs/rlaif
+Judged claim by claim (RLAIF-V):     python vlm/make_pairs.py vlm/configs/pairs/claims.yaml --output runs/rv
 
 The same command is `mmalign pairs make`; everything it does is in `mmalign.vlm.pair_making`.
 """

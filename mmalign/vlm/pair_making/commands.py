@@ -17,6 +17,7 @@ from mmalign.vlm.pair_making import bias_driven as bias
 from mmalign.vlm.pair_making import on_policy, perturbation, self_judging
 from mmalign.vlm.pair_making.claims import judge_claims
 from mmalign.vlm.pair_making.composing import multi_image_pairs
+from mmalign.vlm.pair_making.following import VlmFollowUps
 from mmalign.vlm.pair_making.loading import Models, model_name
 from mmalign.vlm.pair_making.output import MadePair, Provenance, png, write_pairs, write_records
 from mmalign.vlm.pair_making.plan import DialoguePairPlan, read_pair_plan
@@ -111,6 +112,14 @@ def _claims(work: _Work) -> _Made:
 
 def _self_judged(work: _Work) -> _Made:
     settings, size = work.plan.self_judged, work.plan.batch_size
+    if settings.judges == "follow_ups":
+        likely = VlmFollowUps(work.models.policy)
+        score = partial(self_judging.mean_likelihood, likely, settings.follow_ups)
+        scored = on_policy.score_answers(
+            work.own_answers(), score, work.stages, settings={"follow_ups": list(settings.follow_ups)}
+        )
+        pairs, counts = on_policy.paired_by_score(scored, rule=on_policy.extremes, seed=work.plan.seed)
+        return _Made(pairs, [], counts)
     write, judge = VlmWriter(work.models.policy, size), VlmYesNo(work.models.policy, size)
     answers = self_judging.greedy_and_sampled(work.rows, write, work.stages, sampling=work.sampling)
     wordings = (self_judging.JUDGE,) if settings.judges == "sima" else self_judging.WORDINGS

@@ -184,8 +184,14 @@ def _opa_columns(row: PreferenceRow, own: str, found: Correction) -> dict[str, A
 # --- scores -------------------------------------------------------------------------------------------------
 
 
-def score_answers(answers: Sequence[OwnAnswers], score: Scorer, stages: Stages) -> list[OwnAnswers]:
-    """The answers with scores of a function."""
+def score_answers(
+    answers: Sequence[OwnAnswers],
+    score: Scorer,
+    stages: Stages,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> list[OwnAnswers]:
+    """The answers with scores of a function; `settings` are what the function depends on."""
 
     def work(block: Sequence[OwnAnswers], seed: int) -> list[dict[str, Any]]:
         del seed
@@ -194,7 +200,12 @@ def score_answers(answers: Sequence[OwnAnswers], score: Scorer, stages: Stages) 
         return [{"scores": [next(values) for _ in answer.texts]} for answer in block]
 
     records = stages.run(
-        "scores", answers, work, key=lambda answer: answer.row.id, depends=lambda answer: list(answer.texts)
+        "scores",
+        answers,
+        work,
+        key=lambda answer: answer.row.id,
+        settings=settings,
+        depends=lambda answer: list(answer.texts),
     )
     return [
         OwnAnswers(answer.row, answer.texts, tuple(record["scores"]))

@@ -11,6 +11,7 @@ from mmalign.data.config import DataConfig
 from mmalign.train.sections import ModelConfig, Section
 from mmalign.train.token_sections import TokensConfig
 from mmalign.vlm.pair_making.multi_image import Layout
+from mmalign.vlm.pair_making.self_judging import FOLLOW_UPS
 
 __all__ = ["RECIPES", "DialoguePairPlan", "Recipe", "SamplingConfig", "read_pair_plan"]
 
@@ -22,7 +23,7 @@ RECIPES: dict[Recipe, str] = {
     "correct": "the model's own answers, corrected by an expert in a file (OPA-DPO, RLHF-V)",
     "score": "several own answers, scored in a file; best against worst, or all that differ (CheXalign)",
     "claims": "several own answers, scored by their refuted claims (RLAIF-V)",
-    "self_judged": "a greedy and a drawn answer, judged by the model itself (SIMA)",
+    "self_judged": "own answers, judged by the model itself (SIMA, agreement, follow-ups)",
     "multi_image": "questions asked again among several images, answers that looked elsewhere (MIA-DPO)",
     "captions": "summaries of a video's clips, true and perturbed (TEMPLE)",
     "mistakes": "true answers over the same with plausible mistakes written in (POVID)",
@@ -77,9 +78,12 @@ class ClaimsConfig(Section):
 class SelfJudgedConfig(Section):
     """Recipe self_judged."""
 
-    judges: Literal["sima", "agreement"] = Field(
-        "sima", description="SIMA's one judgement with the true answer, or several wordings that must agree"
+    judges: Literal["sima", "agreement", "follow_ups"] = Field(
+        "sima",
+        description="SIMA's one judgement with the true answer; several wordings that must agree; or "
+        "sampling.num_answers answers, best against worst by how likely a content follow-up is",
     )
+    follow_ups: tuple[str, ...] = Field(FOLLOW_UPS, min_length=1, description="what the user says next")
     least_odds: float = Field(0.0, ge=0, description="|log-odds| of every judgement must exceed it")
 
 

@@ -20,7 +20,7 @@ from mmalign.vlm.pair_making.output import MadePair
 from mmalign.vlm.pair_making.requests import Sampling, Writer, YesNo, question
 from mmalign.vlm.pair_making.stages import Stages
 
-__all__ = ["FOLLOW_UPS", "JUDGE", "WORDINGS", "followed_up", "greedy_and_sampled", "judged", "sima_pairs"]
+__all__ = ["FOLLOW_UPS", "JUDGE", "WORDINGS", "greedy_and_sampled", "judged", "mean_likelihood", "sima_pairs"]
 
 JUDGE = (
     "Two answers to a question about the picture are given, and the true answer for comparison. Judge which "
@@ -153,25 +153,24 @@ def sima_pairs(
     return pairs, counts
 
 
-def followed_up(
-    answers: Sequence[OwnAnswers], likelihood: Likelihood, *, follow_ups: Sequence[str] = FOLLOW_UPS
-) -> list[OwnAnswers]:
-    """The answers with the mean log-probability of the follow-ups as scores.
+def mean_likelihood(
+    likelihood: Likelihood,
+    follow_ups: Sequence[str],
+    rows: Sequence[PreferenceRow],
+    answers: Sequence[str],
+) -> list[float]:
+    """Mean over follow-ups of their mean log-probability per token, one number per row and answer.
 
     Args:
-        answers: of the policy.
-        likelihood: mean log-probability per token of an utterance of the user after a row's answer.
-        follow_ups: their mean counts.
+        likelihood: of one utterance of the user behind a row's answer.
+        follow_ups: what a content listener might say.
+        rows: prompts.
+        answers: one per row.
 
     Raises:
         ConfigError: no follow-up.
     """
     if not follow_ups:
         raise ConfigError(explain("follow_ups", got="[none]", expected="at least one utterance"))
-    rows = [answer.row for answer in answers for _ in answer.texts]
-    texts = [text for answer in answers for text in answer.texts]
-    found = [likelihood(rows, texts, utterance) for utterance in follow_ups]
-    means = iter(sum(values) / len(follow_ups) for values in zip(*found, strict=True))
-    return [
-        OwnAnswers(answer.row, answer.texts, tuple(next(means) for _ in answer.texts)) for answer in answers
-    ]
+    found = [likelihood(rows, answers, utterance) for utterance in follow_ups]
+    return [sum(values) / len(follow_ups) for values in zip(*found, strict=True)]

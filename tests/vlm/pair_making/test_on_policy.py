@@ -21,9 +21,9 @@ from mmalign.vlm.pair_making.on_policy import (
 from mmalign.vlm.pair_making.requests import Sampling
 from mmalign.vlm.pair_making.self_judging import (
     WORDINGS,
-    followed_up,
     greedy_and_sampled,
     judged,
+    mean_likelihood,
     sima_pairs,
 )
 
@@ -208,11 +208,10 @@ def test_judging_by_the_truth_needs_a_truth(row, stages) -> None:
 
 
 def test_follow_ups_score_by_their_mean_likelihood(row) -> None:
-    answers = [OwnAnswers(row("a"), ("x", "yy"))]
-
     def likelihood(rows, texts, utterance):
-        return [-len(text) * len(utterance) for text in texts]
+        return [-float(len(text) * len(utterance)) for text in texts]
 
-    assert followed_up(answers, likelihood, follow_ups=("a", "bbb"))[0].scores == (-2.0, -4.0)
+    rows = [row("a"), row("a")]
+    assert mean_likelihood(likelihood, ("a", "bbb"), rows, ["x", "yy"]) == [-2.0, -4.0]
     with pytest.raises(ConfigError, match="at least one utterance"):
-        followed_up(answers, likelihood, follow_ups=())
+        mean_likelihood(likelihood, (), rows, ["x", "yy"])

@@ -1,5 +1,6 @@
 """A loaded model writes, judges and looks as pair makers ask."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from mmalign import registry
+from mmalign.batch import ContentItem, Message
 from mmalign.cli.main import main
 from mmalign.data.config import DataConfig
 from mmalign.data.readers import open_rows
@@ -18,11 +20,13 @@ from mmalign.errors import ConfigError
 from mmalign.train.sections import ModelConfig
 from mmalign.train.token_sections import TokensConfig
 from mmalign.vlm.pair_making.embedding import SentenceSimilarity
+from mmalign.vlm.pair_making.following import VlmFollowUps, differing_span
 from mmalign.vlm.pair_making.loading import weights_digest
 from mmalign.vlm.pair_making.looking import VlmLooker
 from mmalign.vlm.pair_making.plan import RECIPES, read_pair_plan
 from mmalign.vlm.pair_making.requests import Request, Sampling
 from mmalign.vlm.pair_making.writing import VlmWriter, VlmYesNo, begin, first_sentence, model_inputs
+from mmalign.vlm.prompts import render
 
 CONFIGS = Path(__file__).parents[3] / "vlm" / "configs" / "pairs"
 GREEDY = Sampling(max_new_tokens=7, temperature=0.0)
@@ -151,6 +155,39 @@ def test_sentences_are_compared_by_their_mean_states(tmp_path: Path) -> None:
     assert similarity(["a cat"], ["dog dog dog"])[0] == pytest.approx(other, abs=1e-6)
     with pytest.raises(ConfigError, match="a folder or hub id of a sentence encoder"):
         SentenceSimilarity.load(str(tmp_path / "none"))
+
+
+def test_a_follow_up_is_found_in_the_tokens_of_a_dialogue() -> None:
+    assert differing_span(torch.tensor([1, 2, 7, 8, 3, 4]), torch.tensor([1, 2, 5, 3, 4])) == (2, 4)
+    assert differing_span(torch.tensor([1, 1, 1]), torch.tensor([1, 1])) == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_follow_up_is_scored_as_the_model_does(load, row, name: str) -> None:
+    model = load(name)
+    (score,) = VlmFollowUps(model)([row("a")], ["a red circle"], "where is it")
+    prompt = render(
+        model.traits.processor,
+        [
+            Message("user", (ContentItem("image"), ContentItem("text", "what is it?"))),
+            Message("assistant", (ContentItem("text", "a red circle"),)),
+            Message("user", (ContentItem("text", "where is it"),)),
+        ],
+    )
+    picture = Image.open(io.BytesIO(row("a").images[0]))
+    inputs = model.traits.processor(text=[prompt], images=[picture], return_tensors="pt")
+    with torch.no_grad():
+        shares = model.bare_network(**inputs).logits[0].log_softmax(dim=-1)
+    ids = inputs["input_ids"][0]
+    words = model.traits.tokenizer.decode(ids)
+    assert words.count("where is it") == 1
+    ends = [len(model.traits.tokenizer.decode(ids[: n + 1])) for n in range(len(ids))]
+    begin_at = words.index("where is it")
+    inside = [
+        n for n in range(1, len(ids)) if ends[n] > begin_at and ends[n - 1] < begin_at + len("where is it")
+    ]
+    mean = torch.stack([shares[n - 1, ids[n]] for n in inside]).mean().item()
+    assert score == pytest.approx(mean, abs=1e-4)
 
 
 # --- commands -----------------------------------------------------------------------------------------------
