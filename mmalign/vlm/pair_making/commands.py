@@ -301,6 +301,7 @@ def make_pairs(
     rows = _usable(plan, rows, models, stages, unusable)
     made = _RECIPES[plan.recipe](_Work(plan, models, rows, stages))
     made.counts.update(unusable)
+    made.counts = +made.counts  # what happened never is not told
     if made.waits_for:
         return None, made.counts, made.waits_for
     whole = {**plan.model_dump(mode="json"), **named}
