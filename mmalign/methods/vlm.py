@@ -1,36 +1,62 @@
 """Rows of methods for vision-language models: objectives on token log-probabilities, with released numbers.
 
-Objectives that know no modality (dpo, simpo, kto, ...) run on tokens as they are; a row stands here where a
-method needs more than its formula: candidates under other images, or settings that were released for such
-models. What a row leaves open it takes from the row of its objective.
+Objectives that know no modality (dpo, simpo, kto, ...) run on tokens as they are, from the `PRESET`; a row
+stands here where a method needs more than its formula (candidates under other images, numbers of the data)
+or where settings were released for such models. What a row leaves open it takes from the row of its
+objective.
 """
 
-from mmalign.methods.row import Default, Mark, Method, View
+from collections.abc import Mapping
+from types import MappingProxyType
 
-__all__ = ["ROWS"]
+from mmalign.methods.row import Default, Mark, Method, Taxonomy, View
+
+__all__ = ["PRESET", "ROWS"]
+
+Value = float | int | str | bool
+
+_BETWEEN = "between the released scripts, which train LoRA of rank 64 to 256 at 1e-6 to 5e-5"
+
+PRESET: Mapping[str, Default] = MappingProxyType(
+    {
+        "learning_rate": Default(1e-5, "ours", _BETWEEN),
+        "rank": Default(64, "ours", _BETWEEN),
+        "lora_alpha": Default(128, "ours", _BETWEEN),
+        "effective_batch": Default(32, "ours", _BETWEEN),
+        "schedule": Default("cosine", "ours", "as most released scripts"),
+        "warmup_ratio": Default(0.1, "ours", "as most released scripts"),
+        "epochs": Default(1, "ours", "as most released scripts"),
+    }
+)
+"""Settings of a language model's run where a method's row has none."""
+
+_DPO_FORMULA = (
+    "r_c = sum over the answer's tokens of (log p of the policy - log p of the reference)\n"
+    "z = beta * (r of chosen - r of rejected)\nloss = -log sigmoid(z)"
+)
+_CORRUPTED = (View(0),)
 
 
-def _of(mark: Mark, **values: float | int | str | bool) -> dict[str, Default]:
-    """Settings of one source."""
+def _code(**values: Value) -> dict[str, Default]:
+    """Settings of the official code."""
+    return _marked("code", values)
+
+
+def _paper(**values: Value) -> dict[str, Default]:
+    """Settings of the paper's text."""
+    return _marked("paper", values)
+
+
+def _marked(mark: Mark, values: Mapping[str, Value]) -> dict[str, Default]:
     return {name: Default(value, mark) for name, value in values.items()}
 
 
-_PRESET: dict[str, float | int | str | bool] = {
-    "learning_rate": 1e-5,
-    "rank": 64,
-    "lora_alpha": 128,
-    "effective_batch": 32,
-    "schedule": "cosine",
-    "warmup_ratio": 0.1,
-    "epochs": 1,
-}
-_OURS = {
-    name: Default(value, "ours", "between the released scripts: LoRA rates of 5e-6 to 1e-5 at rank 64 to 128")
-    for name, value in _PRESET.items()
-}
+def _ours(note: str, **values: Value) -> dict[str, Default]:
+    """Settings that are ours."""
+    return {name: Default(value, "ours", note) for name, value in values.items()}
 
-_CORRUPTED = (View(0),)
-"""Candidate 2: the chosen answer beside the corrupted image."""
+
+_GROUNDED = Taxonomy(model_property="grounding")
 
 _DPO = Method(
     name="dpo",
@@ -38,7 +64,7 @@ _DPO = Method(
     paper="2305.18290",
     year=2023,
     objective="dpo",
-    defaults={"language": {**_OURS, "beta": Default(0.1, "ours", "the value of every released script")}},
+    defaults={"language": _ours("the value of every released script for such models", beta=0.1)},
 )
 
 _MDPO = Method(
@@ -50,23 +76,392 @@ _MDPO = Method(
     likelihood="tokens",
     views=_CORRUPTED,
     defaults={
+        "language": _code(
+            beta=0.1,
+            learning_rate=1e-5,
+            rank=64,
+            lora_alpha=128,
+            effective_batch=32,
+            schedule="cosine",
+            warmup_ratio=0.1,
+            epochs=3,
+            weight_decay=0.05,
+            adam_beta2=0.98,
+            corruption="crop",
+        )
+    },
+)
+
+_CHIP = Method(
+    name="chip",
+    title="CHiP: Cross-modal Hierarchical Direct Preference Optimization for Multimodal LLMs",
+    paper="2501.16629",
+    year=2025,
+    objective="chip",
+    likelihood="tokens",
+    views=_CORRUPTED,
+    defaults={
         "language": {
-            **_of(
-                "code",
+            **_code(
                 beta=0.1,
-                learning_rate=1e-5,
-                rank=64,
-                lora_alpha=128,
+                token_coefficient=0.1,
+                image_coefficient=1.0,
+                learning_rate=5e-7,
                 effective_batch=32,
-                schedule="cosine",
-                warmup_ratio=0.1,
-                epochs=3,
-                weight_decay=0.05,
-                adam_beta2=0.98,
-                corruption="crop",
-            )
+                max_grad_norm=20.0,
+                epochs=1,
+                corruption="diffusion_noise",
+                corruption_strength=500.0,
+            ),
+            **_ours("the released learning rate is that of full fine-tuning", warmup_ratio=0.1),
         }
     },
 )
 
-ROWS = (_DPO, _MDPO)
+_OPA = Method(
+    name="opa_dpo",
+    title="Mitigating Hallucinations in Large Vision-Language Models via DPO: On-Policy Data Hold the Key",
+    paper="2501.09695",
+    year=2025,
+    objective="opa_dpo",
+    likelihood="tokens",
+    views=(View(0), View(2)),
+    defaults={
+        "language": _code(
+            beta=0.1,
+            image_coefficient=0.2,
+            anchor_coefficient=1.0,
+            learning_rate=1e-6,
+            rank=256,
+            lora_alpha=512,
+            effective_batch=32,
+            schedule="cosine",
+            warmup_steps=5,
+            epochs=4,
+            corruption="pixel_mask",
+            corruption_strength=0.3,
+        )
+    },
+)
+
+_VDPO = Method(
+    name="vdpo_guided",
+    title="V-DPO: Mitigating Hallucination in Large Vision Language Models via Vision-Guided DPO",
+    paper="2411.02712",
+    year=2024,
+    objective="vdpo_guided",
+    likelihood="tokens",
+    views=(View(0, "blank", "imageless_score"), View(1, "blank", "imageless_score")),
+    defaults={
+        "language": {
+            **_code(beta=0.1, learning_rate=1e-6, effective_batch=64, epochs=4, weight_decay=0.05),
+            **_ours(
+                "the released script has 0, which leaves no gradient; 1 is DPO without guidance",
+                guidance=1.5,
+            ),
+        }
+    },
+)
+
+_VIDEO = Method(
+    name="vdpo_video",
+    title="PaMi-VDPO: Mitigating Video Hallucinations by Prompt-Aware Multi-Instance Video Preference "
+    "Learning",
+    paper="2504.05810",
+    year=2025,
+    objective="dpo",
+    likelihood="tokens",
+    data="chosen",
+    views=_CORRUPTED,
+    formula="candidate 0 = (video, answer), candidate 1 = (augmented video, the same answer)\n"
+    "r_c = sum over the answer's tokens of (log p of the policy - log p of the reference)\n"
+    "loss = -log sigmoid(beta * (r_0 - r_1))",
+    needs=frozenset({"reference"}),
+    defaults={
+        "language": _ours("no number was released", beta=0.1, corruption="shuffle"),
+    },
+    status="experimental",
+    unverified="the form of the loss is read from the abstract; candidates, thresholds and weights of the "
+    "selection (`mmalign.vlm.pair_making`) are not published",
+    fixes="grounding",
+    taxonomy=_GROUNDED,
+)
+
+_HSA = Method(
+    name="hsa_dpo",
+    title="Detecting and Mitigating Hallucination in Large Vision Language Models via Fine-Grained AI "
+    "Feedback",
+    paper="2404.14233",
+    year=2024,
+    objective="hsa_dpo",
+    likelihood="tokens",
+    defaults={
+        "language": _code(
+            beta=0.1, learning_rate=2e-6, rank=128, lora_alpha=256, effective_batch=32, epochs=2
+        )
+    },
+)
+
+_DDPO = Method(
+    name="dense_dpo",
+    title="RLHF-V: Towards Trustworthy MLLMs via Behavior Alignment from Fine-grained Correctional Human "
+    "Feedback",
+    paper="2312.00849",
+    year=2023,
+    objective="dense_dpo",
+    likelihood="tokens",
+    defaults={
+        "language": _paper(
+            beta=0.5, weight=5.0, normaliser="weight", learning_rate=5e-7, effective_batch=32, epochs=7
+        )
+    },
+)
+
+_RRPO = Method(
+    name="rrpo",
+    title="Self-Alignment of Large Video Language Models with Refined Regularized Preference Optimization",
+    paper="2504.12083",
+    year=2025,
+    objective="rrpo",
+    likelihood="tokens",
+    defaults={
+        "language": _code(
+            beta=0.1,
+            alpha=0.01,
+            learning_rate=5e-6,
+            rank=128,
+            lora_alpha=256,
+            effective_batch=32,
+            schedule="cosine",
+            warmup_ratio=0.03,
+            epochs=1,
+        )
+    },
+)
+
+_MM = Method(
+    name="mm_dpo",
+    title="MM-RLHF: The Next Step Forward in Multimodal LLM Alignment",
+    paper="2502.10391",
+    year=2025,
+    objective="mm_dpo",
+    likelihood="tokens",
+    defaults={
+        "language": {
+            **_paper(beta=0.1, strength=0.5, rate=0.5, nll_coefficient=0.25),
+            **_code(learning_rate=1e-6, epochs=1),
+        }
+    },
+)
+
+_CHEX = Method(
+    name="lc_dpo_chexalign",
+    title="CheXalign: Preference fine-tuning in chest X-ray interpretation models without human feedback",
+    paper="2410.07025",
+    year=2024,
+    objective="lc_dpo_chexalign",
+    likelihood="tokens",
+    defaults={
+        "language": _code(
+            beta=0.05,
+            alpha=0.05,
+            learning_rate=1e-6,
+            effective_batch=32,
+            schedule="cosine",
+            warmup_ratio=0.1,
+            epochs=1,
+        )
+    },
+)
+
+_MPO = Method(
+    name="mpo",
+    title="Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference "
+    "Optimization",
+    paper="2411.10442",
+    year=2024,
+    objective="mpo",
+    likelihood="tokens",
+    objective_arguments={"delta_rule": "none", "normaliser": "sequence_mean"},
+    defaults={
+        "language": _ours(
+            "recalled, not read: the weights are the paper's",
+            beta=0.1,
+            preference=0.8,
+            quality=0.2,
+            generation=1.0,
+            learning_rate=5e-6,
+            effective_batch=256,
+        )
+    },
+)
+
+
+def _with_nll(
+    name: str, title: str, paper: str, year: int, coefficient: Default, **settings: Value
+) -> Method:
+    """DPO with the chosen answer's negative log-likelihood per token: several papers' loss."""
+    return Method(
+        name=name,
+        title=title,
+        paper=paper,
+        year=year,
+        objective="rpo_sft",
+        likelihood="tokens",
+        objective_arguments={"normaliser": "sequence_mean"},
+        formula=f"{_DPO_FORMULA} + coefficient * mean negative log-likelihood of the chosen answer's tokens",
+        needs=frozenset({"reference"}),
+        defaults={"language": {"coefficient": coefficient, **_code(**settings)}},
+        fixes="grounding",
+        taxonomy=_GROUNDED,
+    )
+
+
+def _as_dpo(name: str, title: str, paper: str, year: int, official_code: str, **settings: Value) -> Method:
+    """DPO as it is: the method lies in its data, and its released settings here."""
+    return Method(
+        name=name,
+        title=title,
+        paper=paper,
+        year=year,
+        objective="dpo",
+        likelihood="tokens",
+        formula=_DPO_FORMULA,
+        needs=frozenset({"reference"}),
+        official_code=official_code,
+        defaults={"language": _code(beta=0.1, **settings)},
+        fixes="grounding",
+        taxonomy=_GROUNDED,
+    )
+
+
+_DATA_METHODS = (
+    _with_nll(
+        "mia_dpo",
+        "MIA-DPO: Multi-Image Augmented Direct Preference Optimization For Large Vision-Language Models",
+        "2410.17637",
+        2024,
+        Default(0.1, "paper", "the ablation's best; the released script has 0"),
+        beta=0.1,
+        learning_rate=5e-5,
+        rank=128,
+        lora_alpha=256,
+        effective_batch=64,
+        schedule="linear",
+        warmup_ratio=0.1,
+        epochs=1,
+    ),
+    _with_nll(
+        "sym_dpo",
+        "SymDPO: Boosting In-Context Learning of Large Multimodal Models with Symbol Demonstration DPO",
+        "2411.11909",
+        2024,
+        Default(1.0, "code"),
+        beta=0.1,
+        learning_rate=5e-6,
+        rank=64,
+        lora_alpha=16,
+        schedule="linear",
+        weight_decay=0.1,
+        epochs=1,
+    ),
+    _with_nll(
+        "llava_hound",
+        "Direct Preference Optimization of Video Large Multimodal Models from Language Model Reward",
+        "2404.01258",
+        2024,
+        Default(0.1, "ours", "gamma of the released loss is an argument; no value was seen"),
+        beta=0.1,
+    ),
+    _as_dpo(
+        "rlaif_v",
+        "RLAIF-V: Open-Source AI Feedback Leads to Super GPT-4 Trustworthiness",
+        "2405.17220",
+        2024,
+        "RLHF-V/RLAIF-V 83d917b",
+        learning_rate=1e-5,
+        rank=64,
+        lora_alpha=16,
+        effective_batch=8,
+        schedule="cosine",
+        warmup_ratio=0.05,
+        weight_decay=0.01,
+        epochs=4,
+    ),
+    _as_dpo(
+        "temple",
+        "TEMPLE: Temporal Preference Learning of Video LLMs via Difficulty Scheduling and Pre-SFT Alignment",
+        "2503.16929",
+        2025,
+        "lscpku/TEMPLE 59f135d",
+        learning_rate=5e-6,
+        rank=32,
+        lora_alpha=64,
+        effective_batch=16,
+        warmup_ratio=0.05,
+        epochs=1,
+    ),
+    _as_dpo(
+        "povid_text",
+        "Aligning Modalities in Vision Large Language Models via Preference Fine-tuning",
+        "2402.11411",
+        2024,
+        "YiyangZhou/POVID 92c7c67",
+        learning_rate=1e-7,
+        rank=128,
+        lora_alpha=256,
+        epochs=3,
+    ),
+    _as_dpo(
+        "ha_dpo",
+        "Beyond Hallucinations: Enhancing LVLMs through Hallucination-Aware Direct Preference Optimization",
+        "2311.16839",
+        2023,
+        "opendatalab/HA-DPO 42f72c5",
+        learning_rate=2e-6,
+        rank=128,
+        lora_alpha=256,
+        effective_batch=128,
+        epochs=1,
+    ),
+    _as_dpo(
+        "silkie",
+        "Silkie: Preference Distillation for Large Visual Language Models",
+        "2312.10665",
+        2023,
+        "vlf-silkie/VLFeedback de0bff3",
+        learning_rate=1e-5,
+        rank=64,
+        lora_alpha=16,
+        epochs=3,
+        weight_decay=0.05,
+        adam_beta2=0.98,
+    ),
+    _as_dpo(
+        "sima",
+        "Enhancing Visual-Language Modality Alignment in Large Vision Language Models via Self-Improvement",
+        "2405.15973",
+        2024,
+        "umd-huang-lab/SIMA ba9e7ed",
+        learning_rate=1e-7,
+        rank=128,
+        lora_alpha=256,
+        epochs=3,
+    ),
+    _as_dpo(
+        "csr",
+        "Calibrated Self-Rewarding Vision Language Models",
+        "2405.14622",
+        2024,
+        "YiyangZhou/CSR 353de42",
+        learning_rate=1e-7,
+        rank=128,
+        lora_alpha=256,
+        epochs=1,
+    ),
+)
+
+ROWS = (
+    *(_DPO, _MDPO, _CHIP, _OPA, _VDPO, _VIDEO, _HSA, _DDPO, _RRPO, _MM, _CHEX, _MPO),
+    *_DATA_METHODS,
+)

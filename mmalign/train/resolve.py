@@ -105,6 +105,8 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
     language = registry.modality(config.model.family) == "language"
     _require_suits(method, path, language=language)
     defaults = method.defaults_for(config.model.family, "language" if language else "image")
+    if language:
+        defaults = _over_preset(defaults)
     parameters = objectives.signature(method.objective).parameters
     arguments: dict[str, float | int | str | bool] = {
         name: item.value for name, item in defaults.items() if name in parameters
@@ -150,6 +152,14 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         differences=_differences(config, defaults, arguments, row_arguments),
         path=path,
     )
+
+
+def _over_preset(defaults: Mapping[str, Default]) -> dict[str, Default]:
+    """The row's settings over those of any language model; of steps and epochs only what the row names."""
+    from mmalign.methods.vlm import PRESET
+
+    left = {name: value for name, value in PRESET.items() if _ALTERNATIVES.get(name) not in defaults}
+    return {**left, **defaults}
 
 
 _ALTERNATIVES = {"steps": "epochs", "epochs": "steps"} | {
