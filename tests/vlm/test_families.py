@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmalign import registry
 from mmalign.testing.tiny_vlm import TINY_VLMS
+from mmalign.testing.vlm_dialogues import dialogue, load_vlm, own_sums, token_log_probs
 from mmalign.testing.vlm_families import VlmFamilyConformance, VlmTrainingConformance
 
 
@@ -26,22 +28,27 @@ class TestLlava(_Scores):
     family = "llava"
 
 
+@pytest.mark.slow
 class TestLlavaNext(_Scores):
     family = "llava_next"
 
 
+@pytest.mark.slow
 class TestLlavaOnevision(_Scores):
     family = "llava_onevision"
 
 
+@pytest.mark.slow
 class TestLlavaNextVideo(_Scores):
     family = "llava_next_video"
 
 
+@pytest.mark.slow
 class TestVideoLlava(_Scores):
     family = "video_llava"
 
 
+@pytest.mark.slow
 class TestQwen2VL(_Scores):
     family = "qwen2_vl"
 
@@ -50,14 +57,17 @@ class TestQwen25VL(_Scores):
     family = "qwen2_5_vl"
 
 
+@pytest.mark.slow
 class TestQwen3VL(_Scores):
     family = "qwen3_vl"
 
 
+@pytest.mark.slow
 class TestInternVL(_Scores):
     family = "internvl"
 
 
+@pytest.mark.slow
 class TestSmolVLM(_Scores):
     family = "smolvlm"
 
@@ -66,10 +76,12 @@ class TestGemma3(_Scores):
     family = "gemma3"
 
 
+@pytest.mark.slow
 class TestPaliGemma(_Scores):
     family = "paligemma"
 
 
+@pytest.mark.slow
 class TestCausalLM(_Scores):
     family = "causal_lm"
 
@@ -136,6 +148,17 @@ class TestPaliGemmaTrains(_Trains):
 @pytest.mark.slow
 class TestCausalLMTrains(_Trains):
     family = "causal_lm"
+
+
+@pytest.mark.parametrize("family", sorted(TINY_VLMS))
+def test_every_family_packs_and_scores_as_its_own_loss_does(
+    family: str, tiny_vlm_folder: Callable[[str], Path]
+) -> None:
+    model = load_vlm(family, tiny_vlm_folder(family))
+    assert model.mode.packed, model.notes
+    row = dialogue(1, images=1 if "image" in model.traits.sees else 0)
+    expected = torch.tensor(own_sums(model, model.bare_network, row), dtype=torch.float64)
+    torch.testing.assert_close(token_log_probs(model, [row]).sum(-1)[0], expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("suite", [_Scores, _Trains])
