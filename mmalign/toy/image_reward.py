@@ -83,23 +83,9 @@ def style_score(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, 
 
     The innermost pixel of the frame's place does not count: an autoencoder may blur it.
     """
-    return (_border_contrast(images) >= _DARKER).float().mean(dim=1)
-
-
-def frame_darkness(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, " image"]:
-    """How far the border is on its way to a frame, at most 1; differentiable, 1 where `style_score` is 1.
-
-    A border pixel counts by its luminance below the background's, up to the 0.6 that make a frame; a brighter
-    one counts below 0, so that the gradient never ends.
-    """
-    return (_border_contrast(images) / _DARKER).clamp(max=1.0).mean(dim=1)
-
-
-def _border_contrast(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image pixel"]:
-    """How much darker than the background each pixel of the border is."""
     border = images[:, :, _border(images, FRAME_WIDTH - 1)]
-    luma = _LUMA.to(images.device)[None, :, None]
-    return ((background_of(images).detach()[:, :, None] - border) * luma).sum(dim=1)
+    contrast = ((background_of(images)[:, :, None] - border) * _LUMA[None, :, None]).sum(dim=1)
+    return (contrast >= _DARKER).float().mean(dim=1)
 
 
 def _unframed(images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:

@@ -241,10 +241,6 @@ def _reward(name: str) -> Any:
         from mmalign.toy.reward_functions import ExactReward
 
         return ExactReward()
-    if name == "frame":
-        from mmalign.toy.reward_functions import FrameReward
-
-        return FrameReward()
     if name == "step_aware":
         from mmalign import rewards
         from mmalign.rewards.on_pixels import OnPixels

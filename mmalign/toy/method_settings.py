@@ -51,7 +51,7 @@ class MethodSetting:
     common: Settings = field(default_factory=dict)
     data: DataSpec = field(default_factory=DataSpec)
     view: Literal["noise", "flow"] = "noise"
-    reward: Literal["none", "exact", "frame", "step_aware"] = "none"
+    reward: Literal["none", "exact", "step_aware"] = "none"
     item: str = "pair"
 
     def settings(self, number: int) -> dict[str, Any]:

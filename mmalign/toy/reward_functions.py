@@ -8,9 +8,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmalign.rewards.sample import Sample, to_image
-from mmalign.toy.image_reward import Score, frame_darkness, score_images, score_tensor
+from mmalign.toy.image_reward import Score, score_images, score_tensor
 
-__all__ = ["ExactReward", "FrameReward", "faithfulness", "reward", "style"]
+__all__ = ["ExactReward", "faithfulness", "reward", "style"]
 
 
 def _scores(samples: Sequence[Sample]) -> list[Score | None]:
@@ -43,24 +43,6 @@ def faithfulness(samples: Sequence[Sample]) -> list[float]:
 def style(samples: Sequence[Sample]) -> list[float]:
     """Share of the border that is a dark frame, in [0, 1]."""
     return [math.nan if score is None else score.style for score in _scores(samples)]
-
-
-class FrameReward:
-    """How far the border is on its way to a frame: the part of the exact reward that has a gradient."""
-
-    name = "toy_frame"
-    takes_timestep = False
-    is_differentiable = True
-
-    def __call__(
-        self,
-        pixels: Float[Tensor, "row 3 height width"],
-        prompts: Sequence[str],
-        timestep: Shaped[Tensor, " row"] | None = None,
-    ) -> Float[Tensor, " row"]:
-        """Darkness of the border in [0, 1]; gradients reach the pixels."""
-        del prompts, timestep
-        return frame_darkness(pixels)
 
 
 class ExactReward:
