@@ -151,7 +151,7 @@ METHODS: Mapping[str, MethodSetting] = MappingProxyType(
             "online_diffusion_dpo",
             _tries("objective.beta", 1000.0, 300.0),
             reward="exact",
-            train__steps=64,
+            train__steps=128,
             train__learning_rate=1e-3,
             rollout__num_steps=6,
             rollout__spacing="trailing",
