@@ -28,7 +28,7 @@ from mmalign.vlm.prompts import (
     split_answer,
     tokenise,
 )
-from mmalign.vlm.recorded import numbers_of
+from mmalign.vlm.recorded import completed, numbers_of
 from mmalign.vlm.traits import Settings, VlmTraits
 
 __all__ = ["DialogueReader", "Shown"]
@@ -116,6 +116,7 @@ class DialogueReader:
                 (`no_answer_tokens`), or a row that does not fit (`too_long`).
             ConfigError: it does not fit, and `fit` says that this is an error.
         """
+        row = completed(row, views=self.views, record=self.record)
         shown = self._shown(row, key)
         settings, counts = self.settings, {"shrunk_images": 0, "cut_answers": 0, "merged_seams": 0}
         while True:

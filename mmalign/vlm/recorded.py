@@ -1,14 +1,17 @@
 """Numbers that come with the data: per answer, or over stretches of an answer's text."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.dialogues import changed_spans, with_revised
 from mmalign.data.rows import FieldError
 from mmalign.errors import explain
+from mmalign.methods.row import View
 
-__all__ = ["PER_TOKEN", "numbers_of"]
+__all__ = ["PER_TOKEN", "completed", "numbers_of"]
 
 Stretch = tuple[int, int, float]
 
@@ -22,6 +25,36 @@ PER_TOKEN: dict[str, float] = {
 """Numbers of tokens, and their value outside all spans: marks are 0 there, weights 1."""
 
 _SIDES = ("chosen", "rejected")
+_FROM_WORDS = {"changed": 3, "phrase": 1}
+"""Marks that follow from the two texts, and the shortest run of shared words that parts two of them: of
+RLHF-V (there over tokens) and of RRPO."""
+
+
+def completed(row: PreferenceRow, *, views: tuple[View, ...], record: frozenset[str]) -> PreferenceRow:
+    """The row with what a method reads of it and its file leaves implicit.
+
+    A revised answer becomes a candidate where the method shows it to other images; marks of words in which
+    the two answers differ are found where the data have none.
+
+    Raises:
+        RowError: the method wants a revised answer, and there is none.
+    """
+    if any(view.answer >= len(row.candidates) for view in views):
+        row = with_revised(row)
+    missing = [name for name in _FROM_WORDS if name in record and not _is_given(row, name)]
+    if not missing or len(row.candidates) != len(_SIDES):
+        return row
+    first, second = (candidate.text or "" for candidate in row.candidates)
+    found = {
+        name: [list(spans) for spans in changed_spans(first, second, min_match=_FROM_WORDS[name])]
+        for name in missing
+    }
+    return replace(row, extras={**row.extras, **found})
+
+
+def _is_given(row: PreferenceRow, name: str) -> bool:
+    names = (name, f"{name}_chosen", "spans_chosen")
+    return any(each in row.extras for each in names)
 
 
 def numbers_of(
