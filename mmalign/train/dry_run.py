@@ -1,6 +1,5 @@
 """The plan of a run without the run: what it would train, how much memory it would take."""
 
-import os
 from typing import Any
 
 import torch
@@ -10,18 +9,21 @@ from torch import nn
 
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import ResolvedRun, resolved_content
-from mmalign.train.loader import Layout
 from mmalign.train.model import PreferenceModel
 from mmalign.train.parts import DTYPES, load_model, reference_kind
 from mmalign.train.plan import (
     MemoryItem,
+    Plan,
     derived_values,
+    layout_of,
     memory_estimate,
     print_plan,
     saved_activation_bytes,
 )
 from mmalign.train.rollout_memory import memory_of_rollouts, rows_with_gradient
 from mmalign.train.rollouts import is_online, require_fitting
+from mmalign.train.token_plan import plan_dialogues
+from mmalign.train.token_sections import tokens_of
 
 __all__ = ["describe"]
 
@@ -86,6 +88,25 @@ def describe(
         reward_bytes: size of the reward that scores the samples; None: none, or not known.
     """
     console = console or Console()
+    is_image = tokens_of(run.config) is None
+    plan = _plan_images(run, reward_bytes) if is_image else plan_dialogues(run)
+    console.print(
+        yaml.safe_dump(resolved_content(plan.run), sort_keys=False).rstrip(), highlight=False, markup=False
+    )
+    console.print()
+    print_plan(
+        plan.run, derived=plan.derived, trainables=plan.trainables, memory=plan.memory, console=console
+    )
+    for note in plan.notes:
+        console.print(f"  {note}", highlight=False, markup=False)
+    return {
+        "derived": plan.derived,
+        "trained": plan.trainables.count,
+        "memory": {item.component: item.num_bytes for item in plan.memory},
+    }
+
+
+def _plan_images(run: ResolvedRun, reward_bytes: int | None) -> Plan:
     device = torch.device(
         "cuda" if torch.cuda.is_available() and run.config.train.device == "auto" else "cpu"
     )
@@ -95,22 +116,10 @@ def describe(
     trainables = attach(
         model.network, run.config.adapter, default_targets=model.adapter_targets, seed=run.config.train.seed
     )
-    layout = Layout(
-        run.config.train.batch_size, run.config.train.accumulation, int(os.environ.get("WORLD_SIZE", "1"))
+    return Plan(
+        run=run,
+        trainables=trainables,
+        derived=derived_values(run, layout_of(run), torch.Size(model.latent_shape).numel()),
+        memory=_memory(run, model, trainables, reference_kind(run), reward_bytes),
+        notes=list(getattr(model, "notes", [])),
     )
-    num_elements = torch.Size(model.latent_shape).numel()
-    derived = derived_values(run, layout, num_elements)
-    kind = reference_kind(run)
-    memory = _memory(run, model, trainables, kind, reward_bytes)
-    console.print(
-        yaml.safe_dump(resolved_content(run), sort_keys=False).rstrip(), highlight=False, markup=False
-    )
-    console.print()
-    print_plan(run, derived=derived, trainables=trainables, memory=memory, console=console)
-    for note in getattr(model, "notes", []):
-        console.print(f"  {note}", highlight=False, markup=False)
-    return {
-        "derived": derived,
-        "trained": trainables.count,
-        "memory": {item.component: item.num_bytes for item in memory},
-    }

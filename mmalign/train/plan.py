@@ -1,6 +1,7 @@
 """What a run would do and need, before it does it: `mmalign train CONFIG --dry-run`."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +18,15 @@ from mmalign.train.adapters import Trainables
 from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
 
-__all__ = ["MemoryItem", "derived_values", "memory_estimate", "print_plan", "saved_activation_bytes"]
+__all__ = [
+    "MemoryItem",
+    "Plan",
+    "derived_values",
+    "layout_of",
+    "memory_estimate",
+    "print_plan",
+    "saved_activation_bytes",
+]
 
 GIB = 2**30
 _RECOMPUTE = "_gradient_checkpointing_func"  # where diffusers' blocks keep what recomputes them
@@ -30,6 +39,31 @@ class MemoryItem:
     component: str
     num_bytes: int
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dry run prints.
+
+    Args:
+        run: with what followed from its data, where those are at hand.
+        trainables: of the network.
+        derived: what follows from the settings.
+        memory: per component.
+        notes: what was assumed, and what the model says of itself.
+    """
+
+    run: ResolvedRun
+    trainables: Trainables
+    derived: dict[str, str]
+    memory: list[MemoryItem]
+    notes: list[str]
+
+
+def layout_of(run: ResolvedRun) -> Layout:
+    """Batches of a run on as many processes as were launched."""
+    train = run.config.train
+    return Layout(train.batch_size, train.accumulation, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def derived_values(run: ResolvedRun, layout: Layout, num_elements: int | None) -> dict[str, str]:
@@ -68,7 +102,9 @@ def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Fl
     """
     # Buffers that are not saved (PixArt's positions) are in no state dictionary.
     placed = {**network.state_dict(keep_vars=True), **dict(network.named_buffers())}
-    own = {name: torch.empty_like(value, device="meta") for name, value in placed.items()}
+    # One stand-in per tensor: a head may be tied to the embedding.
+    stand_ins = {id(value): torch.empty_like(value, device="meta") for value in placed.values()}
+    own = {name: stand_ins[id(value)] for name, value in placed.items()}
     for name, value in network.named_parameters():
         own[name].requires_grad_(value.requires_grad)
     held: dict[int, int] = {}
@@ -165,12 +201,23 @@ def memory_estimate(
     encoders: dict[str, nn.Module],
     activation_bytes: int,
     reference_kind: str,
+    frozen_bytes: int | None = None,
 ) -> list[MemoryItem]:
-    """Device memory per component; the sum is a lower bound of the peak (workspaces come on top)."""
+    """Device memory per component; the sum is a lower bound of the peak (workspaces come on top).
+
+    Args:
+        run: resolved.
+        trainables: of the network, on any device.
+        encoders: name to what stands beside it.
+        activation_bytes: of one micro-batch.
+        reference_kind: as the run resolves it.
+        frozen_bytes: of the frozen weights where they are held narrower than the network here; None: as here.
+    """
     config = run.config
     parameters = list(trainables.network.parameters())
     trained = _bytes(parameter for parameter in parameters if parameter.requires_grad)
     frozen = _bytes(parameter for parameter in parameters if not parameter.requires_grad)
+    frozen = frozen if frozen_bytes is None else frozen_bytes
     per_weight = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}[config.train.optimizer or "adamw"]
     items = [
         MemoryItem("network, frozen weights", frozen),

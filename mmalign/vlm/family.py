@@ -34,6 +34,7 @@ from mmalign.vlm.vision import encode_media
 if TYPE_CHECKING:
     from mmalign.train.config import ModelConfig
     from mmalign.train.token_sections import TokensConfig
+    from mmalign.vlm.outline import ModelOutline
 
 __all__ = ["VlmFamily", "VlmModel", "VlmPolicy"]
 
@@ -283,10 +284,39 @@ class VlmFamily:
         model = load_model(
             settings, config, dtype=network_dtype or dtype, device=device, sees=bool(self.traits.sees)
         )
-        traits = self.traits(model.config, processor)
+        reader = self._reader(self.traits(model.config, processor), tokens, views, record, corrupt)
+        network = LanguageNetwork(model, reader.traits).requires_grad_(False)
+        return VlmModel(self.name, network, reader, settings, tokens, device=device)
+
+    def outline(
+        self,
+        settings: "ModelConfig",
+        tokens: "TokensConfig",
+        *,
+        dtype: torch.dtype,
+        views: tuple[View, ...] = (),
+        record: frozenset[str] = frozenset(),
+    ) -> "ModelOutline":
+        """The model's shapes without its weights, for plans; arguments and errors as `load`."""
+        from mmalign.vlm.outline import ModelOutline, outline_network
+
+        config = load_config(settings, self.name, self.traits.model_types)
+        processor = load_processor(settings, sees=bool(self.traits.sees))
+        network = outline_network(settings, config, self.traits, processor, dtype=dtype)
+        reader = self._reader(network.traits, tokens, views, record, None)
+        return ModelOutline(network, reader, settings, tokens)
+
+    def _reader(
+        self,
+        traits: VlmTraits,
+        tokens: "TokensConfig",
+        views: tuple[View, ...],
+        record: frozenset[str],
+        corrupt: Callable[[Any, int], Any] | None,
+    ) -> DialogueReader:
         if corrupt is None and any(view.images == "corrupted" for view in views):
             corrupt = _corruption(tokens)
-        reader = DialogueReader(
+        return DialogueReader(
             traits=traits,
             media=MediaReader(ImageLimits(), _frame_choice(traits, tokens)),
             settings=traits.image_settings(min_pixels=tokens.min_pixels, max_pixels=tokens.max_pixels),
@@ -298,8 +328,6 @@ class VlmFamily:
             corrupt=corrupt,
             record=record,
         )
-        network = LanguageNetwork(model, traits).requires_grad_(False)
-        return VlmModel(self.name, network, reader, settings, tokens, device=device)
 
 
 def _frame_choice(traits: VlmTraits, tokens: "TokensConfig") -> FrameChoice:

@@ -1,0 +1,130 @@
+"""The plan of a run that trains a language model: shapes from its configs, lengths from its data."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmalign import objectives, registry
+from mmalign.batch import PreferenceRow
+from mmalign.data.readers import RowTable, open_rows
+from mmalign.errors import MmalignError, RowError
+from mmalign.train.adapters import attach
+from mmalign.train.config import ResolvedRun
+from mmalign.train.parts import DTYPES, reference_kind
+from mmalign.train.plan import (
+    MemoryItem,
+    Plan,
+    derived_values,
+    layout_of,
+    memory_estimate,
+    saved_activation_bytes,
+)
+from mmalign.train.steps import with_steps
+from mmalign.train.token_sections import tokens_of
+from mmalign.train.token_supply import OF_THE_ROW
+
+__all__ = ["plan_dialogues"]
+
+_LOOKED_AT = 24
+"""Rows of the data, evenly spread, whose longest are counted."""
+
+
+def plan_dialogues(run: ResolvedRun) -> Plan:
+    """What a run would train and need, without loading its weights.
+
+    Lengths are those of rows of its data where they can be opened, else of a made-up dialogue.
+
+    Raises:
+        ConfigError: the model's configs cannot be read, or an adapter fits nothing.
+    """
+    train, layout = run.config.train, layout_of(run)
+    outline = _outline(run)
+    table, notes = _opened(run)
+    if table is not None:
+        run = with_steps(run, num_rows=len(table), effective_batch=layout.effective_batch)
+        notes.append(f"{run.config.train.steps} optimiser steps over {len(table)} rows")
+    rows = [] if table is None else _spread(table)
+    if table is not None and not rows:
+        notes.append("none of the rows looked at can be read: `mmalign data check` says why")
+    # Before the adapter, whose layers hide the linear ones.
+    frozen = outline.frozen_bytes() if run.config.adapter.kind == "lora" else None
+    trainables = attach(
+        outline.network,
+        run.config.adapter,
+        default_targets=outline.adapter_targets,
+        seed=train.seed,
+        trains=outline.trains,
+    )
+    batch = outline.batch(rows or [outline.example_row()], train.batch_size, made_up=not rows)
+    dtype = DTYPES[train.mixed_precision]
+
+    def forward(network: nn.Module) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16):
+            states: torch.Tensor = network(batch.inputs)
+        return states
+
+    memory = memory_estimate(
+        run,
+        trainables,
+        encoders={},
+        activation_bytes=saved_activation_bytes(trainables.network, forward),
+        reference_kind=reference_kind(run),
+        frozen_bytes=frozen,
+    )
+    memory += [
+        MemoryItem("attention masks", outline.mask_bytes(batch), "packed rows"),
+        MemoryItem("logits, one tile", outline.tile_bytes(batch), "however long the answers are"),
+    ]
+    where = f"the longest of {len(rows)} rows of the data" if rows else "a made-up dialogue"
+    return Plan(
+        run=run,
+        trainables=trainables,
+        derived=derived_values(run, layout, None),
+        memory=[item for item in memory if item.num_bytes],
+        notes=[f"counted for {where}: {batch}", *outline.notes, *notes, *_assumptions(run, outline)],
+    )
+
+
+def _outline(run: ResolvedRun) -> Any:
+    """The family's model as shapes, told what the method wants of every row."""
+    precision = DTYPES[run.config.train.mixed_precision]
+    return registry.find("families", run.config.model.family).outline(
+        run.config.model,
+        tokens_of(run.config),
+        dtype=torch.float32 if run.config.adapter.kind == "none" else precision,
+        views=run.method.views,
+        record=objectives.build(run.method.objective, **run.objective_arguments).needs & OF_THE_ROW,
+    )
+
+
+def _opened(run: ResolvedRun) -> tuple[RowTable | None, list[str]]:
+    """The run's rows; None, and why, where they cannot be opened here."""
+    try:
+        return open_rows(run.config.data, kind=run.method.data), []
+    except MmalignError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        return None, [f"the data cannot be opened here, so steps are open: {reason}"]
+
+
+def _spread(table: RowTable) -> list[PreferenceRow]:
+    """Readable rows from all over the table."""
+    count = min(len(table), _LOOKED_AT)
+    rows = []
+    for number in range(count):
+        try:
+            rows.append(table[number * len(table) // count])
+        except RowError:  # counted and listed by the run, and by `mmalign data check`
+            continue
+    return rows
+
+
+def _assumptions(run: ResolvedRun, outline: Any) -> list[str]:
+    tokens = outline.tokens
+    layout = "answers packed behind their prompt" if outline.packed else "a row per answer"
+    notes = [f"layout: {layout}; a run tests it against the model's own forward before it trains"]
+    if run.config.model.quantization is not None:
+        notes.append(f"{run.config.model.quantization}: the language model's linear layers, nothing else")
+    if tokens.train_vision or tokens.train_projector:
+        notes.append("activations of the trained tower or projector are not counted")
+    return notes
