@@ -114,14 +114,14 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
 def _add_make(stages: Any, calls: Callable[[str], Any]) -> None:
     make = stages.add_parser(
         "make",
-        help="pairs of answers of a vision-language model, by one of eight recipes",
-        description="correct, score, claims, self_judged, multi_image, captions, mistakes, bias_driven. "
-        "Writes rows.jsonl, media and card.yaml; answers and judgements are kept under stages/ as they are "
-        "made. correct and score write answers first and go on once their file is there.",
+        help="pairs of answers of a vision-language model, by one of nine recipes",
+        description="correct, score, claims, self_judged, multi_image, captions, mistakes, bias_driven, "
+        "prompt_writer. Writes rows.jsonl, media and card.yaml; answers and judgements are kept under "
+        "stages/ as they are made. correct and score write answers first and go on once their file is there.",
     )
     add = make.add_argument
     add("plan_path", metavar="PLAN", type=Path, help="YAML file: recipe, model, data and settings")
     add("overrides", nargs="*", metavar="key=value", help="e.g. limit=8 sampling.temperature=1.0")
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write; the same one goes on")
     add("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
-    make.set_defaults(handler=calls("mmalign.vlm.pair_making.commands:run_make"))
+    make.set_defaults(handler=calls("mmalign.evals.pairs.painter:run_make"))

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,55 +18,23 @@ from mmalign.vlm.pair_making.claims import judge_claims
 from mmalign.vlm.pair_making.composing import multi_image_pairs
 from mmalign.vlm.pair_making.following import VlmFollowUps
 from mmalign.vlm.pair_making.loading import Models, model_name
-from mmalign.vlm.pair_making.output import MadePair, Provenance, png, write_pairs, write_records
+from mmalign.vlm.pair_making.output import Provenance, png, write_pairs, write_records
+from mmalign.vlm.pair_making.painters import Tools
 from mmalign.vlm.pair_making.plan import DialoguePairPlan, read_pair_plan
-from mmalign.vlm.pair_making.requests import Sampling
+from mmalign.vlm.pair_making.rewriting import rewritten
 from mmalign.vlm.pair_making.selection import balance_lengths
 from mmalign.vlm.pair_making.stages import Stages, read_given
+from mmalign.vlm.pair_making.work import Made, Work
 from mmalign.vlm.pair_making.writing import VlmWriter, VlmYesNo
 
 __all__ = ["make_pairs", "run_make"]
 
-Columns = dict[str, Any]
 
-
-@dataclass
-class _Made:
-    """What a recipe gives: pairs, or rows in a layout of their own, or a file that somebody has to write."""
-
-    pairs: list[MadePair] = field(default_factory=list)
-    records: list[tuple[PreferenceRow, Columns]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    waits_for: str = ""
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A plan with its models, rows and stages."""
-
-    plan: DialoguePairPlan
-    models: Models
-    rows: list[PreferenceRow]
-    stages: Stages
-
-    @property
-    def sampling(self) -> Sampling:
-        chosen = self.plan.sampling
-        return Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_p, chosen.repetition_penalty)
-
-    def own_answers(self) -> list[on_policy.OwnAnswers]:
-        write = VlmWriter(self.models.policy, self.plan.batch_size)
-        number = 1 if self.plan.recipe == "correct" else self.plan.sampling.num_answers
-        return on_policy.own_answers(
-            self.rows, write, self.stages, num_answers=number, sampling=self.sampling
-        )
-
-
-def _correct(work: _Work) -> _Made:
+def _correct(work: Work) -> Made:
     answers = work.own_answers()
     file = work.plan.correct.file
     if file is None:
-        return _Made(waits_for="correct.file: id, revised, and if known standard, own, report, author")
+        return Made(waits_for="correct.file: id, revised, and if known standard, own, report, author")
     given = on_policy.read_corrections(read_given(file, needs=("id", "revised")))
     pairs, records, counts = on_policy.corrected(answers, given)
     if pairs and records:
@@ -75,24 +42,26 @@ def _correct(work: _Work) -> _Made:
         counts["without_report"] = len(pairs)
         counts["rows"] = len(records)
         pairs = []
-    return _Made(pairs, records, counts)
+    return Made(pairs, records, counts)
 
 
-def _score(work: _Work) -> _Made:
+def _score(work: Work) -> Made:
     answers, settings = work.own_answers(), work.plan.score
     if settings.file is None:
-        return _Made(waits_for="score.file: id and scores, one number per answer")
+        return Made(waits_for="score.file: id and scores, one number per answer")
     answers = on_policy.given_scores(answers, read_given(settings.file, needs=("id", "scores")))
+    if work.plan.rows != "pairs":
+        return work.imitated(answers)
     rule: Callable[[Sequence[float], int], list[tuple[int, int]]] = partial(
         on_policy.extremes, spread=settings.spread
     )
     if settings.pairs == "all":
         rule = partial(on_policy.all_above, difference=settings.difference, limit=settings.max_per_prompt)
     pairs, counts = on_policy.paired_by_score(answers, rule=rule, seed=work.plan.seed)
-    return _Made(pairs, [], counts)
+    return Made(pairs, [], counts)
 
 
-def _claims(work: _Work) -> _Made:
+def _claims(work: Work) -> Made:
     settings, size = work.plan.claims, work.plan.batch_size
     scored = judge_claims(
         work.own_answers(),
@@ -100,6 +69,8 @@ def _claims(work: _Work) -> _Made:
         judge=VlmYesNo(work.models.judge, size),
         stages=work.stages,
     )
+    if work.plan.rows != "pairs":
+        return work.imitated(scored)
     rule = partial(on_policy.all_above, difference=settings.difference, limit=settings.max_per_prompt)
     pairs, counts = on_policy.paired_by_score(scored, rule=rule, seed=work.plan.seed)
     if settings.balance_lengths and pairs:
@@ -107,10 +78,10 @@ def _claims(work: _Work) -> _Made:
         counts["unbalanced_length"] = len(pairs) - sum(balance.kept)
         pairs = [pair for pair, keep in zip(pairs, balance.kept, strict=True) if keep]
         counts["rows"] = len(pairs)
-    return _Made(pairs, [], counts)
+    return Made(pairs, [], counts)
 
 
-def _self_judged(work: _Work) -> _Made:
+def _self_judged(work: Work) -> Made:
     settings, size = work.plan.self_judged, work.plan.batch_size
     if settings.judges == "follow_ups":
         likely = VlmFollowUps(work.models.policy)
@@ -118,17 +89,19 @@ def _self_judged(work: _Work) -> _Made:
         scored = on_policy.score_answers(
             work.own_answers(), score, work.stages, settings={"follow_ups": list(settings.follow_ups)}
         )
+        if work.plan.rows != "pairs":
+            return work.imitated(scored)
         pairs, counts = on_policy.paired_by_score(scored, rule=on_policy.extremes, seed=work.plan.seed)
-        return _Made(pairs, [], counts)
+        return Made(pairs, [], counts)
     write, judge = VlmWriter(work.models.policy, size), VlmYesNo(work.models.policy, size)
     answers = self_judging.greedy_and_sampled(work.rows, write, work.stages, sampling=work.sampling)
     wordings = (self_judging.JUDGE,) if settings.judges == "sima" else self_judging.WORDINGS
     odds = self_judging.judged(answers, judge, work.stages, wordings=wordings)
     pairs, counts = self_judging.sima_pairs(answers, odds, least=settings.least_odds)
-    return _Made(pairs, [], counts)
+    return Made(pairs, [], counts)
 
 
-def _multi_image(work: _Work) -> _Made:
+def _multi_image(work: Work) -> Made:
     from mmalign.vlm.pair_making.looking import VlmLooker
 
     settings, plan = work.plan.multi_image, work.plan
@@ -143,10 +116,10 @@ def _multi_image(work: _Work) -> _Made:
         noise=settings.noise,
     )
     counts["not_one_image"] = len(work.rows) - len(single)
-    return _Made(pairs, [], counts)
+    return Made(pairs, [], counts)
 
 
-def _captions(work: _Work) -> _Made:
+def _captions(work: Work) -> Made:
     from mmalign.vlm.media import FrameChoice, MediaReader
 
     settings, plan = work.plan.captions, work.plan
@@ -163,16 +136,16 @@ def _captions(work: _Work) -> _Made:
         difficulties=settings.difficulties,
     )
     counts["not_one_video"] = len(work.rows) - len(shown)
-    return _Made(pairs, [], counts)
+    return Made(pairs, [], counts)
 
 
-def _mistakes(work: _Work) -> _Made:
+def _mistakes(work: Work) -> Made:
     write = VlmWriter(work.models.writer, work.plan.batch_size)
     pairs, counts = perturbation.perturbed_words(work.rows, write, work.stages, sampling=work.sampling)
-    return _Made(pairs, [], counts)
+    return Made(pairs, [], counts)
 
 
-def _bias_driven(work: _Work) -> _Made:
+def _bias_driven(work: Work) -> Made:
     from mmalign.vlm.pair_making.embedding import SentenceSimilarity
 
     settings = work.plan.bias_driven
@@ -184,10 +157,10 @@ def _bias_driven(work: _Work) -> _Made:
         config=bias.BiasConfig(settings.hidden, settings.similar, settings.rounds, settings.swap),
         sampling=work.sampling,
     )
-    return _Made(pairs, [], counts)
+    return Made(pairs, [], counts)
 
 
-_RECIPES: dict[str, Callable[[_Work], _Made]] = {
+_RECIPES: dict[str, Callable[[Work], Made]] = {
     "correct": _correct,
     "score": _score,
     "claims": _claims,
@@ -196,6 +169,7 @@ _RECIPES: dict[str, Callable[[_Work], _Made]] = {
     "captions": _captions,
     "mistakes": _mistakes,
     "bias_driven": _bias_driven,
+    "prompt_writer": rewritten,
 }
 
 
@@ -271,6 +245,7 @@ def make_pairs(
     *,
     device: str | None = None,
     report: Callable[[str, int, int], None] | None = None,
+    tools: Tools | None = None,
 ) -> tuple[Path | None, Counter[str], str]:
     """Carry out a plan; what was done before is not done again.
 
@@ -279,6 +254,7 @@ def make_pairs(
         output: folder of rows, media and `stages/`.
         device: None takes the best there is.
         report: told (stage, done, total).
+        tools: what loads painters, rewards and sentence encoders; default: painters that are functions.
 
     Returns:
         `rows.jsonl` (None while a file is waited for), counts by reason, and what that file must hold.
@@ -299,7 +275,7 @@ def make_pairs(
     stage_settings = {**named, "tokens": settings["tokens"], "batch_size": plan.batch_size}
     stages = Stages(output / "stages", stage_settings, plan.seed, plan.block_rows, report)
     rows = _usable(plan, rows, models, stages, unusable)
-    made = _RECIPES[plan.recipe](_Work(plan, models, rows, stages))
+    made = _RECIPES[plan.recipe](Work(plan, models, rows, stages, tools or Tools()))
     made.counts.update(unusable)
     made.counts = +made.counts  # what happened never is not told
     if made.waits_for:
@@ -308,11 +284,16 @@ def make_pairs(
     provenance = Provenance(plan.recipe, maker, whole, plan.seed)
     if made.records:
         return write_records(output, made.records, provenance, made.counts), made.counts, ""
-    return write_pairs(output, made.pairs, provenance, made.counts), made.counts, ""
+    return write_pairs(output, made.pairs, provenance, made.counts, made.facts), made.counts, ""
 
 
 def run_make(
-    *, plan_path: Path, output: Path, device: str | None = None, overrides: Sequence[str] = ()
+    *,
+    plan_path: Path,
+    output: Path,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+    tools: Tools | None = None,
 ) -> int:
     """Make pairs by a plan. Returns 0.
 
@@ -332,7 +313,7 @@ def run_make(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done)
 
-        rows, counts, waits_for = make_pairs(plan, output, device=device, report=told)
+        rows, counts, waits_for = make_pairs(plan, output, device=device, report=told, tools=tools)
     if rows is None:
         print(f"answers are in {output / 'stages' / 'answers.jsonl'} (`key` is the row's id).")
         print(f"Next: write a JSONL file for {waits_for}; then run this again with it.")

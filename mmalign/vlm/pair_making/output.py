@@ -20,7 +20,7 @@ from mmalign.data.dialogues.media import video_frames
 from mmalign.data.media import image_ending, read_media
 from mmalign.files import atomic_write, fingerprint
 
-__all__ = ["MadePair", "Provenance", "messages_of", "png", "write_pairs", "write_records"]
+__all__ = ["MadeAnswer", "MadePair", "Provenance", "messages_of", "png", "write_pairs", "write_records"]
 
 _MAX_BYTES = 2**40
 """Media were checked when they were read; copying has no limit of its own."""
@@ -72,6 +72,23 @@ class MadePair:
     name: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     rejected_images: tuple[bytes | str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class MadeAnswer:
+    """One answer to imitate.
+
+    Args:
+        row: whose prompt and media it has.
+        answer: what is said.
+        name: tells answers of one row apart.
+        columns: further columns.
+    """
+
+    row: PreferenceRow
+    answer: str
+    name: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def messages_of(row: PreferenceRow) -> tuple[Message, ...]:
@@ -128,35 +145,43 @@ def _answer(text: str) -> list[dict[str, Any]]:
     return [_turn(Message("assistant", (ContentItem("text", text),)))]
 
 
-def _record(files: _Files, pair: MadePair, provenance: Provenance) -> dict[str, Any]:
-    row = pair.row
-    record: dict[str, Any] = {"id": "-".join(part for part in (row.id, pair.name) if part)}
+def _record(files: _Files, made: MadePair | MadeAnswer, provenance: Provenance) -> dict[str, Any]:
+    row = made.row
+    record: dict[str, Any] = {"id": "-".join(part for part in (row.id, made.name) if part)}
     record["prompt"] = [_turn(message) for message in messages_of(row)]
-    record |= {"chosen": _answer(pair.chosen), "rejected": _answer(pair.rejected)}
+    if isinstance(made, MadeAnswer):
+        record["completion"] = _answer(made.answer)
+    else:
+        record |= {"chosen": _answer(made.chosen), "rejected": _answer(made.rejected)}
     if row.images:
         record["images"] = [files.image(image) for image in row.images]
-    if pair.rejected_images is not None:
-        record["rejected_images"] = [files.image(image) for image in pair.rejected_images]
+    if isinstance(made, MadePair) and made.rejected_images is not None:
+        record["rejected_images"] = [files.image(image) for image in made.rejected_images]
     if row.videos:
         record["videos"] = [files.video(video) for video in row.videos]
-    return record | dict(pair.columns) | provenance.columns(row.id)
+    return record | dict(made.columns) | provenance.columns(row.id)
 
 
 def write_pairs(
-    folder: str | Path, pairs: Iterable[MadePair], provenance: Provenance, counts: Mapping[str, int]
+    folder: str | Path,
+    pairs: Iterable[MadePair | MadeAnswer],
+    provenance: Provenance,
+    counts: Mapping[str, int],
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write rows, media and card; returns `rows.jsonl`, which appears when all of it is there.
 
     Args:
         folder: where; media that are there already are not written again.
-        pairs: in order.
+        pairs: or single answers, in order.
         provenance: goes into every row and, in full, into the card.
         counts: of what was made and left out, for the card.
+        facts: what else the card says.
     """
     folder = Path(folder)
     files = _Files(folder)
     lines = [json.dumps(_record(files, pair, provenance), ensure_ascii=False) for pair in pairs]
-    return _finish(folder, lines, provenance, counts)
+    return _finish(folder, lines, provenance, counts, facts or {})
 
 
 def write_records(
@@ -179,10 +204,16 @@ def write_records(
         )
         for row, columns in records
     ]
-    return _finish(folder, lines, provenance, counts)
+    return _finish(folder, lines, provenance, counts, {})
 
 
-def _finish(folder: Path, lines: list[str], provenance: Provenance, counts: Mapping[str, int]) -> Path:
+def _finish(
+    folder: Path,
+    lines: list[str],
+    provenance: Provenance,
+    counts: Mapping[str, int],
+    facts: Mapping[str, Any],
+) -> Path:
     card = {
         "recipe": provenance.recipe,
         "model": provenance.model,
@@ -190,6 +221,7 @@ def _finish(folder: Path, lines: list[str], provenance: Provenance, counts: Mapp
         "settings": dict(provenance.settings),
         "rows": len(lines),
         "counts": dict(counts),
+        **facts,
     }
     atomic_write(folder / "card.yaml", yaml.safe_dump(card, sort_keys=False, allow_unicode=True))
     return atomic_write(folder / "rows.jsonl", "".join(line + "\n" for line in lines))

@@ -11,12 +11,21 @@ from mmalign.data.config import DataConfig
 from mmalign.train.sections import ModelConfig, Section
 from mmalign.train.token_sections import TokensConfig
 from mmalign.vlm.pair_making.multi_image import Layout
+from mmalign.vlm.pair_making.scored_sections import ConditionedConfig, PromptWriterConfig, Rows
 from mmalign.vlm.pair_making.self_judging import FOLLOW_UPS
 
 __all__ = ["RECIPES", "DialoguePairPlan", "Recipe", "SamplingConfig", "read_pair_plan"]
 
 Recipe = Literal[
-    "correct", "score", "claims", "self_judged", "multi_image", "captions", "mistakes", "bias_driven"
+    "correct",
+    "score",
+    "claims",
+    "self_judged",
+    "multi_image",
+    "captions",
+    "mistakes",
+    "bias_driven",
+    "prompt_writer",
 ]
 
 RECIPES: dict[Recipe, str] = {
@@ -28,8 +37,11 @@ RECIPES: dict[Recipe, str] = {
     "captions": "summaries of a video's clips, true and perturbed (TEMPLE)",
     "mistakes": "true answers over the same with plausible mistakes written in (POVID)",
     "bias_driven": "true answers over the model's guess with the image hidden (BDHS)",
+    "prompt_writer": "rewrites of prompts, scored by what a diffusion model paints of them (Prompt-A-Video)",
 }
 """Recipes and what they make."""
+
+_SCORED = frozenset({"score", "claims", "self_judged", "prompt_writer"})
 
 _NEED_TRUTH = frozenset({"self_judged", "multi_image", "mistakes", "bias_driven"})
 
@@ -135,6 +147,12 @@ class DialoguePairPlan(Section):
     )
     batch_size: int = Field(8, ge=1, description="requests in one call of the network; draws depend on it")
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    rows: Rows = Field(
+        "pairs",
+        description="recipes that score several answers: pairs; best, the best answer alone (rejection "
+        "sampling); or conditioned, every answer under its marks (SteerLM): the last two train with `sft`",
+    )
+    conditioned: ConditionedConfig = Field(default_factory=ConditionedConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     correct: CorrectConfig = Field(default_factory=CorrectConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
@@ -143,6 +161,7 @@ class DialoguePairPlan(Section):
     multi_image: MultiImageConfig = Field(default_factory=MultiImageConfig)
     captions: CaptionsConfig = Field(default_factory=CaptionsConfig)
     bias_driven: BiasDrivenConfig = Field(default_factory=BiasDrivenConfig)
+    prompt_writer: PromptWriterConfig | None = None
 
     @model_validator(mode="after")
     def _own_settings(self) -> "DialoguePairPlan":
@@ -151,6 +170,20 @@ class DialoguePairPlan(Section):
         others = sorted((self.model_fields_set & sections) - {self.recipe})
         if others:
             message = f"got settings of {', '.join(others)}, expected those of recipe {self.recipe} alone"
+            raise ValueError(message)
+        if self.recipe == "prompt_writer" and self.prompt_writer is None:
+            message = "recipe prompt_writer needs the section prompt_writer: a painter and rewards"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _scored_rows(self) -> "DialoguePairPlan":
+        judged_alone = self.recipe == "self_judged" and self.self_judged.judges != "follow_ups"
+        if self.rows != "pairs" and (self.recipe not in _SCORED or judged_alone):
+            message = f"rows {self.rows} needs scores of several answers, which {self.recipe} does not give"
+            raise ValueError(message)
+        if self.rows != "conditioned" and "conditioned" in self.model_fields_set:
+            message = f"got settings of conditioned rows, expected none with rows {self.rows}"
             raise ValueError(message)
         return self
 
