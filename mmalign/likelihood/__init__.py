@@ -30,6 +30,7 @@ from mmalign.likelihood.kernels import (
     TransitionKernel,
     log_probability,
 )
+from mmalign.likelihood.own_answers import head_argmax, with_own_answers
 from mmalign.likelihood.reference import (
     AdaptersOff,
     EmaReference,
@@ -121,6 +122,7 @@ __all__ = [
     "beta_conventions",
     "content_key",
     "guided",
+    "head_argmax",
     "head_log_probs",
     "head_statistics",
     "log_probability",
@@ -138,4 +140,5 @@ __all__ = [
     "token_head",
     "token_log_probs",
     "vocabulary_kl",
+    "with_own_answers",
 ]

@@ -16,10 +16,11 @@ from mmalign.batch import Batch
 from mmalign.errors import ConfigError, ShapeError, explain
 from mmalign.likelihood.base import Evaluation, TokenDraw, TokenPolicy
 from mmalign.likelihood.head_tiles import require_chunk
+from mmalign.likelihood.own_answers import with_own_answers
 from mmalign.likelihood.schedules import Schedule
 from mmalign.likelihood.token_head import TokenHead, TokenStates, head_log_probs, token_head
 from mmalign.likelihood.token_head_statistics import HeadStatistic, head_statistics
-from mmalign.methods.row import LikelihoodKind
+from mmalign.methods.row import OWN, LikelihoodKind, View
 
 __all__ = [
     "HeadStatistic",
@@ -97,12 +98,15 @@ class Tokens:
 
     Args:
         chunk: hidden states turned into logits together; None chooses about 128 MiB of float32.
+        views: of the method, the last candidates of every batch; those that become the model's own answers
+            are answered here, by policy and reference each for itself.
 
     Raises:
         ConfigError: a chunk below 1.
     """
 
     chunk: int | None = None
+    views: tuple[View, ...] = ()
     kind: ClassVar[LikelihoodKind] = "tokens"
     schedule: ClassVar[Schedule | None] = None
 
@@ -145,6 +149,7 @@ class Tokens:
             )
             raise ShapeError(message)
         tokens = batch.clean.flatten().index_select(0, place)
+        states, tokens = with_own_answers(batch, states, tokens, self.views, chunk=self.chunk)
         inner = scatter_scored(batch, head_log_probs(states.hidden, states.head, tokens, chunk=self.chunk))
         score = inner.sum(-1)
         return Evaluation(
@@ -153,4 +158,6 @@ class Tokens:
 
     def describe(self) -> dict[str, str]:
         """What a stored score depends on: the definition alone, tiles change only rounding."""
-        return {"likelihood": "sum of log-probabilities of answer tokens, end of turn included"}
+        own = [number for number, view in enumerate(self.views) if view.becomes == OWN]
+        named = {"own": f"views {own} of {len(self.views)} are the model's own answers"} if own else {}
+        return {"likelihood": "sum of log-probabilities of answer tokens, end of turn included", **named}

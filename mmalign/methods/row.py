@@ -15,6 +15,7 @@ from mmalign.errors import ConfigError, explain
 __all__ = [
     "FIXES",
     "ON_ERRORS",
+    "OWN",
     "ROLLOUTS",
     "Default",
     "Fixes",
@@ -119,6 +120,10 @@ ON_ERRORS: Mapping[OnErrors, str] = MappingProxyType(
 )
 
 
+OWN = "own"
+"""What a `View` becomes whose words are the model's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Default:
     """One recommended value with its evidence."""
@@ -153,8 +158,9 @@ class View:
     Args:
         answer: which candidate's words.
         images: "corrupted" ones, drawn once per row, or "blank".
-        becomes: "candidate", one more for the objective; or the name of an extra input that holds the scores
-            of these answers, without gradient.
+        becomes: "candidate", one more for the objective; "own", one more that holds, instead of the words,
+            the token likeliest under these images at every position of them, scored beside the answer's own
+            images; or the name of an extra input that holds the scores of these answers, without gradient.
     """
 
     answer: int

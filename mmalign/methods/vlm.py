@@ -9,7 +9,7 @@ objective.
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mmalign.methods.row import Default, Mark, Method, Taxonomy, View
+from mmalign.methods.row import OWN, Default, Mark, Method, Taxonomy, View
 
 __all__ = ["PRESET", "ROWS"]
 
@@ -115,6 +115,34 @@ _CHIP = Method(
             ),
             **_ours("the released learning rate is that of full fine-tuning", warmup_ratio=0.1),
         }
+    },
+)
+
+_POVID = Method(
+    name="povid",
+    title="Aligning Modalities in Vision Large Language Models via Preference Fine-tuning",
+    paper="2402.11411",
+    year=2024,
+    objective="povid",
+    likelihood="tokens",
+    views=(View(0, becomes=OWN),),
+    departures=(
+        "its second stage; the first is `povid_text`, from whose model this one goes on",
+        "the mean of two losses, as released (the paper mixes log-probabilities)",
+        "the noised image is brought back to 8 bits before the processor reads it (official: the processed "
+        "tensor is noised); policy and reference see the same one",
+    ),
+    defaults={
+        "language": _code(
+            beta=0.1,
+            own_share=0.5,
+            learning_rate=1e-7,
+            rank=128,
+            lora_alpha=256,
+            epochs=1,
+            corruption="diffusion_noise",
+            corruption_strength=500.0,
+        )
     },
 )
 
@@ -462,6 +490,6 @@ _DATA_METHODS = (
 )
 
 ROWS = (
-    *(_DPO, _MDPO, _CHIP, _OPA, _VDPO, _VIDEO, _HSA, _DDPO, _RRPO, _MM, _CHEX, _MPO),
+    *(_DPO, _MDPO, _CHIP, _POVID, _OPA, _VDPO, _VIDEO, _HSA, _DDPO, _RRPO, _MM, _CHEX, _MPO),
     *_DATA_METHODS,
 )

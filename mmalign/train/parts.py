@@ -126,7 +126,9 @@ def make_likelihood(config: LikelihoodConfig, model: PreferenceModel) -> Elbo:
 def likelihood_of(run: ResolvedRun, model: PreferenceModel) -> Elbo | Tokens:
     """How a run scores candidates: denoising errors of image models, tokens of language models."""
     tokens = tokens_of(run.config)
-    return make_likelihood(run.config.likelihood, model) if tokens is None else Tokens(tokens.head_chunk)
+    if tokens is None:
+        return make_likelihood(run.config.likelihood, model)
+    return Tokens(tokens.head_chunk, run.method.views)
 
 
 def make_objective(run: ResolvedRun) -> tuple[Objective, Supply | TokenSupply]:

@@ -16,7 +16,7 @@ from mmalign.batch import Batch, Labels
 from mmalign.errors import ShapeError
 from mmalign.likelihood import Evaluation
 from mmalign.likelihood.tokens import HeadStatistic, TokenStates, head_statistics, scatter_scored
-from mmalign.methods.row import LikelihoodKind, View
+from mmalign.methods.row import OWN, LikelihoodKind, View
 from mmalign.objectives import Scores
 from mmalign.train.supply import StepFacts
 
@@ -114,7 +114,7 @@ class TokenSupply:
         first = num_candidates - len(self.views)
         compared, behind = list(range(first)), dict[str, list[int]]()
         for number, view in enumerate(self.views, start=first):
-            if view.becomes == "candidate":
+            if view.becomes in ("candidate", OWN):
                 compared.append(number)
             else:
                 behind.setdefault(view.becomes, []).append(number)
