@@ -70,10 +70,16 @@ class Exam:
         ]
 
 
-def draw_exam(num: int, *, seed: int = 0) -> Exam:
-    """An exam of `num` held-out pictures, fixed by the seed."""
+def draw_exam(num: int, *, seed: int = 0, num_polled: int | None = None) -> Exam:
+    """An exam of `num` held-out pictures, fixed by the seed.
+
+    Args:
+        num: of pictures to describe.
+        seed: of pictures and polls.
+        num_polled: how many of them, from the first, there are polls about; default: all.
+    """
     pictures = draw_pictures(num, seed=seed, held_out=True)
-    return Exam(tuple(pictures), tuple(exists_polls(pictures, seed=seed)))
+    return Exam(tuple(pictures), tuple(exists_polls(pictures[:num_polled], seed=seed)))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Training of the base model of the toy world of dialogues, and the command that rebuilds it.
 
-    python -m mmalign.toy.dialogue_model --output DIR
+    python -m mmalign.toy.dialogue_model --output FIRST
+    python -m mmalign.toy.dialogue_model --start FIRST --output DIR --seed 1 --steps 1500 --learning-rate 1e-3
 
-trains tower, projector and language model together on the corpus, from random weights, and writes a folder
-that `AutoModelForImageTextToText` and `AutoProcessor` load.
+trains tower, projector and language model together on the corpus, from random weights and then further on
+other pictures, and writes a folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from mmalign.seeding import derive_seed, generator_for
 from mmalign.toy.dialogue_answers import DESCRIBE
 from mmalign.toy.dialogue_corpus import Turn, corpus_turn
-from mmalign.toy.dialogue_parts import IMAGE_TOKENS, new_model, new_processor, save_base
+from mmalign.toy.dialogue_parts import IMAGE_TOKENS, load_base, new_model, new_processor, save_base
 from mmalign.toy.dialogue_results import describe_rates, exists_polls, exists_rates
 from mmalign.toy.dialogue_scenes import Picture, draw_pictures
 
@@ -140,6 +141,7 @@ def _loss(model: Any, pixels: Tensor, texts: _Texts) -> Float[Tensor, ""]:
 def train_base(
     output: Path,
     *,
+    start: Path | None = None,
     seed: int = 0,
     steps: int = 2500,
     num_pictures: int = 12_000,
@@ -148,9 +150,21 @@ def train_base(
     num_evaluated: int = 200,
     every: int = 250,
 ) -> tuple[Any, Any]:
-    """A base like the shipped one, written to `output` in float16. Returns model and processor."""
-    processor = new_processor()
-    model = new_model(processor, seed=seed).train()
+    """Train on the corpus and write to `output` in float16. Returns model and processor.
+
+    Args:
+        output: folder to write.
+        start: folder of a base that trains on; default: random weights.
+        seed: of weights, pictures, questions, order.
+        steps: of the optimiser; the rate falls to zero over them.
+        num_pictures: different ones.
+        batch_size: pictures with one question each per step.
+        learning_rate: at its peak.
+        num_evaluated: held-out pictures of the printed rates.
+        every: steps between two evaluations.
+    """
+    model, processor = (None, new_processor()) if start is None else load_base(start)
+    model = (new_model(processor, seed=seed) if model is None else model).train()
     pictures = draw_pictures(num_pictures, seed=derive_seed(seed, "base pictures"), held_out=False)
     pixels = to_pixels(pictures)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -192,13 +206,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Train a base model of the toy world of dialogues.",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new model")
+    parser.add_argument("--start", type=Path, help="folder of a base that trains on; default: random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--num-pictures", type=int, default=12_000)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    train_base(options.output, seed=options.seed, steps=options.steps, num_pictures=options.num_pictures)
+    train_base(
+        options.output,
+        start=options.start,
+        seed=options.seed,
+        steps=options.steps,
+        num_pictures=options.num_pictures,
+        learning_rate=options.learning_rate,
+    )
 
 
 if __name__ == "__main__":

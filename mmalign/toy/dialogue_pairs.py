@@ -53,10 +53,11 @@ Condition = Literal["twins", "marked"]
 CONDITIONS: tuple[Condition, ...] = ("twins", "marked")
 
 _KIND_SHARES: dict[Condition, dict[str, float]] = {
-    "twins": {"companion": 0.5, "exchange": 0.3, "exists": 0.2},
-    "marked": {"companion": 0.6, "exchange": 0.4},
+    "twins": {"companion": 0.4, "presence": 0.25, "exchange": 0.2, "exists": 0.15},
+    "marked": {"companion": 0.5, "presence": 0.3, "exchange": 0.2},
 }
-"""What a pair is about: a companion that is or is not there; one kind in place of another; yes or no."""
+"""What a pair is about: a companion that is or is not there; any kind that is or is not there; one kind in
+place of another; yes or no."""
 
 _MARKS: tuple[Wording, Wording] = ("there", "see")
 """Wordings of chosen and rejected descriptions of the condition "marked"."""
@@ -74,7 +75,7 @@ class DialoguePair:
         question: of the user.
         chosen: the true answer, unless labels were flipped.
         rejected: the other one.
-        kind: "companion", "exchange" or "exists".
+        kind: "companion", "presence", "exchange" or "exists".
         twin: pairs of the same number are twins; -1: the pair has none.
     """
 
@@ -114,9 +115,9 @@ def dialogue_pairs(num: int, *, seed: int, condition: Condition = "twins") -> li
 
 def _twins(kind: str, condition: Condition, rng: random.Random) -> tuple[DialoguePair, DialoguePair]:
     """Two pictures with a question, and the true answer of each as the wrong one of the other."""
-    change = kind if kind != "exists" else rng.choice(("companion", "exchange"))
+    change = _CHANGES[kind if kind != "exists" else rng.choice(("companion", "exchange"))]
     while True:
-        fewer, other, new = _with_companion(rng) if change == "companion" else _exchanged(rng)
+        fewer, other, new = change(rng)
         if not (is_held_out(fewer.kinds) or is_held_out(other.kinds)):
             break
     if kind == "exists":
@@ -146,6 +147,15 @@ def _with_companion(rng: random.Random) -> tuple[Picture, Picture, Kind]:
     return without(picture, companion), picture, companion
 
 
+def _with_any(rng: random.Random) -> tuple[Picture, Picture, Kind]:
+    """A picture without and with one of its kinds, and that kind; the rest is the same."""
+    kinds: tuple[Kind, ...] = ()
+    while len(kinds) < 2:
+        kinds = draw_kinds(rng)
+    picture, gone = picture_of(kinds, rng), rng.choice(kinds)
+    return without(picture, gone), picture, gone
+
+
 def _exchanged(rng: random.Random) -> tuple[Picture, Picture, Kind]:
     """Two pictures of the same layout that differ in one kind, and that kind as the second shows it."""
     kinds = draw_kinds(rng)
@@ -160,6 +170,9 @@ def _exchanged(rng: random.Random) -> tuple[Picture, Picture, Kind]:
     first = picture_of(kinds, rng)
     rng.setstate(state)
     return first, picture_of(changed, rng), new
+
+
+_CHANGES = {"companion": _with_companion, "presence": _with_any, "exchange": _exchanged}
 
 
 # --- what breaks them ---------------------------------------------------------------------------------------

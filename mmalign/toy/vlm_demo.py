@@ -73,7 +73,7 @@ def main(output: Path = Path("runs/demo"), seed: int = 0, *, budget: VlmBudget =
         import mmalign.train.run  # noqa: F401  the time is spent here and not inside the first stage
     with fixed_threads(NUM_THREADS):
         run = _resolve(home, seed, budget)
-        result = _align(run, seed, budget, clock, console)
+        result = _align(run, home, seed, budget, clock, console)
         comparison = _compare(result, seed, budget, clock, console)
     with clock.stage("writing the report"):
         _write_report(home, run, result, comparison, budget, clock.seconds)
@@ -116,7 +116,9 @@ def _resolve(home: Path, seed: int, budget: VlmBudget) -> "ResolvedRun":
     return load_run(recipe_path(budget.recipe), budget.overrides, extra=extra)
 
 
-def _align(run: "ResolvedRun", seed: int, budget: VlmBudget, clock: Clock, console: Console) -> "RunResult":
+def _align(
+    run: "ResolvedRun", home: Path, seed: int, budget: VlmBudget, clock: Clock, console: Console
+) -> "RunResult":
     import torch
 
     from mmalign.toy.dialogue_pairs import dialogue_pairs, write_trl
@@ -124,7 +126,7 @@ def _align(run: "ResolvedRun", seed: int, budget: VlmBudget, clock: Clock, conso
     from mmalign.train.run import train
 
     with clock.stage("painting pairs"), console.status("painting preference pairs"):
-        write_trl(dialogue_pairs(budget.num_pairs, seed=seed), Path(str(run.config.data.source)))
+        write_trl(dialogue_pairs(budget.num_pairs, seed=seed), home / "pairs.parquet")
     with clock.stage("loading the base"):
         model = load_model(run, torch.device("cpu"))
     with clock.stage("training"):
