@@ -44,7 +44,7 @@ class VlmBudget:
         recipe: name of its file.
     """
 
-    num_pairs: int = 1024
+    num_pairs: int = 1536
     num_pictures: int = 200
     overrides: tuple[str, ...] = ()
     recipe: str = VLM_RECIPE
