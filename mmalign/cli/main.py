@@ -92,8 +92,9 @@ def _add_train(commands: Any) -> None:  # argparse's sub-parser action has no pu
 def _add_sample(commands: Any) -> None:
     parser = commands.add_parser(
         "sample",
-        help="paint prompts, base beside tuned",
-        description="Base against tuned, same noise, one picture.",
+        help="paint or answer prompts, base beside tuned",
+        description="Image models: base against tuned, same noise, one picture. Language models: answers "
+        "side by side, as text, Markdown and a page with the pictures that were asked about.",
     )
     parser.add_argument(
         "--model", help="hub id, diffusers folder or single file (default: the base model of --run)"
@@ -102,22 +103,45 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument(
         "--prompt", dest="prompts", metavar="TEXT", action="append", default=[], help="may be repeated"
     )
-    parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt per line")
+    parser.add_argument(
+        "--prompts-file",
+        type=Path,
+        metavar="FILE",
+        help="one prompt per line; of language models also JSONL with prompt, images, videos",
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="noise of image i comes from (seed, i) (default: 0)"
     )
+    _add_answering(parser.add_argument_group("language models"))
     parser.add_argument("--steps", type=int, default=None, help="sampler steps (default: the family's)")
     parser.add_argument(
         "--guidance-scale", type=float, default=None, help="1 switches guidance off (default: the family's)"
     )
     parser.add_argument(
-        "--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)"
+        "--num-images", type=int, default=None, metavar="N", help="images per prompt (default: 1)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("samples"), help="folder to write to (default: samples)"
     )
     parser.add_argument("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
-    parser.set_defaults(handler=_calls("mmalign.diffusion.sampling:main"))
+    parser.set_defaults(handler=_calls("mmalign.cli.sampling:main"))
+
+
+def _add_answering(group: Any) -> None:
+    group.add_argument("--family", default=None, help="of --model (default: what its config says)")
+    group.add_argument(
+        "--image",
+        dest="images",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="shown with every prompt; may be repeated",
+    )
+    group.add_argument(
+        "--video", dest="videos", metavar="PATH", action="append", default=[], help="file or folder of frames"
+    )
+    group.add_argument("--max-new-tokens", type=int, default=None, metavar="N", help="default: 256")
+    group.add_argument("--temperature", type=float, default=None, help="0, the default, is greedy")
 
 
 def _add_export(commands: Any) -> None:

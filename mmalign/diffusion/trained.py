@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from mmalign import registry
 from mmalign.devices import best_device
 from mmalign.diffusion.family import ImageFamily, ImageModel
 from mmalign.diffusion.sampling import adapters_off
-from mmalign.errors import CheckpointError, ConfigError, explain
+from mmalign.errors import ConfigError, explain
 from mmalign.train.adapters import Trainables, attach
-from mmalign.train.checkpoint import find_latest, load_checkpoint
+from mmalign.train.checkpoint import load_checkpoint
 from mmalign.train.config import ImageConfig, ModelConfig, RunConfig
+from mmalign.train.run_folders import locate_run, read_run_config
 
 __all__ = ["TrainedModel", "load_base", "load_trained", "recognise"]
-
-_CONFIG_FILE = "mmalign_config.yaml"
-_CHECKPOINTS = "checkpoints"
 
 
 @dataclass
@@ -183,8 +180,8 @@ def load_trained(
         CheckpointError: it is not a run, or has no checkpoint yet.
         ConfigError: the base model cannot be loaded.
     """
-    folder, checkpoint_folder = _locate(Path(run))
-    config = _read_config(folder)
+    folder, checkpoint_folder = locate_run(Path(run))
+    config = read_run_config(folder)
     if source is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"source": source})})
     chosen = best_device(device)
@@ -219,33 +216,3 @@ def load_trained(
         folder=folder,
         base=base,
     )
-
-
-def _locate(path: Path) -> tuple[Path, Path]:
-    """(run folder, checkpoint folder) of a run or of one of its checkpoints."""
-    if (path / _CONFIG_FILE).is_file():
-        newest = find_latest(path / _CHECKPOINTS)
-        if newest is None:
-            message = (
-                f"{path}: this run has no complete checkpoint yet. Let it reach train.checkpoint_every steps."
-            )
-            raise CheckpointError(message)
-        return path, newest
-    parent = path.parent.parent
-    if path.parent.name == _CHECKPOINTS and (parent / _CONFIG_FILE).is_file():
-        return parent, path
-    message = explain(
-        f"run {path}",
-        got="no mmalign_config.yaml",
-        expected="a run folder (train.output), or RUN/checkpoints/step-NNNNNNNN",
-    )
-    raise CheckpointError(message)
-
-
-def _read_config(folder: Path) -> RunConfig:
-    try:
-        content = yaml.safe_load((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
-        return RunConfig.model_validate(content)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        message = f"{folder / _CONFIG_FILE}: cannot be read as the configuration of a run ({error})."
-        raise CheckpointError(message) from error

@@ -187,7 +187,7 @@ class ModelOutline:
         return rows * length**2 * (1 + half * layers)
 
     def tile_bytes(self, batch: OutlinedBatch) -> int:
-        """Bytes of logits and their derivative that exist together: one tile, however long the answers are."""
+        """Bytes of logits and their derivative that exist together: one tile, however long answers are."""
         scored = int(batch.inputs.place.shape[0])
         vocabulary = int(self.network.model.get_output_embeddings().weight.shape[0])
         spans = tiles(scored, vocabulary, self.tokens.head_chunk)

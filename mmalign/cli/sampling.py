@@ -1,0 +1,90 @@
+"""`mmalign sample`: pictures of an image model, answers of a language model; base beside tuned."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmalign.errors import ConfigError, explain
+
+__all__ = ["main"]
+
+_OF_IMAGES = {"steps": "--steps", "guidance_scale": "--guidance-scale", "num_images": "--num-images"}
+_OF_LANGUAGE = {
+    "family": "--family",
+    "images": "--image",
+    "videos": "--video",
+    "max_new_tokens": "--max-new-tokens",
+    "temperature": "--temperature",
+}
+
+
+def main(*, model: str | None = None, run: Path | None = None, **options: Any) -> int:
+    """Sample from whatever was trained or named. Returns the exit code.
+
+    Args:
+        model: hub id, folder or file.
+        run: run folder or checkpoint.
+        options: of the command; None or empty where not given.
+
+    Raises:
+        ConfigError: an option of the other kind of model.
+    """
+    language = _is_language(model, run, options)
+    own, other = (_OF_LANGUAGE, _OF_IMAGES) if language else (_OF_IMAGES, _OF_LANGUAGE)
+    wrong = [flag for name, flag in other.items() if options.get(name) not in (None, [])]
+    if wrong:
+        kinds = ("image", "language")
+        message = explain(
+            "mmalign sample",
+            got=", ".join(wrong),
+            expected=f"options of {kinds[language]} models: {', '.join(own.values())}",
+        )
+        raise ConfigError(message)
+    given = {name: value for name, value in options.items() if value is not None and name not in other}
+    if language:
+        from mmalign.vlm import sampling as answers
+
+        return answers.main(model=model, run=run, **given)
+    from mmalign.diffusion import sampling as pictures
+
+    return pictures.main(model=model, run=run, **given)
+
+
+def _is_language(model: str | None, run: Path | None, options: Mapping[str, Any]) -> bool:
+    """Whether a run or a model writes answers; without either, what is complained of later."""
+    if run is not None:
+        from mmalign.train.run_folders import run_modality
+
+        return run_modality(Path(run)) == "language"
+    if options.get("family") is not None:
+        from mmalign import registry
+
+        return registry.modality(str(options["family"])) == "language"
+    return model is not None and _says_transformers(model)
+
+
+def _says_transformers(source: str) -> bool:
+    """Whether a model is one of transformers: its folder, or its hub repository, has no diffusers index."""
+    folder = Path(source)
+    if folder.is_file():
+        return False
+    if folder.is_dir():
+        names: Sequence[str] = [path.name for path in folder.iterdir()]
+        return "config.json" in names and "model_index.json" not in names and _has_type(folder)
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(source, "config.json"), str) and not isinstance(
+        try_to_load_from_cache(source, "model_index.json"), str
+    )
+
+
+def _has_type(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = explain(
+            f"--model {folder}", got=f"[{error}]", expected="a folder with a readable config.json"
+        )
+        raise ConfigError(message) from error
+    return "model_type" in content
