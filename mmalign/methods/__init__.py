@@ -35,6 +35,7 @@ __all__ = [
 _TABLES = (
     "mmalign.methods.image",
     "mmalign.methods.vlm",
+    "mmalign.methods.imitation",
     "mmalign.methods.text",
     "mmalign.methods.rewards",
 )
