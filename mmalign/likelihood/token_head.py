@@ -3,8 +3,10 @@
     logits = cap(scale * (hidden @ weight.T + bias)),    cap(x) = softcap * tanh(x / softcap), or x
 
 Logits of a thousand tokens fill 0.6 GB at a vocabulary of 152k. Here they exist for one tile of rows at a
-time, in float32 (float64), and again in the backward pass, which computes them anew from what it kept: the
-hidden states, the head and one number per row. A frozen head gets no gradient at all.
+time, in float32 (float64). A frozen head, that of LoRA, gets no gradient at all, and its logits are made
+once: the derivative of a log-probability by its hidden state, one row of features, is computed beside it and
+kept; the backward pass multiplies. Where the head trains, the backward pass makes the logits anew from the
+hidden states, the head and one number per row.
 
 Products of half-precision operands are summed and kept in float32. A model's own head would round every logit
 to half precision first, which costs two digits of a log-probability.
@@ -134,7 +136,7 @@ def token_head(module: nn.Module, *, softcap: float | None = None, scale: float 
 
 
 class _Selected(torch.autograd.Function):
-    """Log-probability of one token per hidden state; keeps the states, the head and one number per row."""
+    """Log-probability of one token per hidden state; keeps nothing of the size of the logits."""
 
     @staticmethod
     def forward(
@@ -148,29 +150,42 @@ class _Selected(torch.autograd.Function):
         chunk: int | None,
     ) -> Tensor:
         compute = compute_dtype(hidden, weight)
-        ctx.settings, ctx.chunk = (softcap, scale, compute), chunk
+        ctx.settings, ctx.chunk, ctx.given_dtype = (softcap, scale, compute), chunk, hidden.dtype
+        ctx.is_frozen = not any(ctx.needs_input_grad[1:3])
         with no_autocast(hidden.device):
             layer = Layer.of(weight, bias, softcap, scale, compute)
             operands = operand(hidden, compute)
             values = torch.empty(hidden.shape[0], dtype=layer.wide_dtype, device=hidden.device)
             normaliser = torch.empty_like(values)
+            wanted = ctx.is_frozen and ctx.needs_input_grad[0]
+            slopes = Gradients((wanted, False, False), operands, layer)
             for start, stop in tiles(hidden.shape[0], weight.shape[0], chunk):
-                logits = layer.logits(operands[start:stop])
+                logits, taken = layer.logits(operands[start:stop]), tokens[start:stop].unsqueeze(1)
+                capped = logits.clone() if wanted and softcap is not None else logits
                 largest = logits.amax(1, keepdim=True)
                 # In the place of the logits: a tile is never held twice. Less the largest before anything
                 # else, or a likely token among large logits would lose its last digits.
                 logits -= largest
-                taken = logits.gather(1, tokens[start:stop].unsqueeze(1)).squeeze(1)
-                log_sum = logits.exp_().sum(1).log_()
-                values[start:stop] = taken - log_sum
-                normaliser[start:stop] = log_sum + largest.squeeze(1)
-        ctx.save_for_backward(hidden, weight, bias, tokens, normaliser)
+                chosen = logits.gather(1, taken)
+                total = logits.exp_().sum(1, keepdim=True)
+                values[start:stop] = (chosen - total.log()).squeeze(1)
+                normaliser[start:stop] = (total.log() + largest).squeeze(1)
+                if wanted:
+                    slope = logits.div_(-total).scatter_add_(1, taken, torch.ones_like(chosen))
+                    slopes.add(start, stop, layer.before_cap(slope, capped))
+        if wanted:
+            ctx.save_for_backward(slopes.hidden)
+        elif not ctx.is_frozen:
+            ctx.save_for_backward(hidden, weight, bias, tokens, normaliser)
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (given,) = gradients
+        if ctx.is_frozen:
+            (slopes,) = ctx.saved_tensors
+            return (given.unsqueeze(1) * slopes).to(ctx.given_dtype), *[None] * 6
         hidden, weight, bias, tokens, normaliser = ctx.saved_tensors
         with no_autocast(hidden.device):
             layer = Layer.of(weight, bias, *ctx.settings)

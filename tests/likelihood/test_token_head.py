@@ -75,6 +75,42 @@ class TestLogProbabilities:
         for one, other in zip(gradients(found, *leaves), gradients(expected, *leaves), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.parametrize("chunk", [None, 2])
+    def test_frozen_head_makes_its_logits_once_and_gives_the_same_gradient(
+        self, hidden, head, chunk, monkeypatch
+    ):
+        bias = None if head.bias is None else head.bias.detach()
+        frozen = TokenHead(head.weight.detach(), bias, head.softcap, head.scale)
+        products, original = [], torch.mm
+
+        def watched(*args, **kwargs):
+            products.append(tuple(original(*args, **kwargs).shape))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(torch, "mm", watched)
+        found = head_log_probs(hidden, frozen, tokens_of(), chunk=chunk)
+        (gradient,) = gradients(found, hidden)
+        assert sum(rows for rows, columns in products if columns == VOCABULARY) == SCORED
+        expected = full_log_probs(hidden, head, tokens_of())
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient, gradients(expected, hidden)[0], rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_frozen_head_in_half_precision_gives_the_gradient_in_the_dtype_of_the_states(self, dtype):
+        hidden, weight = (
+            drawn(SCORED, 97, dtype=dtype),
+            drawn(VOCABULARY, 97, seed=2, dtype=dtype, grad=False),
+        )
+        found = head_log_probs(hidden, TokenHead(weight), tokens_of())
+        leaf = hidden.detach().double().requires_grad_()
+        expected = full_log_probs(leaf, TokenHead(weight.double()), tokens_of())
+        (one,), (other,) = (
+            torch.autograd.grad(values.sum(), leaves)
+            for values, leaves in ((found, [hidden]), (expected, [leaf]))
+        )
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=2e-2, atol=2e-2)
+
     def test_numerical_derivative_agrees(self, hidden, head):
         def values(hidden, weight, *bias):
             whole = TokenHead(weight, bias[0] if bias else None, head.softcap, head.scale)
