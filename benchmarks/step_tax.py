@@ -6,6 +6,7 @@ Both get the same latents and text states; rounds are interleaved and the tax is
 """
 
 import contextlib
+import itertools
 import json
 import resource
 import statistics
@@ -63,22 +64,13 @@ def resolved_run(folder: Path, *, device: torch.device, output: str) -> Resolved
     )
 
 
-class _Repeat:
-    """One micro-batch for ever: neither loop pays for the loader."""
-
-    def __init__(self, item: Any) -> None:
-        self.item = item
-
-    def __next__(self) -> Any:
-        return self.item
-
-
 def mmalign_step(folder: Path, device: torch.device) -> tuple[Callable[[], None], Any]:
     """A function that does one optimiser step of ours, and the loop behind it."""
     from mmalign.train.run import prepare
 
     loop, loader = prepare(resolved_run(folder, device=device, output="ours"))
-    batches = _Repeat(_with_latents(next(iter(loader)), loop.model))
+    # One micro-batch for ever: neither loop pays for the loader.
+    batches = loop._batches(itertools.repeat(_with_latents(next(iter(loader)), loop.model)))
 
     def step() -> None:
         is_record = (loop.progress.step + 1) % loop.run.config.log.every == 0
