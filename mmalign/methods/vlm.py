@@ -324,6 +324,52 @@ _MPO = Method(
     },
 )
 
+_GRAPE = Method(
+    name="grape_tpo",
+    title="GRAPE: Generalizing Robot Policy via Preference Alignment",
+    paper="2411.19309",
+    year=2024,
+    objective="grape_tpo",
+    likelihood="tokens",
+    function="mmalign.vlm.trajectories.window_scores",
+    defaults={
+        "language": _code(
+            beta=0.1,
+            learning_rate=2e-5,
+            rank=32,
+            lora_alpha=32,
+            schedule="constant",
+            effective_batch=1,
+        )
+    },
+)
+
+_TASKS = Method(
+    name="task_preference",
+    title="Task Preference Optimization: Improving Multimodal Large Language Models with Vision Task "
+    "Alignment",
+    paper="2412.19326",
+    year=2024,
+    objective="",
+    reference="none",
+    function="mmalign.vlm.task_heads.tpo_loss",
+    formula="loss = cross-entropy of the answers + cross-entropy of the task tokens\n"
+    "       + sum over tasks of weight * distance of the head's answer from the annotation",
+    departures=(
+        "small heads in the place of CG-DETR (time) and SAM 2 (masks)",
+        "a head reads the state that predicts its token",
+    ),
+    official_code="OpenGVLab/TPO ed733bd (inference only)",
+    status="experimental",
+    unverified="training code was never released: which losses the heads train with, their weights and the "
+    "three stages' settings could not be read",
+    taxonomy=Taxonomy(
+        data="pointwise", framework="supervised", constraint="none", model_property="grounding"
+    ),
+    fixes="grounding",
+    on_errors="outside",
+)
+
 
 def _with_nll(
     name: str, title: str, paper: str, year: int, coefficient: Default, **settings: Value
@@ -490,6 +536,6 @@ _DATA_METHODS = (
 )
 
 ROWS = (
-    *(_DPO, _MDPO, _CHIP, _POVID, _OPA, _VDPO, _VIDEO, _HSA, _DDPO, _RRPO, _MM, _CHEX, _MPO),
+    *(_DPO, _MDPO, _CHIP, _POVID, _OPA, _VDPO, _VIDEO, _HSA, _DDPO, _RRPO, _MM, _CHEX, _MPO, _GRAPE, _TASKS),
     *_DATA_METHODS,
 )
