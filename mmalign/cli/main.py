@@ -154,14 +154,15 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("diffusers", "comfyui", "merged"),
+        choices=("diffusers", "comfyui", "merged", "peft"),
         help="diffusers: adapter for load_lora_weights, or the denoiser's folder; comfyui: one safetensors "
-        "file with its alphas; merged: a whole pipeline folder without adapters",
+        "file with its alphas; merged: a pipeline folder, or language model, without adapters; peft: the "
+        "adapter of a language model",
     )
     parser.add_argument(
         "--output", type=Path, default=None, help="where to write (default: RUN/export/FORMAT)"
     )
-    parser.set_defaults(handler=_calls("mmalign.diffusion.export:main"))
+    parser.set_defaults(handler=_calls("mmalign.cli.exporting:main"))
 
 
 def _add_tables(commands: Any) -> None:

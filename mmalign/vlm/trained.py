@@ -117,6 +117,7 @@ def load_trained(
     source: str | None = None,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    quantised: bool = True,
 ) -> TrainedVlm:
     """What a run trained: its base model with the newest weights, the average where the run kept one.
 
@@ -125,6 +126,7 @@ def load_trained(
         source: where the base model lies now, if it has moved.
         device: where to load it; default the best there is.
         dtype: of frozen weights; default bfloat16 on CUDA for runs in mixed precision, else float32.
+        quantised: whether weights that the run quantised are so here.
 
     Raises:
         CheckpointError: it is not a run, or has no checkpoint yet.
@@ -143,6 +145,7 @@ def load_trained(
             "attention": "sdpa",
             "gradient_checkpointing": False,
             **({} if source is None else {"source": source}),
+            **({} if quantised else {"quantization": None}),
         }
     )
     if dtype is None:

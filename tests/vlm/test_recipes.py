@@ -219,3 +219,29 @@ def test_a_recipe_trains_three_steps(
     assert [record["step"] for record in records] == [1, 2, 3]
     assert all(np.isfinite(record["loss"]) for record in records)
     assert all(record["grad_norm"] > 0 for record in records)
+
+
+# ------------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_names_every_family_and_every_recipe_with_its_families() -> None:
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    for path in RECIPES:
+        assert any(f"`{path.parent.name}`" in line.split("|")[1] for line in lines), path.parent.name
+        rows = [line.split("|") for line in lines if f"`{path.stem}`" in line.split("|")[1]]
+        assert any(path.parent.name in cells[3] for cells in rows if len(cells) > 4), named(path)
+
+
+def test_commands_of_the_page_name_files_and_commands_that_exist() -> None:
+    from mmalign.cli.main import build_parser
+
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^mmalign [^\n]+", text, flags=re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        words = re.sub(r'"[^"]*"', "text", command.split("#")[0]).split()[1:]
+        build_parser().parse_args(words)
+    for name in re.findall(r"vlm/configs/[\w/.]+yaml", text):
+        if "RECIPE" not in name:
+            assert (CONFIGS.parents[1] / name).is_file(), name

@@ -59,8 +59,12 @@ def test_a_run_answers_beside_its_base_and_reproduces_what_training_wrote(
     assert "What?" in capsys.readouterr().out
     assert "data:image/jpeg;base64," in (output / "answers.html").read_text()
     assert "moved.png" in (output / "answers.md").read_text()
-    with load_trained(run, device="cpu").base_weights():
-        pass
+    assert main(["export", str(run), "--to", "merged", "--output", str(tmp_path / "merged")]) == 0
+    words = ["--model", str(tmp_path / "merged"), *options, "--output", str(output), "--device", "cpu"]
+    assert main(["sample", *words]) == 0
+    assert json.loads((output / "answers.jsonl").read_text())["base"] == record["tuned"]
+    assert main(["export", str(run), "--to", "comfyui"]) == 2
+    assert "of language models: peft, merged" in capsys.readouterr().err
 
 
 def test_a_base_model_alone_is_recognised_by_its_config(

@@ -1,0 +1,38 @@
+"""`mmalign export`: what a run trained, in the formats of its ecosystem."""
+
+from pathlib import Path
+from typing import Any
+
+from mmalign.errors import ConfigError, explain
+
+__all__ = ["main"]
+
+_FORMATS = {"image": ("diffusers", "comfyui", "merged"), "language": ("peft", "merged")}
+
+
+def main(run: Path, to: str, output: Path | None = None) -> int:
+    """Export a run. Returns the exit code.
+
+    Args:
+        run: run folder or checkpoint.
+        to: format.
+        output: where to write; default RUN/export/FORMAT.
+
+    Raises:
+        ConfigError: the format is that of other models.
+    """
+    from mmalign.train.run_folders import run_modality
+
+    modality = run_modality(Path(run))
+    known = _FORMATS.get(modality, ())
+    if to not in known:
+        message = explain("mmalign export --to", got=to, expected=f"of {modality} models: {', '.join(known)}")
+        raise ConfigError(message)
+    if modality == "language":
+        from mmalign.vlm import export as language
+
+        return language.main(run, "merged" if to == "merged" else "peft", output)
+    from mmalign.diffusion import export as images
+
+    name: Any = to
+    return images.main(run=run, to=name, output=output)
