@@ -144,8 +144,8 @@ def test_the_exit_code_of_a_handler_is_the_command_s(monkeypatch: pytest.MonkeyP
     ("words", "signature_of"),
     [
         (["train", "run.yaml"], "mmalign.cli.training:main"),
-        (["sample", "--prompt", "a cat"], "mmalign.diffusion.sampling:main"),
-        (["export", "runs/a", "--to", "diffusers"], "mmalign.diffusion.export:main"),
+        (["sample", "--prompt", "a cat"], "mmalign.cli.sampling:main"),
+        (["export", "runs/a", "--to", "diffusers"], "mmalign.cli.exporting:main"),
         (["demo"], "mmalign.toy.demo:main"),
         (["eval", "suite.yaml", "--model", "base"], "mmalign.evals.harness:main"),
         (["compare", "results.json"], "mmalign.evals.compare:main"),
