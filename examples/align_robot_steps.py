@@ -50,7 +50,7 @@ trainables = attach(model.network, AdapterConfig(rank=4), default_targets=model.
 policy, likelihood, loss = model.policy(model.network), Tokens(), objectives.grape_tpo(beta=0.1)
 reference = AdaptersOff(policy, adapter_toggle(model.network))
 batch = trajectories.window_batch(model, trajectories.window_rows(attempts[better], attempts[worse]))
-optimizer = torch.optim.AdamW(trainables.parameters.values(), lr=1e-2)
+optimizer = torch.optim.AdamW(trainables.parameters.values(), lr=1e-3)
 for step in range(5):
     draw = likelihood.draw(batch)
     base = reference.evaluate(likelihood, batch, draw)
@@ -59,4 +59,4 @@ for step in range(5):
     optimizer.zero_grad()
     output.loss.mean().backward()
     optimizer.step()
-    print(f"step {step}: loss {float(output.loss):.4f}")
+    print(f"step {step}: loss {output.loss.detach().mean():.4f}")

@@ -194,8 +194,9 @@ class MaskHead(nn.Module):
     ) -> Float[Tensor, "item height width"]:
         """Logits of the mask, at the resolution of the features."""
         query, bias = self.adapter(states).split([pixels.shape[1], 1], dim=1)
-        product: Tensor = torch.einsum("ic,ichw->ihw", query, pixels) / math.sqrt(pixels.shape[1])
-        return product + bias.unsqueeze(-1)
+        product = torch.einsum("ic,ichw->ihw", query, pixels) / math.sqrt(pixels.shape[1])
+        logits: Tensor = product + bias.unsqueeze(-1)
+        return logits
 
 
 # ----------------------------------------------------------------------------------------------------- losses
