@@ -105,7 +105,7 @@ def compared(answers: Sequence[OwnAnswers], prompts: Sequence[str], *, original:
 # --- painting -----------------------------------------------------------------------------------------------
 
 
-def _kept(made: Painted, folder: Path, where: str) -> Any:
+def _kept(made: object, folder: Path, where: str) -> Any:
     """What stands in the records: the path of a file in `folder`, from its parent's parent on, or a list."""
     if made is None:
         return None

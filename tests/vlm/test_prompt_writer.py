@@ -171,18 +171,29 @@ def test_a_video_of_frames_is_scored_by_a_reward_of_pictures_as_the_mean_over_fr
     assert one.scores[0][0] == pytest.approx((0 + 2 * 51 + 4 * 51) / 3 / 255, abs=1e-3)
 
 
-def test_a_painter_must_give_one_picture_per_prompt(stages: Stages) -> None:
-    found = [Rewrites(prompt_row(), "p", ("q", "r"))]
-    for made, message in (
-        ([None], r"\[1 results\], expected 2"),
-        ([3, 4], "got 'int', expected a PIL picture"),
-    ):
-        paint = FunctionPainter(lambda prompts, keys, seed, made=made: made, "f")
-        with pytest.raises(ConfigError, match=message):
-            painted(found, paint, stages, settings())
-    paint = FunctionPainter(lambda prompts, keys, seed: [Path("none.png")] * 2, "f")
-    with pytest.raises(ConfigError, match="no such file"):
-        painted(found, paint, stages, settings())
+class Gives(Brush):
+    """Gives what it is told, whatever it is asked."""
+
+    def __init__(self, *made: Any) -> None:
+        super().__init__()
+        self.made = list(made)
+
+    def __call__(self, prompts: Sequence[str], keys: Sequence[str], seed: int) -> Any:
+        return self.made
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ((None,), r"\[1 results\], expected 2"),
+        ((None, 4), "got 'int', expected a PIL picture"),
+        ((None, ()), "got 'tuple', expected a PIL picture"),
+        ((None, Path("none.png")), "no such file"),
+    ],
+)
+def test_a_painter_must_give_one_picture_per_prompt(stages: Stages, made: tuple[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        painted([Rewrites(prompt_row(), "p", ("q", "r"))], Gives(*made), stages, settings())
 
 
 def test_painters_and_rewards_that_do_not_fit_are_refused_with_a_remedy(stages: Stages) -> None:

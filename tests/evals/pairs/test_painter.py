@@ -32,5 +32,5 @@ def test_equal_keys_start_from_equal_noise_whatever_is_painted_beside_them(tmp_p
 
 
 def test_a_model_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="painter: got .*none.* expected a hub id"):
+    with pytest.raises(ConfigError, match=r"painter: got .*none.* expected a hub id"):
         ImagePainter(PainterConfig(source=str(tmp_path / "none")), CPU)
