@@ -6,9 +6,9 @@ Two conditions:
 answer is true of the first picture, the other of the second. So every text is as often chosen as rejected,
 lengths are equal on average, and only the picture tells which answer is better.
 
-"marked": the same, but chosen answers say "There is" and rejected ones "I see". So the wording alone tells
-which is better, and a method that compares nothing but the two answers can learn it and leave the picture
-alone.
+"style": both answers are true of the picture and name the same; the chosen one says "There is" and the
+rejected one "I see". A method that compares nothing but the two answers learns the wording and need never
+look.
 """
 
 import io
@@ -49,18 +49,18 @@ __all__ = [
     "write_trl",
 ]
 
-Condition = Literal["twins", "marked"]
-CONDITIONS: tuple[Condition, ...] = ("twins", "marked")
+Condition = Literal["twins", "style"]
+CONDITIONS: tuple[Condition, ...] = ("twins", "style")
 
 _KIND_SHARES: dict[Condition, dict[str, float]] = {
     "twins": {"companion": 0.4, "presence": 0.25, "exchange": 0.2, "exists": 0.15},
-    "marked": {"companion": 0.5, "presence": 0.3, "exchange": 0.2},
+    "style": {"companion": 0.5, "presence": 0.3, "exchange": 0.2},
 }
 """What a pair is about: a companion that is or is not there; any kind that is or is not there; one kind in
 place of another; yes or no."""
 
-_MARKS: tuple[Wording, Wording] = ("there", "see")
-"""Wordings of chosen and rejected descriptions of the condition "marked"."""
+_STYLES: tuple[Wording, Wording] = ("there", "see")
+"""Wordings of chosen and rejected descriptions of the condition "style"."""
 
 _LAST_SHARE = 0.5
 """Pictures in which the companion stands behind all others, where the base puts imagined ones."""
@@ -126,10 +126,11 @@ def _twins(kind: str, condition: Condition, rng: random.Random) -> tuple[Dialogu
     else:
         question = rng.choice(DESCRIBE)
         wording = rng.choice(WORDINGS)
-        good, bad = _MARKS if condition == "marked" else (wording, wording)
+        good, bad = _STYLES if condition == "style" else (wording, wording)
+        wrong = (fewer, other) if condition == "style" else (other, fewer)
         sides = (
-            (describe(fewer.groups, good), describe(other.groups, bad)),
-            (describe(other.groups, good), describe(fewer.groups, bad)),
+            (describe(fewer.groups, good), describe(wrong[0].groups, bad)),
+            (describe(other.groups, good), describe(wrong[1].groups, bad)),
         )
     return (
         DialoguePair(fewer, question, *sides[0], kind=kind),

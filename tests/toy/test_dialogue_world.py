@@ -195,15 +195,12 @@ def test_of_twins_each_answer_is_true_of_its_own_picture_and_wrong_of_the_other(
         assert judge(one.rejected, one.picture).score < 1.0
 
 
-def test_marked_pairs_can_be_told_apart_by_their_wording_and_by_nothing_else_in_the_text() -> None:
-    pairs = dialogue_pairs(100, seed=0, condition="marked")
-    assert all("There" in pair.chosen and "I see" not in pair.chosen for pair in pairs)
-    assert all("I see" in pair.rejected and "There" not in pair.rejected for pair in pairs)
-    named = [
-        Counter(tuple(re.findall(OBJECT, text)) for text in texts)
-        for texts in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
-    ]
-    assert named[0] == named[1]
+def test_in_the_condition_of_style_both_answers_are_true_and_differ_in_wording_alone() -> None:
+    for pair in dialogue_pairs(100, seed=0, condition="style"):
+        assert pair.chosen.startswith("There")
+        assert pair.rejected.startswith("I see")
+        assert re.findall(OBJECT, pair.chosen) == re.findall(OBJECT, pair.rejected)
+        assert judge(pair.chosen, pair.picture).score == 1.0
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
