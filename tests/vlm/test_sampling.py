@@ -83,7 +83,7 @@ def test_options_of_image_models_are_refused_for_answers(
 ) -> None:
     words = ["sample", "--model", str(tiny_vlm_folder("llava")), "--prompt", "x", "--num-images", "2"]
     assert main(words) == 2
-    assert "got '--num-images', expected 'options of language models" in capsys.readouterr().err
+    assert "got '--num-images', expected options of language models" in capsys.readouterr().err
 
 
 def test_questions_of_a_file_bring_their_own_pictures(tmp_path: Path) -> None:
