@@ -90,6 +90,21 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session")
+def tiny_vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_vlm_folder("llava")`: the folder of a family's tiny model. Read it, do not write into it."""
+    from mmalign.testing.tiny_vlm import tiny_vlm
+
+    written: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in written:
+            written[name] = tiny_vlm(name, tmp_path_factory.mktemp("tiny_vlm") / name)
+        return written[name]
+
+    return folder
+
+
 @pytest.fixture
 def untyped() -> AbstractContextManager[None]:
     """A context without the type hook: what a user's script meets, whose annotations nobody checks."""

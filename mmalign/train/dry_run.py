@@ -9,7 +9,7 @@ from torch import nn
 
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import ResolvedRun, resolved_content
-from mmalign.train.model import PreferenceModel
+from mmalign.train.model import PreferenceModel, denoising
 from mmalign.train.parts import DTYPES, load_model, reference_kind
 from mmalign.train.plan import (
     MemoryItem,
@@ -110,7 +110,7 @@ def _plan_images(run: ResolvedRun, reward_bytes: int | None) -> Plan:
     device = torch.device(
         "cuda" if torch.cuda.is_available() and run.config.train.device == "auto" else "cpu"
     )
-    model = load_model(run, device)
+    model = denoising(load_model(run, device))
     if is_online(run):
         require_fitting(run, model)
     trainables = attach(

@@ -1,9 +1,10 @@
 """The divergence guard: when the chosen samples get worse for long, say so, go back, or stop.
 
 What is watched is `error/relative_chosen` of the panel: the policy's denoising error of chosen samples over
-the reference's, less 1, on the same noise. A run diverges when the median of its last `patience` records is
-above `threshold`. A checkpoint is good when neither the record before it nor the one after it was above; the
-start of a run, where policy and reference are equal, is good too.
+the reference's, less 1, on the same noise; of language models `nll/relative_chosen`, the same of the negative
+log-likelihood of chosen answers, which rises when the margin grows by displacement. A run diverges when the
+median of its last `patience` records is above `threshold`. A checkpoint is good when neither the record
+before it nor the one after it was above; the start of a run is good too, as policy and reference are equal.
 
 Nothing here touches a device or a file: records go in, decisions come out. The records are sums over all
 ranks, so every rank decides alike. See `mmalign.train.rollback` for how a run goes back.
@@ -21,10 +22,14 @@ __all__ = ["Decision", "Guard", "GuardState", "Remedy", "protected_steps", "reme
 
 Decision = Literal["go_on", "say", "roll_back", "stop"]
 
-_WATCHED = ("error/relative_chosen", "error/relative_candidates")
+_WATCHED = (
+    *("error/relative_chosen", "error/relative_candidates"),
+    *("nll/relative_chosen", "nll/relative_answers"),
+)
+_REJECTED = ("error/relative_rejected", "nll/relative_rejected")
 _KEPT = (
     *_WATCHED,
-    "error/relative_rejected",
+    *_REJECTED,
     "implicit_accuracy",
     "accuracy",
     "saturated",
@@ -90,6 +95,7 @@ class Guard:
         beta: of the run's objective, None where it has none.
         has_reference: whether the objective compares with a reference, which decides where beta should go.
         has_safeguard: whether the safeguard is on already.
+        language: whether it watches a language model, which has likelihoods and no errors.
     """
 
     def __init__(
@@ -100,7 +106,9 @@ class Guard:
         beta: float | None = None,
         has_reference: bool = True,
         has_safeguard: bool = False,
+        language: bool = False,
     ) -> None:
+        self.language = language
         self.config = config or GuardConfig(action="off")
         self.learning_rate, self.beta = learning_rate, beta
         self.has_reference, self.has_safeguard = has_reference, has_safeguard
@@ -202,18 +210,20 @@ class Guard:
             beta=self.beta,
             has_reference=self.has_reference,
             has_safeguard=self.has_safeguard,
+            language=self.language,
         )
 
     def message(self) -> str:
         """The last event as a line for whoever watches."""
         event, config = self.state.events[-1], self.config
+        watched = "chosen answers' negative log-likelihood" if self.language else "chosen samples' error"
         if event["event"] == "recovered":
             return (
-                f"guard: at step {event['step']} the chosen error is back below guard.threshold "
+                f"guard: at step {event['step']} the {watched} is back below guard.threshold "
                 f"{config.threshold:.0%} ({event['level']:+.1%})."
             )
         head = (
-            f"guard: the run diverges: over the last {config.patience} records the chosen samples' error is "
+            f"guard: the run diverges: over the last {config.patience} records the {watched} is "
             f"{event['level']:+.1%} against the reference's (guard.threshold {config.threshold:.0%}), at "
             f"step {event['step']}."
         )
@@ -316,6 +326,7 @@ def remedies(
     beta: float | None = None,
     has_reference: bool = True,
     has_safeguard: bool = False,
+    language: bool = False,
 ) -> Remedy:
     """Cause and cure of a rising chosen error, from the panel.
 
@@ -331,8 +342,9 @@ def remedies(
         has_reference: with one, a higher beta keeps the policy near it; without, beta weighs the margin, and
             a lower one lets the supervised part lead.
         has_safeguard: the safeguard is on already.
+        language: answers have likelihoods, and a term that raises the chosen one's is the safeguard.
     """
-    chosen, rejected = _mean(records, *_WATCHED), _mean(records, "error/relative_rejected")
+    chosen, rejected = _mean(records, *_WATCHED), _mean(records, *_REJECTED)
     accuracy = _mean(records, "implicit_accuracy", "accuracy")
     slower = "a lower train.learning_rate"
     if learning_rate is not None:
@@ -353,11 +365,11 @@ def remedies(
         cause = f"The rejected side is preferred in {1 - accuracy:.0%} of the pairs: the labels look swapped."
         return Remedy(cause, ("`mmalign data check` on the pairs", slower))
     if rejected > max(chosen, 0.0):
-        cause = (
-            f"The rejected samples' error rises more ({rejected:+.1%}): pushing them away drags the chosen "
-            "ones along."
-        )
-        guarded = () if has_safeguard else ("the safeguard, safeguard.mu=0.9",)
+        what = "answers' negative log-likelihood" if language else "samples' error"
+        cause = f"The rejected {what} rises more ({rejected:+.1%}): pushing them away drags the chosen along."
+        guarded: tuple[str, ...] = () if has_safeguard else ("the safeguard, safeguard.mu=0.9",)
+        if language:
+            guarded = ("a term that keeps the chosen answer likely (method dpop or rpo_sft)",)
         return Remedy(cause, (*guarded, slower, *closer, *stop_earlier))
     cause = "Both sides drift and the margin does not grow: the steps are too large."
     if math.isnan(rejected):

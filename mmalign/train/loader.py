@@ -19,7 +19,7 @@ from mmalign.batch import Batch, Conditioning, Labels, PreferenceRow, RowKeys
 from mmalign.data.readers import RowTable
 from mmalign.data.sampler import RowOrder, step_positions
 from mmalign.errors import MmalignError, RowError, TrainingError
-from mmalign.train.model import Encoded, Example, PreferenceModel
+from mmalign.train.model import Encoded, Example, TrainedModel, denoising
 
 __all__ = ["BadRow", "Layout", "MicroBatch", "StepSampler", "make_loader", "to_batch"]
 
@@ -115,9 +115,7 @@ class _Loaded:
 class _Positions(Dataset[_Loaded]):
     """Positions of the run as a map-style data set; an unreadable row gives a `BadRow`, never an error."""
 
-    def __init__(
-        self, table: RowTable, order: RowOrder, model: PreferenceModel, *, needs_reward: bool
-    ) -> None:
+    def __init__(self, table: RowTable, order: RowOrder, model: TrainedModel, *, needs_reward: bool) -> None:
         self.table, self.order, self.model, self.needs_reward = table, order, model, needs_reward
 
     def __len__(self) -> int:
@@ -246,7 +244,7 @@ def _single_thread(_: int) -> None:
 def make_loader(
     table: RowTable,
     order: RowOrder,
-    model: PreferenceModel,
+    model: TrainedModel,
     positions: Iterable[list[int]],
     *,
     rows_per_step: int,
@@ -284,7 +282,20 @@ def make_loader(
     )
 
 
-def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) -> Batch:
+def _of_all(micro: MicroBatch, num_candidates: int) -> tuple[Labels, Tensor | None]:
+    """Labels and rewards where the model made further candidates: answers of the row beside other images.
+
+    Those have no reward (NaN). One answer beside two images is a pair whose first is preferred.
+    """
+    labels, reward = micro.labels, micro.reward
+    if reward is not None and reward.shape[1] < num_candidates:
+        reward = torch.nn.functional.pad(reward, (0, num_candidates - reward.shape[1]), value=math.nan)
+    if labels.desirable is not None and labels.desirable.shape[1] < num_candidates:
+        labels = Labels.pairs(len(micro.valid))
+    return labels, reward
+
+
+def to_batch(micro: MicroBatch, model: TrainedModel, device: torch.device) -> Batch:
     """Move a micro-batch to the device and encode it there."""
     keys = micro.keys.to(device)
     collated = {
@@ -300,22 +311,23 @@ def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) ->
         else:
             clean, conditioning = encoded
     else:  # prompts alone: candidates will be sampled
-        conditioning = model.prompt_conditioning(micro.prompts)
-        clean = torch.zeros(len(micro.valid), 0, *model.latent_shape, device=device)
+        conditioning = denoising(model).prompt_conditioning(micro.prompts)
+        clean = torch.zeros(len(micro.valid), 0, *denoising(model).latent_shape, device=device)
     if clean.shape[0] != len(micro.valid):
         message = f"encode: got {clean.shape[0]} prompts, expected {len(micro.valid)}."
         raise MmalignError(message)
+    labels, reward = _of_all(micro, clean.shape[1])
     moved = {
         name: value.to(device, non_blocking=True) if value is not None else None
-        for name, value in vars(micro.labels).items()
+        for name, value in vars(labels).items()
         if name != "certain"
     }
     valid = micro.valid.to(device, non_blocking=True)
     # A stand-in for an unreadable row must not enter statistics over the batch (KTO's zero point).
     real = valid.unsqueeze(1).expand(-1, clean.shape[1])
     moved["valid"] = real if moved["valid"] is None else moved["valid"] & real
-    labels = Labels(**moved)
-    labels = labels.known_certain() if micro.labels.certain else labels
+    certain, labels = labels.certain, Labels(**moved)
+    labels = labels.known_certain() if certain else labels
     return Batch(
         clean=clean,
         conditioning=conditioning,
@@ -324,7 +336,7 @@ def to_batch(micro: MicroBatch, model: PreferenceModel, device: torch.device) ->
         valid=valid,
         keys=keys,
         ids=micro.ids,
-        reward=None if micro.reward is None else micro.reward.to(device, non_blocking=True),
+        reward=None if reward is None else reward.to(device, non_blocking=True),
         prompts=micro.prompts,
         **more,
     )

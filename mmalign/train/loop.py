@@ -30,11 +30,12 @@ from mmalign.train.config import ResolvedRun
 from mmalign.train.guard import Decision, Guard
 from mmalign.train.loader import Layout, MicroBatch, to_batch
 from mmalign.train.metrics import Meter
-from mmalign.train.model import PreferenceModel
+from mmalign.train.model import TrainedModel
 from mmalign.train.online import OnlineSource
 from mmalign.train.optim import Updater
 from mmalign.train.rollback import roll_back
 from mmalign.train.step import StepParts, preference_step
+from mmalign.train.token_sections import TokensConfig, tokens_of
 from mmalign.train.tracking import Tracking
 
 __all__ = ["CHECKPOINTS", "QUARANTINE_FILE", "Loop", "Progress", "quarantine_path", "require_same_run"]
@@ -89,7 +90,7 @@ class Loop:
 
     run: ResolvedRun
     accelerator: Accelerator
-    model: PreferenceModel
+    model: TrainedModel
     network: nn.Module
     trainables: Trainables
     parts: StepParts
@@ -496,11 +497,8 @@ def _out_of_memory(run: ResolvedRun) -> str:
     helps = []
     if config.train.batch_size > 1:
         helps.append(
-            f"train.batch_size={config.train.batch_size // 2} "
-            f""
-            f""
-            f"with train.accumulation={config.train.accumulation * 2} (same result, about half "
-            f"the activations)"
+            f"train.batch_size={config.train.batch_size // 2} with "
+            f"train.accumulation={config.train.accumulation * 2} (same result, about half the activations)"
         )
     if not config.model.gradient_checkpointing:
         helps.append(
@@ -512,9 +510,23 @@ def _out_of_memory(run: ResolvedRun) -> str:
             helps.append("reference.kind=stored or reference.offload=true (the second copy of the network)")
         if config.train.optimizer == "adamw":
             helps.append("train.optimizer=adamw_8bit (6 bytes per network weight)")
-    if config.image.cache is None:
+    if (tokens := tokens_of(config)) is not None:
+        helps += _smaller_dialogues(tokens)
+    elif config.image.cache is None:
         helps.append("image.cache from `mmalign data cache` (VAE and text encoders)")
     if config.train.mixed_precision == "no":
         helps.append("train.mixed_precision=bf16 (half of the frozen weights and activations)")
     listing = "\n  ".join(helps) or "a smaller image.resolution"
     return f"out of memory on the device. Settings that help, largest first:\n  {listing}"
+
+
+def _smaller_dialogues(tokens: TokensConfig) -> list[str]:
+    """What shortens the rows of a language model, or the tiles of its logits."""
+    pixels = "" if tokens.max_pixels is None else f"={tokens.max_pixels // 2}"
+    frames = "num_frames" if tokens.num_frames is not None else "max_frames"
+    half = max((tokens.num_frames or tokens.max_frames) // 2, 1)
+    return [
+        f"a smaller tokens.max_pixels{pixels}, or tokens.{frames}={half} for videos (fewer visual tokens)",
+        "a smaller tokens.max_length or tokens.max_completion_length (long answers lose their end)",
+        "tokens.head_chunk=256 (positions whose logits exist together; the same result)",
+    ]

@@ -203,7 +203,7 @@ def verdict(records: Sequence[Mapping[str, Any]], *, num_dropped: int = 0) -> li
     if math.isnan(accuracy) and not math.isnan(_mean(tail, "accuracy")):
         first, last = _mean(head, "accuracy"), _mean(tail, "accuracy")
         findings.append(
-            "There is no reference to compare with: the chosen image has the lower error in "
+            "There is no reference to compare with: the chosen side is the likelier one in "
             f"{first:.0%} of the pairs at the start and {last:.0%} at the end (mean logit {logit:.3f})."
         )
     elif not math.isnan(accuracy):

@@ -7,7 +7,7 @@ encodes on the device and denoises. Saving and sampling are the family's, in its
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from mmalign.batch import BatchContext, Conditioning, PreferenceRow, RowKeys
 from mmalign.data.config import ImageLimits
 from mmalign.likelihood.schedules import Prediction, Schedule
 
-__all__ = ["Encoded", "Example", "PreferenceModel"]
+__all__ = ["Encoded", "Example", "PreferenceModel", "TrainedModel", "denoising"]
 
 Example = Mapping[str, Any]
 """Tensors and texts of one row, before collation."""
@@ -40,27 +40,19 @@ class Encoded:
 
 
 @runtime_checkable
-class PreferenceModel(Protocol):
-    """A loaded generative model with a trainable network.
+class TrainedModel(Protocol):
+    """A loaded model as the loop sees it, whether it denoises or writes.
 
     Attributes:
         family: name in the registry.
         network: the trained network. The loop replaces it by its prepared form (distributed, compiled); code
             here only calls it.
-        schedule: noise schedule.
-        prediction: what the network predicts.
         adapter_targets: module name endings LoRA goes on by default, or one regular expression.
-        latent_shape: event shape of one candidate at the configured resolution.
-        scheduler_config: of the model's diffusers scheduler.
     """
 
     family: str
     network: nn.Module
-    schedule: Schedule
-    prediction: Prediction
     adapter_targets: tuple[str, ...] | str
-    latent_shape: tuple[int, ...]
-    scheduler_config: dict[str, Any]
 
     def limit_images(self, limits: ImageLimits) -> None:
         """Refuse media beyond these sizes."""
@@ -79,6 +71,31 @@ class PreferenceModel(Protocol):
     ) -> tuple[Float[Tensor, "prompt candidate *event"], Conditioning] | Encoded:
         """Clean latents and conditioning on the device, without gradients; or a batch of dialogues."""
         ...
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the adapter in the format the ecosystem's loaders read."""
+        ...
+
+    def save_model(self, folder: str | Path) -> Path:
+        """Write the whole model in the format the ecosystem's loaders read."""
+        ...
+
+
+@runtime_checkable
+class PreferenceModel(TrainedModel, Protocol):
+    """A loaded model that denoises.
+
+    Attributes:
+        schedule: noise schedule.
+        prediction: what the network predicts.
+        latent_shape: event shape of one candidate at the configured resolution.
+        scheduler_config: of the model's diffusers scheduler.
+    """
+
+    schedule: Schedule
+    prediction: Prediction
+    latent_shape: tuple[int, ...]
+    scheduler_config: dict[str, Any]
 
     def prompt_conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of prompts without media, as at inference; tensors `[prompt, ...]`, all shared."""
@@ -119,10 +136,7 @@ class PreferenceModel(Protocol):
         """Media for prompts; the noise of prompt i depends on (seed, i) only."""
         ...
 
-    def save_adapter(self, folder: str | Path) -> Path:
-        """Write the adapter in the format the ecosystem's loaders read."""
-        ...
 
-    def save_model(self, folder: str | Path) -> Path:
-        """Write the whole model in the format the ecosystem's loaders read."""
-        ...
+def denoising(model: TrainedModel) -> PreferenceModel:
+    """The model as one that denoises, where the run's configuration has decided that it does."""
+    return cast("PreferenceModel", model)

@@ -35,7 +35,7 @@ from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
-from mmalign.train.model import PreferenceModel
+from mmalign.train.model import PreferenceModel, TrainedModel, denoising
 from mmalign.train.step import StepParts
 from mmalign.train.supply import Safeguard, Supply
 from mmalign.train.token_sections import TokensConfig, tokens_of
@@ -123,11 +123,11 @@ def make_likelihood(config: LikelihoodConfig, model: PreferenceModel) -> Elbo:
     )
 
 
-def likelihood_of(run: ResolvedRun, model: PreferenceModel) -> Elbo | Tokens:
+def likelihood_of(run: ResolvedRun, model: TrainedModel) -> Elbo | Tokens:
     """How a run scores candidates: denoising errors of image models, tokens of language models."""
     tokens = tokens_of(run.config)
     if tokens is None:
-        return make_likelihood(run.config.likelihood, model)
+        return make_likelihood(run.config.likelihood, denoising(model))
     return Tokens(tokens.head_chunk, run.method.views)
 
 
@@ -198,7 +198,7 @@ def _teacher_kind(run: ResolvedRun) -> str:
     return "frozen" if run.config.rollout.one_step.teacher is None else "none"
 
 
-def denoiser_of(model: PreferenceModel) -> Callable[[nn.Module], Denoiser]:
+def denoiser_of(model: TrainedModel) -> Callable[[nn.Module], Denoiser]:
     """A factory of denoisers around any network that fits the model's inputs.
 
     Of a language model, the factory makes what its likelihood calls: hidden states of the scored tokens.
@@ -211,14 +211,14 @@ def denoiser_of(model: PreferenceModel) -> Callable[[nn.Module], Denoiser]:
         def denoise(
             noised: torch.Tensor, timestep: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
         ) -> torch.Tensor:
-            return model.denoise(noised, timestep, conditioning, network=network)
+            return denoising(model).denoise(noised, timestep, conditioning, network=network)
 
         return denoise
 
     return make
 
 
-def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
+def load_model(run: ResolvedRun, device: torch.device) -> TrainedModel:
     """The family's model in the run's precision; fully trained networks are read in float32."""
     family = registry.find("families", run.config.model.family)
     dtype = DTYPES[run.config.train.mixed_precision]
@@ -226,7 +226,7 @@ def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
     tokens = tokens_of(run.config)
     if tokens is not None:
         return language_model(run, tokens, family, device=device, dtype=dtype)
-    model: PreferenceModel = family.load(
+    model: TrainedModel = family.load(
         run.config.model,
         run.config.image,
         device=device,
@@ -238,9 +238,9 @@ def load_model(run: ResolvedRun, device: torch.device) -> PreferenceModel:
 
 def language_model(
     run: ResolvedRun, tokens: TokensConfig, family: Any, *, device: torch.device, dtype: torch.dtype
-) -> PreferenceModel:
+) -> TrainedModel:
     """The family's language model, told what the method wants of every row."""
-    model: PreferenceModel = family.load(
+    model: TrainedModel = family.load(
         run.config.model,
         tokens,
         device=device,
@@ -256,7 +256,7 @@ def attach_and_refer(
     run: ResolvedRun,
     kind: str,
     accelerator: Accelerator,
-    model: PreferenceModel,
+    model: TrainedModel,
     *,
     table: RowTable,
 ) -> tuple[Trainables, StepParts]:
@@ -324,7 +324,7 @@ def _reference(
     run: ResolvedRun,
     kind: str,
     accelerator: Accelerator,
-    model: PreferenceModel,
+    model: TrainedModel,
     likelihood: Elbo | Tokens,
     *,
     table: RowTable,
@@ -345,9 +345,9 @@ def _reference(
     if kind == "stored":
         from mmalign.train.stored import stored_reference
 
-        likelihood = make_likelihood(run.config.likelihood, model)
+        likelihood = make_likelihood(run.config.likelihood, denoising(model))
         return stored_reference(
-            run, model, likelihood, table=table, accelerator=accelerator, autocast=autocast
+            run, denoising(model), likelihood, table=table, accelerator=accelerator, autocast=autocast
         )
     settings = run.config.reference
     rule = None

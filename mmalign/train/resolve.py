@@ -311,6 +311,14 @@ def _resolve_likelihood(
             f"{path}: likelihood.kind", got=kind, expected=f"auto: method {method.name} stands on {own}"
         )
         raise ConfigError(message)
+    if kind == "tokens" and (given := likelihood.model_dump(exclude_defaults=True, exclude={"kind"})):
+        message = explain(
+            f"{path}: likelihood",
+            got=str(given),
+            expected="no settings: log-probabilities of tokens know no timesteps and no noise",
+            do="Take the section out.",
+        )
+        raise ConfigError(message)
     inversion = likelihood.inversion
     if kind == "inversion":
         values = _fill(inversion, _INVERSION, "likelihood.inversion", defaults, filled)
@@ -463,7 +471,16 @@ def _require_stored_fits(config: RunConfig, method: Method, path: str) -> None:
         ConfigError: the draws depend on the policy, or the objective reads more than scores.
     """
     if config.reference.kind == "stored" and config.likelihood.kind == "tokens":
-        reasons = [f"its objective reads {name} of both models" for name in ("kl",) if name in method.needs]
+        from mmalign import objectives
+
+        needs = method.needs | objectives.row(method.objective).needs
+        reasons = [
+            f"its objective reads {name}, for which the reference has to run"
+            for name in ("kl", "reference_entropy")
+            if name in needs
+        ]
+        if method.reference in ("ema", "synced"):
+            reasons.append(f"its reference moves ({method.reference})")
         if any(view.images == "corrupted" for view in method.views):
             reasons.append("images are corrupted anew at every visit")
         if reasons:

@@ -27,7 +27,7 @@ from mmalign.train.guard import Guard, protected_steps
 from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader
 from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib, quarantine_path, require_same_run
 from mmalign.train.metrics import verdict
-from mmalign.train.model import PreferenceModel
+from mmalign.train.model import TrainedModel, denoising
 from mmalign.train.online import PixelReward
 from mmalign.train.optim import Updater, make_optimizer, make_schedule
 from mmalign.train.parts import (
@@ -44,6 +44,7 @@ from mmalign.train.run_identity import identity_of, require_agreement, start_of
 from mmalign.train.sample_answers import SampleAnswers
 from mmalign.train.samples import SampleGrids
 from mmalign.train.steps import learning_rates, with_steps
+from mmalign.train.token_metrics import token_verdict
 from mmalign.train.token_sections import TokenRunConfig, tokens_of
 from mmalign.train.tracking import Tracking
 
@@ -73,7 +74,7 @@ class RunResult:
     records: list[dict[str, Any]]
     verdict: list[str]
     finished: bool
-    model: PreferenceModel
+    model: TrainedModel
     trainables: Trainables
     stopped: bool = False
     extras: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +122,7 @@ def _versions() -> dict[str, str]:
 def train(
     run: ResolvedRun,
     *,
-    model: PreferenceModel | None = None,
+    model: TrainedModel | None = None,
     table: RowTable | None = None,
     reward: PixelReward | None = None,
 ) -> RunResult:
@@ -146,7 +147,7 @@ def train(
 def prepare(
     run: ResolvedRun,
     *,
-    model: PreferenceModel | None = None,
+    model: TrainedModel | None = None,
     table: RowTable | None = None,
     reward: PixelReward | None = None,
 ) -> tuple[Loop, Iterable[MicroBatch]]:
@@ -194,7 +195,7 @@ def prepare(
     if is_online(run):
         online, parts = make_online(
             run,
-            model,
+            denoising(model),
             parts,
             trainables.network,
             reward=reward,
@@ -283,6 +284,7 @@ def _guard(run: ResolvedRun) -> Guard:
         beta=float(beta) if isinstance(beta, int | float) else None,
         has_reference=run.method.reference != "none",
         has_safeguard=run.config.safeguard.mu is not None,
+        language=tokens_of(run.config) is not None,
     )
 
 
@@ -309,7 +311,7 @@ def _open_quarantine(run: ResolvedRun, table: RowTable, *, start_step: int) -> N
 def _sample_hook(
     run: ResolvedRun,
     accelerator: Accelerator,
-    model: PreferenceModel,
+    model: TrainedModel,
     trainables: Trainables,
     tracking: Tracking,
     folder: Path,
@@ -328,19 +330,19 @@ def _sample_hook(
         if written:
             return
         if config.image.cache is not None:
-            model.release_encoders()  # the plan of a cached run has no room for them
+            denoising(model).release_encoders()  # the plan of a cached run has no room for them
         tracking.log_picture("samples", path, step)
 
     maker: SampleGrids | SampleAnswers
     if isinstance(config, TokenRunConfig):
         maker = SampleAnswers(model, trainables, config.answers, folder)
     else:
-        maker = SampleGrids(model, trainables, config.samples, folder)
+        maker = SampleGrids(denoising(model), trainables, config.samples, folder)
     return hook
 
 
 @contextlib.contextmanager
-def _bare(model: PreferenceModel, network: nn.Module) -> Iterator[None]:
+def _bare(model: TrainedModel, network: nn.Module) -> Iterator[None]:
     prepared, model.network = model.network, network
     try:
         yield
@@ -351,12 +353,12 @@ def _bare(model: PreferenceModel, network: nn.Module) -> Iterator[None]:
 def _opening_lines(
     run: ResolvedRun,
     layout: Layout,
-    model: PreferenceModel,
+    model: TrainedModel,
     trainables: Trainables,
     kind: str,
     tracking: Tracking,
 ) -> None:
-    num_elements = None if tokens_of(run.config) else torch.Size(model.latent_shape).numel()
+    num_elements = None if tokens_of(run.config) else torch.Size(denoising(model).latent_shape).numel()
     for name, value in derived_values(run, layout, num_elements).items():
         tracking.say(f"{name}: {value}")
     tracking.say(f"trained weights: {trainables.count:,}; reference: {kind}")
@@ -386,7 +388,8 @@ def _finish(loop: Loop, *, seconds: float) -> RunResult:
     """Save what users load, write the summary, say what the numbers say."""
     run, config, accelerator = loop.run, loop.run.config, loop.accelerator
     finished = loop.progress.step == config.train.steps
-    findings = verdict(loop.tracking.records, num_dropped=loop.progress.num_dropped)
+    judge = verdict if tokens_of(config) is None else token_verdict
+    findings = judge(loop.tracking.records, num_dropped=loop.progress.num_dropped)
     already = loop.start_step == loop.progress.step and (loop.folder / SUMMARY_FILE).is_file()
     stopped = loop.guard.state.stopped is not None
     if accelerator.is_main_process and finished and not already:

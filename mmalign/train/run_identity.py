@@ -13,13 +13,18 @@ from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
 from mmalign.train.loop import CHECKPOINTS
 from mmalign.train.rollouts import is_online
+from mmalign.train.token_sections import tokens_of
 
 __all__ = ["identity_of", "require_agreement", "start_of"]
 
 
+_ROUNDING = {"head_chunk", "packing", "share_vision"}
+"""Ways of computing the same log-probabilities, which differ in the last bits alone: as `model.attention`."""
+
+
 def identity_of(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> dict[str, Any]:
     """What must agree for a checkpoint to continue a run: everything that changes the numbers."""
-    config = run.config
+    config, tokens = run.config, tokens_of(run.config)
     train = config.train.model_dump(
         include={
             "seed",
@@ -55,7 +60,8 @@ def identity_of(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> d
         "rollout": config.rollout.model_dump(mode="json") if is_online(run) else None,
         # Every process has samples of its own waiting.
         "processes": layout.world_size if is_online(run) else None,
-        "image": config.image.model_dump(mode="json", exclude={"cache"}),
+        "image": None if tokens else config.image.model_dump(mode="json", exclude={"cache"}),
+        "tokens": tokens.model_dump(mode="json", exclude=_ROUNDING) if tokens else None,
         "effective_batch": layout.effective_batch,
         # Statistics over the batch (KTO's zero point) see one micro-step of all devices.
         "rows_together": layout.batch_size * layout.world_size if run.method.couples_rows else None,

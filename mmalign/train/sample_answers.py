@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from mmalign.batch import PreferenceRow
 from mmalign.files import atomic_write
 from mmalign.train.adapters import Trainables
-from mmalign.train.model import PreferenceModel
+from mmalign.train.model import TrainedModel
 from mmalign.train.token_sections import AnswersConfig
 
 __all__ = ["SampleAnswers"]
@@ -31,7 +31,7 @@ class SampleAnswers:
     """
 
     def __init__(
-        self, model: PreferenceModel, trainables: Trainables, config: AnswersConfig, folder: Path
+        self, model: TrainedModel, trainables: Trainables, config: AnswersConfig, folder: Path
     ) -> None:
         self.model, self.trainables, self.config, self.folder = model, trainables, config, folder
         self.base: list[str] | None = None

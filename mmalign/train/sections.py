@@ -320,7 +320,10 @@ class LogConfig(Section):
 
 
 class GuardConfig(Section):
-    """What happens when the chosen samples' error stays above the reference's: the run is diverging."""
+    """What happens when the chosen samples' error stays above the reference's: the run is diverging.
+
+    Of language models, the negative log-likelihood of chosen answers.
+    """
 
     action: Literal["warn", "rollback", "stop", "off"] = Field(
         "warn",

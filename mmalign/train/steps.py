@@ -1,17 +1,23 @@
 """Numbers of a run that follow from its data and its model: steps of so many epochs, rates of parts."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch import nn
 
 from mmalign.train.adapters import Trainables
 from mmalign.train.config import ResolvedRun, RunConfig
-from mmalign.train.model import PreferenceModel
 from mmalign.train.token_sections import tokens_of
 
 __all__ = ["learning_rates", "with_steps"]
+
+
+class _Parted(Protocol):
+    """A language model: it knows what belongs to its vision tower and its projector."""
+
+    def parameter_groups(self, named: Mapping[str, nn.Parameter]) -> dict[str, list[nn.Parameter]]: ...
 
 
 def with_steps(run: ResolvedRun, *, num_rows: int, effective_batch: int) -> ResolvedRun:
@@ -37,20 +43,24 @@ def with_steps(run: ResolvedRun, *, num_rows: int, effective_batch: int) -> Reso
 
 
 def learning_rates(
-    config: RunConfig, model: PreferenceModel, trainables: Trainables
+    config: RunConfig, model: object, trainables: Trainables
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """What the optimiser gets: the trained weights, in groups where parts of the model have own rates."""
+    """What the optimiser gets: the trained weights, in groups where parts of the model have own rates.
+
+    Args:
+        config: of the run.
+        model: of a language run, one that knows its parts (`parameter_groups`).
+        trainables: the trained weights.
+    """
     tokens, parameters = tokens_of(config), trainables.parameters
     if tokens is None:
         return list(parameters.values())
     own = {"vision": tokens.vision_learning_rate, "projector": tokens.projector_learning_rate}
     if not any(own.values()):
         return list(parameters.values())
-    part_of = getattr(model, "part_of", None)
-    groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        groups.setdefault("language" if part_of is None else part_of(name), []).append(parameter)
+    groups = cast("_Parted", model).parameter_groups(parameters)
     return [
         {"params": members, "lr": own.get(part) or config.train.learning_rate}
         for part, members in groups.items()
+        if members
     ]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mmalign.data.config import DataConfig, SourceConfig
-from mmalign.train.sections import ImageConfig, RunConfig, SamplesConfig, Section
+from mmalign.train.sections import ImageConfig, RunConfig, SafeguardConfig, SamplesConfig, Section
 
 __all__ = [
     "AnswersConfig",
@@ -63,9 +63,6 @@ class TokensConfig(Section):
     head_chunk: int | None = Field(
         None, ge=1, description="positions whose logits exist together; default about 64 MiB of them"
     )
-    store_tokens: bool = Field(
-        False, description="stored references: per token, for methods that weigh tokens; else sums alone"
-    )
     corruption: CorruptionConfig = Field(default_factory=CorruptionConfig)
 
     @model_validator(mode="after")
@@ -76,6 +73,10 @@ class TokensConfig(Section):
         if self.num_frames is not None and self.fps is not None:
             message = "set num_frames or fps, not both"
             raise ValueError(message)
+        for part in ("vision", "projector"):
+            if getattr(self, f"{part}_learning_rate") is not None and not getattr(self, f"train_{part}"):
+                message = f"{part}_learning_rate is the rate of a part that does not train: set train_{part}"
+                raise ValueError(message)
         return self
 
 
@@ -108,7 +109,6 @@ _OF_IMAGES = {
     "samples": "answers to prompts are set in the section answers",
 }
 
-
 _DIALOGUE = {"media": "dialogue"}
 
 
@@ -120,6 +120,7 @@ class TokenRunConfig(RunConfig):
     # Sections of image models, which nobody sets here.
     image: ImageConfig = Field(default_factory=lambda: ImageConfig(resolution=16), exclude=True)
     samples: SamplesConfig = Field(default_factory=SamplesConfig, exclude=True)
+    safeguard: SafeguardConfig = Field(default_factory=SafeguardConfig, exclude=True)
 
     @model_validator(mode="before")
     @classmethod

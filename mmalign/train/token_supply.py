@@ -85,8 +85,9 @@ class TokenSupply:
             policy=inner,
             reference=None if reference is None else kept(reference.inner),
             mask=kept(mask),
+            length=kept(mask.sum(-1)) if "length" in self.names else None,
             kl=kept(self._kl(batch, policy, reference)),
-            reward=batch.reward if "reward" in self.names else None,
+            reward=kept(batch.reward) if "reward" in self.names else None,
             extras={
                 name: value if name in behind else self._fitting(value, batch, compared)
                 for name, value in extras.items()

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mmalign.likelihood.stored_tokens import CONTENT_KEY
+from mmalign.likelihood.token_table import content_key
 from mmalign.vlm.inputs import AnswerTokens, MediaKind, Medium, PromptTokens, Visual, VlmInputs
 
 __all__ = ["Join", "inputs_of", "lay_out", "padded", "visible"]
@@ -137,10 +139,14 @@ def _answers(examples: Sequence[Example]) -> dict[str, Any]:
     length = max(answer.ids.shape[0] for example in examples for answer in example["answers"])
     shape = (len(examples), width, length)
     clean, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
-    recorded: dict[str, Tensor] = {}
+    keys = torch.zeros(shape[:2], dtype=torch.int64)
+    recorded: dict[str, Tensor] = {CONTENT_KEY: keys}
     for row, example in enumerate(examples):
         for place, answer in enumerate(example["answers"]):
-            number = answer.ids.shape[0]
+            number, prompt = answer.ids.shape[0], example["prompts"][answer.prompt]
+            keys[row, place] = content_key(
+                prompt.ids, *(medium.digest for medium in prompt.media), answer.ids
+            )
             clean[row, place, :number], mask[row, place, :number] = answer.ids, 1.0
             for name, value in answer.per_answer.items():
                 recorded.setdefault(name, torch.zeros(shape[:2]))[row, place] = value

@@ -1,6 +1,7 @@
 """Tiny models, real parquet files in the Pick-a-Pic layout, and short runs on them."""
 
 import io
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,103 @@ def run_to_end(make_run: Callable[..., ResolvedRun]) -> Callable[..., RunResult]
 
         AcceleratorState._reset_state(reset_partial_state=True)
         return train(make_run(name, **sections))
+
+    return run
+
+
+def _dialogue(number: int, kind: str, picture: str) -> dict[str, Any]:
+    """A record about a picture; chosen and rejected answers differ in length."""
+    yes, no = f"A picture of {number} things.", "Nothing at all is to be seen here."
+    prompt = {"prompt": f"What is shown in number {number}?", "images": [picture]}
+    if kind == "unpaired":
+        return {**prompt, "completion": yes if number % 2 else no, "label": bool(number % 2)}
+    if kind == "lists":
+        # Two or three rated answers.
+        answers = [yes, no, "Some things."][: 2 + number % 2]
+        rated = [
+            {"response": text, "annotations": {"Helpfulness": {"Rating": str(5 - place)}}}
+            for place, text in enumerate(answers)
+        ]
+        return {**prompt, "completions": rated}
+    return {**prompt, "chosen": yes, "rejected": no, "score_chosen": 2.0, "score_rejected": 1.0}
+
+
+@pytest.fixture(scope="session")
+def write_dialogues() -> Callable[..., Path]:
+    """`write_dialogues(folder, kind="pairs", num_rows=7, broken=())`: a file of records about pictures."""
+
+    def write(
+        folder: Path, kind: str = "pairs", *, num_rows: int = 7, broken: Collection[int] = (), **more: Any
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        generator = np.random.default_rng(0)
+        lines = []
+        for number in range(num_rows):
+            data = _picture(generator, "PNG")
+            (folder / f"{number}.png").write_bytes(data[: len(data) // 2] if number in broken else data)
+            lines.append(json.dumps(_dialogue(number, kind, f"{number}.png") | more))
+        path = folder / f"{kind}.jsonl"
+        path.write_text("\n".join(lines))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def dialogues_file(tmp_path_factory: pytest.TempPathFactory, write_dialogues: Callable[..., Path]) -> Path:
+    """Seven readable pairs of answers, each about a picture."""
+    return write_dialogues(tmp_path_factory.mktemp("dialogues"))
+
+
+@pytest.fixture
+def write_dialogue_config(
+    tmp_path: Path, tiny_vlm_folder: Callable[[str], Path], dialogues_file: Path
+) -> Callable[..., Path]:
+    """`write_dialogue_config(name, family="llava", train={...}, ...)`: a short run of a language model."""
+
+    def write(name: str = "run", *, family: str = "llava", **sections: Any) -> Path:
+        content = {
+            "method": "dpo",
+            "model": {"family": family, "source": str(tiny_vlm_folder(family))},
+            "data": {"source": str(dialogues_file)},
+            "adapter": {"rank": 3, "alpha": 5},
+            "train": {
+                "output": str(tmp_path / name),
+                "steps": 2,
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+                "warmup_steps": 0,
+                "num_workers": 0,
+                "device": "cpu",
+            },
+            "log": {"every": 1, "trackers": []},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(_laid_over(content, sections)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_dialogue_run(write_dialogue_config: Callable[..., Path]) -> Callable[..., ResolvedRun]:
+    """`make_dialogue_run(name, train={...}, ...)`: the resolved run of such a file."""
+
+    def make(name: str = "run", **sections: Any) -> ResolvedRun:
+        return load_run(write_dialogue_config(name, **sections))
+
+    return make
+
+
+@pytest.fixture
+def train_dialogues(make_dialogue_run: Callable[..., ResolvedRun]) -> Callable[..., RunResult]:
+    """`train_dialogues(name, train={...}, ...)`: train it."""
+
+    def run(name: str = "run", **sections: Any) -> RunResult:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return train(make_dialogue_run(name, **sections))
 
     return run
 
