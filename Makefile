@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 
 # No network while testing or demonstrating: everything needed is in the repository.
 OFFLINE := HF_HUB_OFFLINE=1
+# One per core: a process of its own for each keeps torch to one thread, which is faster for small tensors.
+TEST_PROCESSES ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-browser lint format docs bench clean
@@ -28,7 +30,8 @@ demo: $(STAMP)  ## align the toy image world, compare, write report.html
 # The shape hook checks every annotated tensor but breaks torch.compile(fullgraph=True), hence two calls. The second one
 # may find no test while no `compiled` one exists: pytest's exit code 5.
 test: $(STAMP)  ## all fast tests
-	$(OFFLINE) $(BIN)/python -m pytest -m "not compiled and not slow and not gpu and not browser"
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile \
+	  -m "not compiled and not slow and not gpu and not browser"
 	$(OFFLINE) $(BIN)/python -m pytest -o addopts="" --import-mode=importlib --strict-markers --strict-config -ra \
 	  -m "compiled and not slow and not gpu" || test $$? -eq 5
 
