@@ -31,9 +31,9 @@ def token_panel_values(
     nll/relative_SIDE is the negative log-likelihood over the reference's, less 1, both summed over the rows
     of the record; the guard watches it. log_ratio/SIDE is the summed log-probability minus the base model's,
     whatever the objective compares (its own log_ratio_SIDE is that of its reduced scores, and the score
-    itself where it has no reference). logps_per_token/SIDE and length/SIDE are means over rows; chosen_fell is
-    the share of rows whose chosen answer became less likely than under the reference: when it grows with the
-    margin, the model learns to avoid both answers (displacement).
+    itself where it has no reference). logps_per_token/SIDE and length/SIDE are means over rows. chosen_fell
+    is the share of rows whose chosen answer became less likely than under the reference: when it grows with
+    the margin, the model learns to avoid both answers (displacement).
 
     Args:
         output: of the objective.
