@@ -131,7 +131,7 @@ def row_of(kind: str, folder: Path, number: int) -> dict[str, Any]:
             "AI_pseudo_response": GOOD,
             "AI_json_report": json.dumps(report),
         },
-        "mm_rlhf": lambda: {"prompt": asked, "image": image, "reward_gap": 1.5, **pair},
+        "mm_rlhf": lambda: {"prompt": asked, "image": image, "ls_factor": 1.0, "reward_gap": 1.5} | pair,
         "temple": lambda: {
             "messages": [
                 {"role": "user", "content": f"<video>{asked}"},

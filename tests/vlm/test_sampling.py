@@ -100,7 +100,7 @@ def test_questions_of_a_file_bring_their_own_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("no json", "no JSON"), ('{"question": "x"}', "expected '"), ("", "no prompts")],
+    [("no json", "no JSON"), ('{"question": "x"}', "expected"), ("", "no prompts")],
 )
 def test_files_that_ask_nothing_are_refused(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "asked.jsonl"
