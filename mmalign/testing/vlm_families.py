@@ -10,8 +10,8 @@ The comparisons are with plain transformers and peft: the model's own loss on wh
 whole dialogue, its own generation, and loading of what we save.
 """
 
-import pickle
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -232,9 +232,9 @@ class VlmTrainingConformance(_OfOneFamily):
             assert_same_gradient(found, expected)
 
     def test_readers_travel_to_workers(self, folder: Path) -> None:
-        """A reader that went through pickle makes the same tokens."""
+        """A reader that was sent to another process makes the same tokens."""
         model = self.model(folder)
         row = self.rows(model)[0]
-        example = pickle.loads(pickle.dumps(model.reader))(row, key=3)
+        example = ForkingPickler.loads(bytes(ForkingPickler.dumps(model.reader)))(row, key=3)
         for found, expected in zip(example["answers"], model.example(row, key=3)["answers"], strict=True):
             assert torch.equal(found.ids, expected.ids)

@@ -28,7 +28,7 @@ def token_panel_values(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Per-prompt values and weights of the panel.
 
-    nll/relative_SIDE is the negative log-likelihood over the reference's, less 1, both summed over the rows
+    nll/relative_SIDE is the negative log-likelihood over the reference's, less 1, both summed over rows
     of the record; the guard watches it. log_ratio/SIDE is the summed log-probability minus the base model's,
     whatever the objective compares (its own log_ratio_SIDE is that of its reduced scores, and the score
     itself where it has no reference). logps_per_token/SIDE and length/SIDE are means over rows. chosen_fell

@@ -220,7 +220,7 @@ def outline_network(
 
 def _length(example: dict[str, Any]) -> int:
     prompts = sum(prompt.ids.shape[0] for prompt in example["prompts"])
-    return prompts + sum(answer.ids.shape[0] for answer in example["answers"])
+    return int(prompts + sum(answer.ids.shape[0] for answer in example["answers"]))
 
 
 def _picture() -> bytes:

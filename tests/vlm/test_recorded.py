@@ -9,7 +9,10 @@ from mmalign.vlm.recorded import completed, numbers_of
 
 
 def _pair(**extras: object) -> PreferenceRow:
-    answers = ("A red bus and two old dogs sleep in the sun.", "A red bus and five young cats sleep in the sun.")
+    answers = (
+        "A red bus and two old dogs sleep in the sun.",
+        "A red bus and five young cats sleep in the sun.",
+    )
     return PreferenceRow(
         prompt="What is there?",
         candidates=tuple(Candidate(text=text) for text in answers),
