@@ -97,7 +97,7 @@ def names(kind: str) -> list[str]:
 
 
 def modality(family: str) -> str:
-    """ "image" or "language": what a family of models makes. Built-in families are not imported for it.
+    """What a family of models makes: "image" or "language". Built-in families are not imported for it.
 
     Raises:
         UnknownNameError: no such family.
