@@ -146,15 +146,12 @@ def versions() -> dict[str, str]:
     }
 
 
-HEADINGS = (
-    "contestant",
-    "seconds a step",
-    "over TRL, all",
-    "over TRL, answers",
-    "memory",
-    "of TRL's, answers",
-)
+HEADINGS = ("contestant", "seconds a step", "over TRL, all", "over TRL, answers")
+MEMORY = ("a step's memory", "of TRL's, answers", "whole process")
 PEERS = ("trl, all positions", "trl, answers alone")
+AIMS = {"mmalign": 2.2, "mmalign, stored": 3.0}
+"""Over TRL where it scores answers alone."""
+MEMORY_AIM = 0.75
 
 
 def table_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -171,9 +168,25 @@ def table_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
                 *("" if ratio is None else f"{ratio:.2f}x" for ratio in faster),
                 f"{memory:.0f} MiB",
                 f"{memory / base:.2f}",
+                f"{record['memory_mib'][name]['process']:.0f} MiB",
             )
         )
     return rows
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """Which aims were met, in a sentence each."""
+    said = []
+    for name, aim in AIMS.items():
+        found = record["speed"][PEERS[1]][name]
+        said.append(f"{name}: {found:.2f}x, aim {aim:.1f}x, {'met' if found >= aim else 'missed'}")
+    memory = record["memory_mib"]
+    for part, words in (("step", "a step's memory"), ("process", "the process")):
+        share = memory["mmalign"][part] / memory[PEERS[1]][part]
+        said.append(
+            f"{words}: {share:.2f}, aim {MEMORY_AIM:.2f}, {'met' if share <= MEMORY_AIM else 'missed'}"
+        )
+    return "Against answers alone: " + "; ".join(said) + "."
 
 
 def title_of(record: dict[str, Any]) -> str:
@@ -190,10 +203,11 @@ def print_table(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*HEADINGS, title=title_of(record))
+    table = Table(*HEADINGS, *MEMORY, title=title_of(record))
     for row in table_rows(record):
         table.add_row(*row)
     Console().print(table)
+    Console().print(verdict(record))
 
 
 def page_part(records: Path) -> str:
@@ -206,8 +220,11 @@ def page_part(records: Path) -> str:
         latest[record["shape"], record["checkpointing"]] = record
     parts = []
     for record in latest.values():
-        columns = [(name, "---" if number == 0 else "---:") for number, name in enumerate(HEADINGS)]
-        parts.append(f"**{title_of(record)}**\n\n{table(columns, [list(row) for row in table_rows(record)])}")
+        columns = [
+            (name, "---" if number == 0 else "---:") for number, name in enumerate((*HEADINGS, *MEMORY))
+        ]
+        lines = table(columns, [list(row) for row in table_rows(record)])
+        parts.append(f"**{title_of(record)}**\n\n{lines}\n\n{verdict(record)}")
     return "\n\n".join(parts)
 
 
