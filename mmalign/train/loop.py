@@ -127,6 +127,12 @@ class Loop:
         return quarantine_path(self.run)
 
     @property
+    def data_counts(self) -> Mapping[str, int]:
+        """What this process had to do to rows since it began: images shrunk, answers cut."""
+        found: Mapping[str, int] = getattr(self.model, "counts", {})
+        return found
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints lie."""
         return self.folder / CHECKPOINTS

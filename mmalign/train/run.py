@@ -414,6 +414,7 @@ def _finish(loop: Loop, *, seconds: float) -> RunResult:
                 "peak_memory_gib": round(peak_memory_gib(accelerator.device), 3),
                 "dropped_updates": loop.progress.num_dropped,
                 "unreadable_rows": loop.progress.num_bad_rows,
+                "data": dict(loop.data_counts),
                 "weights": "average" if loop.ema is not None else "last",
                 "last_record": loop.tracking.records[-1] if loop.tracking.records else {},
                 "verdict": findings,
@@ -423,6 +424,9 @@ def _finish(loop: Loop, *, seconds: float) -> RunResult:
         )
         for line in findings:
             loop.tracking.say(line)
+        if any(loop.data_counts.values()):
+            found = ", ".join(f"{count} {name}" for name, count in loop.data_counts.items() if count)
+            loop.tracking.say(f"rows of this process: {found.replace('_', ' ')}")
     accelerator.wait_for_everyone()
     return RunResult(
         folder=loop.folder,

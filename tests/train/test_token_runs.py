@@ -281,3 +281,11 @@ def test_a_run_says_its_findings_in_words_of_language_models(train_dialogues) ->
     assert "image" not in found
     summary = json.loads((result.folder / "training_summary.json").read_text())
     assert summary["verdict"] == result.verdict
+    assert set(summary["data"].values()) <= {0}
+
+
+def test_answers_that_were_cut_are_counted(train_dialogues, capsys) -> None:
+    result = train_dialogues(train={"steps": 1}, tokens={"max_completion_length": 2})
+    summary = json.loads((result.folder / "training_summary.json").read_text())
+    assert summary["data"]["cut_answers"] > 0
+    assert f"rows of this process: {summary['data']['cut_answers']} cut answers" in capsys.readouterr().out
