@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -105,7 +105,10 @@ def main(
         describe(run, reward_bytes=reward_bytes_of(run))
         return 0
     reward = reward_of(run) if is_online(run) else None
-    return 1 if train(run, reward=reward).stopped else 0
+    stopped = train(run, reward=reward).stopped
+    # A rank that leaves while its group lives can be aborted on the way out, after everything was saved.
+    PartialState().destroy_process_group()
+    return 1 if stopped else 0
 
 
 def _versions() -> dict[str, str]:
