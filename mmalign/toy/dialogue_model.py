@@ -1,10 +1,9 @@
 """Training of the base model of the toy world of dialogues, and the command that rebuilds it.
 
-    python -m mmalign.toy.dialogue_model --output FIRST
-    python -m mmalign.toy.dialogue_model --start FIRST --output DIR --seed 1 --steps 1500 --learning-rate 1e-3
+    python -m mmalign.toy.dialogue_model --output DIR
 
-trains tower, projector and language model together on the corpus, from random weights and then further on
-other pictures, and writes a folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
+made the shipped weights: it trains tower, projector and language model together on the corpus, from random
+weights, and writes a folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
 """
 
 import argparse
