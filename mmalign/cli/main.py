@@ -41,6 +41,7 @@ _OWN_OPTIONS = frozenset({"command", "subcommand", "handler", "debug"})
 _EXAMPLES = """\
 examples:
   mmalign demo                                             align a tiny SDXL-structured model in two minutes
+  mmalign demo vlm                                         the same for a tiny model of LLaVA's structure
   mmalign train diffusion/configs/sdxl/dpo_lora.yaml --dry-run  what a run would do, and the memory it needs
   mmalign train my.yaml train.learning_rate=1.0e-5         train, with one setting of the file replaced
   mmalign data check pairs.parquet                         what is in your preference pairs, and what is wrong
