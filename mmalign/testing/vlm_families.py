@@ -50,7 +50,8 @@ class _OfOneFamily:
     @pytest.fixture
     def folder(self) -> Path:
         """The tiny model's folder."""
-        raise NotImplementedError
+        message = f"{type(self).__name__}: expected a fixture `folder` of its own, the tiny model's folder"
+        raise NotImplementedError(message)
 
     def load(self, folder: Path, **options: Any) -> VlmModel:
         """A model of one's own."""

@@ -111,6 +111,8 @@ def _difference(model: "VlmModel", way: Mode, truth: Float[Tensor, " scored"]) -
         return "flash attention takes no mask"
     try:
         found = _scores(model, way)
+    except torch.OutOfMemoryError:
+        raise  # a slower way needs no less memory: training would only fail later, and without a reason
     except _FAILURES as error:
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
     gap = float((found - truth).abs().mean())

@@ -91,6 +91,17 @@ def test_positions_in_one_dimension_are_noticed(
     assert "differ" in model.notes[0]
 
 
+def test_a_device_without_memory_is_no_reason_for_a_slower_way(
+    tiny_vlm_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: VlmTraits, base: Any, kind: Any, tensors: Any) -> Features:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(LlavaTraits, "features", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_vlm("llava", tiny_vlm_folder("llava"))
+
+
 def test_a_packed_row_cannot_show_its_images_more_than_once(tiny_vlm_folder: Folder) -> None:
     with pytest.raises(ConfigError, match="a packed row shows its images once"):
         load_vlm("llava", tiny_vlm_folder("llava"), tokens={"packing": "packed", "share_vision": "off"})
