@@ -135,6 +135,7 @@ class VlmInputs:
         features: of the media, when they were computed beforehand.
         is_packed: some row holds several answers.
         native: every row is a whole dialogue with its own copy of the media, for the model's own forward.
+        num_causal: tokens at the start of every row that see exactly what comes before them.
     """
 
     place: Int[Tensor, " scored"]
@@ -150,6 +151,7 @@ class VlmInputs:
     features: Mapping[MediaKind, Features] | None = None
     is_packed: bool = False
     native: bool = False
+    num_causal: int = 0
 
     @property
     def is_real(self) -> Bool[Tensor, "row position"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmalign.likelihood.token_head import TokenHead, token_head
+from mmalign.vlm.attention import share_prompts, shares_prompts
 from mmalign.vlm.inputs import VlmInputs
 from mmalign.vlm.traits import VlmTraits
 from mmalign.vlm.vision import deep_rows, encode_media, shown
@@ -30,6 +31,7 @@ class LanguageNetwork(nn.Module):
         super().__init__()
         self.model: Any = model
         self.traits = traits
+        share_prompts(traits.decoder(model))
 
     @property
     def head(self) -> TokenHead:
@@ -104,11 +106,15 @@ class LanguageNetwork(nn.Module):
             return inputs.step if inputs.is_packed or self.traits.needs_mask(inputs) else None
         return inputs.positions[0] if inputs.positions.shape[0] == 1 else inputs.positions
 
-    def _mask(self, inputs: VlmInputs, dtype: torch.dtype) -> Any:
+    def masks(self, inputs: VlmInputs) -> Any:
+        """What the decoder is told about who sees whom: True where seen; None where its own way is right."""
         if not self.traits.needs_mask(inputs):
             return None
-        masks = self.traits.masks(inputs)
-        if getattr(self.traits.text_config, "_attn_implementation", "sdpa") != "eager":
+        return self.traits.masks(inputs, narrow=shares_prompts(self.traits.decoder(self.model)))
+
+    def _mask(self, inputs: VlmInputs, dtype: torch.dtype) -> Any:
+        masks = self.masks(inputs)
+        if masks is None or self.traits.decoder(self.model).config._attn_implementation != "eager":
             return masks
         # Eager attention adds its mask to the scores, a boolean one too.
         if isinstance(masks, dict):

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from mmalign.batch import Candidate, PreferenceRow
@@ -137,7 +137,12 @@ class ModelOutline:
         Raises:
             RowError: none can be read; the first one's reason.
         """
-        reader = replace(self.reader, record=frozenset()) if made_up else self.reader
+        # Of several spoilt versions one is trained on; another row's picture is as large as the row's own.
+        spoilt = replace(self.reader.spoilt, further=())
+        if getattr(spoilt.corrupt, "needs_other", False):
+            spoilt = replace(spoilt, corrupt=_inverted)
+        record = frozenset[str]() if made_up else self.reader.record
+        reader = replace(self.reader, spoilt=spoilt, record=record)
         examples: list[dict[str, Any]] = []
         errors: list[RowError] = []
         for number, row in enumerate(rows):
@@ -178,13 +183,14 @@ class ModelOutline:
 
         The fused kernels turn a mask of booleans into numbers at every layer; recomputed layers hold one.
         """
-        if not self.traits.needs_mask(batch.inputs):
+        masks = self.network.masks(batch.inputs)
+        if masks is None:
             return 0
-        rows, length = (int(size) for size in batch.inputs.ids.shape)
+        largest = max(mask.numel() for mask in (masks.values() if isinstance(masks, dict) else (masks,)))
         count = int(self.traits.text_config.num_hidden_layers)
         layers = 1 if self.settings.gradient_checkpointing else count
         half = int(self.network.model.get_input_embeddings().weight.element_size())
-        return rows * length**2 * (1 + half * layers)
+        return int(largest) * (1 + half * layers)
 
     def tile_bytes(self, batch: OutlinedBatch) -> int:
         """Bytes of logits and their derivative that exist together: one tile, however long answers are."""
@@ -221,6 +227,11 @@ def outline_network(
 def _length(example: dict[str, Any]) -> int:
     prompts = sum(prompt.ids.shape[0] for prompt in example["prompts"])
     return int(prompts + sum(answer.ids.shape[0] for answer in example["answers"]))
+
+
+def _inverted(image: Image.Image, seed: int) -> Image.Image:
+    del seed
+    return ImageOps.invert(image)
 
 
 def _picture() -> bytes:

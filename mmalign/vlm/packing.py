@@ -123,6 +123,7 @@ def lay_out(examples: Sequence[Example], join: Join, *, packed: bool, native: bo
         collated |= _media(kind, rows, collated["inputs.kinds"], join, native=native)
     collated["is_packed"] = any(bool((row > 1).any()) for row in rows.segment)
     collated["native"] = native
+    collated["num_causal"] = 0 if rows.blocks else min(int((row == 0).sum()) for row in rows.segment)
     return collated
 
 
@@ -200,12 +201,13 @@ def inputs_of(collated: Mapping[str, Any]) -> VlmInputs:
     tensors = {
         key.removeprefix("inputs."): value for key, value in collated.items() if key.startswith("inputs.")
     }
-    return VlmInputs(
-        **tensors, visual=visual, media=media, is_packed=collated["is_packed"], native=collated["native"]
-    )
+    said = {name: collated[name] for name in ("is_packed", "native", "num_causal")}
+    return VlmInputs(**tensors, **said, visual=visual, media=media)
 
 
-def visible(inputs: VlmInputs, *, window: int | None = None) -> Bool[Tensor, "row 1 query key"]:
+def visible(
+    inputs: VlmInputs, *, window: int | None = None, first: int = 0
+) -> Bool[Tensor, "row 1 query key"]:
     """True where a token (query) sees another (key).
 
     What comes before and is prompt or the same answer, and what shares a block. A window limits both: a key
@@ -215,15 +217,17 @@ def visible(inputs: VlmInputs, *, window: int | None = None) -> Bool[Tensor, "ro
     Args:
         inputs: rows.
         window: of sliding attention.
+        first: queries before this one are left out.
     """
     segment, length = inputs.segment, inputs.segment.shape[1]
     order = torch.arange(length, device=segment.device)
-    query, key = segment.unsqueeze(2), segment.unsqueeze(1)
-    sees = (order.unsqueeze(1) >= order) & ((key == 0) | ((key == query) & (key > 0)))
+    later = order[first:].unsqueeze(1)
+    query, key = segment[:, first:].unsqueeze(2), segment.unsqueeze(1)
+    sees = (later >= order) & ((key == 0) | ((key == query) & (key > 0)))
     if inputs.blocks is not None:
-        block = inputs.blocks
-        sees = sees | ((block.unsqueeze(2) == block.unsqueeze(1)) & (block.unsqueeze(1) >= 0))
+        block = inputs.blocks.unsqueeze(1)
+        sees = sees | ((inputs.blocks[:, first:].unsqueeze(2) == block) & (block >= 0))
     if window is not None:
-        sees = sees & (inputs.step.unsqueeze(2) - inputs.step.unsqueeze(1) < window)
-    sees = sees | torch.eye(length, dtype=torch.bool, device=segment.device)
+        sees = sees & (inputs.step[:, first:].unsqueeze(2) - inputs.step.unsqueeze(1) < window)
+    sees = sees | (later == order)
     return sees.unsqueeze(1)

@@ -271,17 +271,29 @@ class VlmTraits:
         """Whether the decoder's own causal attention would see too much or too little."""
         return inputs.is_packed or inputs.blocks is not None
 
-    def masks(self, inputs: VlmInputs) -> Any:
-        """What the decoder takes as its attention mask: True where a token sees another, by kind of layer."""
+    def masks(self, inputs: VlmInputs, *, narrow: bool = False) -> Any:
+        """What the decoder takes as its attention mask: True where a token sees another, by kind of layer.
+
+        Args:
+            inputs: rows.
+            narrow: leave out queries that see exactly what comes before them.
+        """
         window = getattr(self.text_config, "sliding_window", None)
         kinds = set(getattr(self.text_config, "layer_types", None) or ())
-        if not kinds:
+        first = inputs.num_causal if narrow else 0
+
+        def mask(window: int | None) -> Tensor:
+            if window is None or window >= inputs.segment.shape[1]:
+                return visible(inputs, first=first)
             return visible(inputs, window=window)
+
+        if not kinds:
+            return mask(window)
         made = {}
         if "full_attention" in kinds:
-            made["full_attention"] = visible(inputs)
+            made["full_attention"] = mask(None)
         if "sliding_attention" in kinds:
-            made["sliding_attention"] = visible(inputs, window=window)
+            made["sliding_attention"] = mask(window)
         # Decoders that know kinds of layers take a mapping; those with one kind also take its mask alone.
         return next(iter(made.values())) if len(made) == 1 else made
 
