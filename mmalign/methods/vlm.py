@@ -203,14 +203,24 @@ _VIDEO = Method(
     views=_CORRUPTED,
     formula="candidate 0 = (video, answer), candidate 1 = (augmented video, the same answer)\n"
     "r_c = sum over the answer's tokens of (log p of the policy - log p of the reference)\n"
-    "loss = -log sigmoid(beta * (r_0 - r_1))",
+    "loss = -w log sigmoid(beta * (r_0 - r_1))\n"
+    "augmented: of K videos with cosine(features, features of the video) >= tau the one of the largest D\n"
+    "D = mean over the answer's tokens of JS(p(. | video), p(. | augmented)) / log 2; w = stop-gradient D",
     needs=frozenset({"reference"}),
     defaults={
-        "language": _ours("no number was released", beta=0.1, corruption="shuffle"),
+        "language": _ours(
+            "no number was released",
+            beta=0.1,
+            corruption="shuffle",
+            corruption_versions=5,
+            corruption_kinds="reverse shuffle clip frame_mask crop",
+            corruption_similar=0.8,
+            corruption_weigh=True,
+        ),
     },
     status="experimental",
-    unverified="the form of the loss is read from the abstract; candidates, thresholds and weights of the "
-    "selection (`mmalign.vlm.pair_making`) are not published",
+    unverified="loss and choice are read from the abstract; which augmentations, K = 5, tau = 0.8 and the "
+    "weight's unit (log 2) are ours",
     fixes="grounding",
     taxonomy=_GROUNDED,
 )

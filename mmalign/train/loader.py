@@ -303,11 +303,13 @@ def to_batch(micro: MicroBatch, model: TrainedModel, device: torch.device) -> Ba
         for key, value in micro.collated.items()
     }
     more: dict[str, Any] = {}
+    weight = micro.weight.to(device, non_blocking=True)
     if collated:
         encoded = model.encode(collated, keys)
         if isinstance(encoded, Encoded):
             clean, conditioning = encoded.clean, Conditioning()
             more = {name: getattr(encoded, name) for name in ("element_mask", "context", "recorded")}
+            weight = weight if encoded.weight is None else weight * encoded.weight
         else:
             clean, conditioning = encoded
     else:  # prompts alone: candidates will be sampled
@@ -332,7 +334,7 @@ def to_batch(micro: MicroBatch, model: TrainedModel, device: torch.device) -> Ba
         clean=clean,
         conditioning=conditioning,
         labels=labels,
-        weight=micro.weight.to(device, non_blocking=True),
+        weight=weight,
         valid=valid,
         keys=keys,
         ids=micro.ids,

@@ -268,9 +268,19 @@ _ONE_STEP: Mapping[str, tuple[str, object]] = {
 """Setting of a section to (its key among a row's defaults, its value where the row has none)."""
 
 ROW_SETTINGS: frozenset[str] = frozenset(
+    "versions": ("corruption_versions", None),
+}
+_CHOICE: Mapping[str, tuple[str, object]] = {
+    "kinds": ("corruption_kinds", ()),
+    "similar": ("corruption_similar", 0.8),
+    "weigh": ("corruption_weigh", True),
     {
         *("mu", "lora_alpha"),
-        *(key for table in (_INVERSION, _ROLLOUT, _ONE_STEP, _CORRUPTION) for key, _ in table.values()),
+        *(
+            key
+            for table in (_INVERSION, _ROLLOUT, _ANSWERS, _ONE_STEP, _CORRUPTION, _CHOICE)
+            for key, _ in table.values()
+        ),
     }
 )
 """Keys of a row's defaults that are named otherwise in their sections."""
@@ -452,7 +462,8 @@ def _resolve_tokens(
     corruption = tokens.corruption
     if any(view.images == "corrupted" for view in method.views):
         values = _fill(corruption, _CORRUPTION, "tokens.corruption", defaults, filled)
-        return tokens.model_copy(update={"corruption": CorruptionConfig.model_validate(values)})
+        made = _with_choice(corruption, values, defaults, filled, path)
+        return tokens.model_copy(update={"corruption": made})
     if corruption != CorruptionConfig():
         message = explain(
             f"{path}: tokens.corruption",
@@ -517,6 +528,38 @@ def _differences(
                 "epochs",
                 "learning_rate",
                 "optimizer",
+def _with_choice(
+    given: CorruptionConfig,
+    values: dict[str, object],
+    defaults: Mapping[str, Default],
+    filled: dict[str, Default],
+    path: str,
+) -> CorruptionConfig:
+    """The corruption with how one of several versions is chosen; one version is no choice.
+
+    Raises:
+        ConfigError: settings of a choice where there is one version.
+    """
+    if values["versions"] in (None, 1):
+        named = [name for name in _CHOICE if getattr(given, name) not in (None, ())]
+        if named:
+            message = explain(
+                f"{path}: tokens.corruption.{named[0]}",
+                got=getattr(given, named[0]),
+                expected="nothing: it says how one of several versions is chosen, and there is one",
+                do="Set tokens.corruption.versions above 1.",
+            )
+            raise ConfigError(message)
+        return CorruptionConfig.model_validate(values)
+    asked = given.model_copy(update={"kinds": given.kinds or ((given.kind,) if given.kind else None)})
+    chosen = {
+        name: value
+        for name, value in _fill(asked, _CHOICE, "tokens.corruption", defaults, filled).items()
+        if name in _CHOICE
+    }
+    return CorruptionConfig.model_validate({**values, **chosen})
+
+
                 "warmup_steps",
                 "warmup_ratio",
                 "schedule",

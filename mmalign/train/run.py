@@ -187,6 +187,8 @@ def prepare(
     table.report.check(config.data.max_bad_share, quarantine=quarantine_path(run))
     model = model if model is not None else load_model(run, accelerator.device)
     model.limit_images(config.data.images)
+    if (show_rows := getattr(model, "show_rows", None)) is not None:
+        show_rows(table)  # for corruptions that show another row's picture
     order = RowOrder.for_table(
         table,
         seed=config.train.seed,

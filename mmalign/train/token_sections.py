@@ -36,6 +36,37 @@ class TokensConfig(Section):
         None, ge=2, description="tokens of prompt, images and answer together; default: what the model takes"
     )
     max_completion_length: int | None = Field(
+    versions: int | None = Field(
+        None,
+        ge=1,
+        description="spoilt versions of a row, of which the policy takes one, close to the true media and "
+        "far in its predictions; default: the row, else 1",
+    )
+    kinds: tuple[str, ...] = Field(
+        (), description="several versions: corruptions that take turns; default: kind, else the row"
+    )
+    similar: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="several versions: least cosine of visual features; default: the row, else 0.8",
+    )
+    weigh: bool | None = Field(
+        None,
+        description="several versions: rows count by how far predictions move; default: the row, else true",
+    )
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> "CorruptionConfig":
+        if self.strength is not None and len(set(self.kinds)) > 1:
+            message = f"strength {self.strength} means another thing to each of {', '.join(self.kinds)}"
+            raise ValueError(message)
+        return self
         None, ge=1, description="tokens of an answer; longer ones lose their end. Prompts are never cut"
     )
     fit: Literal["shrink", "drop", "error"] = Field(

@@ -4,7 +4,6 @@ What differs between families is in their traits. Loading, reading, layout, the 
 saving are here, once.
 """
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +15,20 @@ from torch import Tensor, nn
 
 from mmalign.batch import Batch, PreferenceRow, RowKeys
 from mmalign.data.config import ImageLimits
-from mmalign.errors import ShapeError, explain
+from mmalign.errors import ConfigError, ShapeError, explain
 from mmalign.files import fingerprint
 from mmalign.likelihood.token_head import TokenStates
 from mmalign.methods.row import View
 from mmalign.train.model import Encoded
 from mmalign.vlm.capability import Mode, choose_mode
+from mmalign.vlm.corruptions.others import OtherRows
 from mmalign.vlm.inputs import VlmInputs
 from mmalign.vlm.loading import load_config, load_model, load_processor
 from mmalign.vlm.media import FrameChoice, MediaReader
 from mmalign.vlm.network import LanguageNetwork, bare
 from mmalign.vlm.packing import inputs_of, lay_out
 from mmalign.vlm.reader import DialogueReader
+from mmalign.vlm.spoilt_media import SpoiltMedia
 from mmalign.vlm.traits import VlmTraits
 from mmalign.vlm.vision import encode_media
 
@@ -118,6 +119,11 @@ class VlmModel:
         """Refuse images beyond other sizes than the usual ones."""
         self.reader = replace(self.reader, media=replace(self.reader.media, limits=limits))
 
+    def show_rows(self, table: Any) -> None:
+        """Tell which rows the run reads, for corruptions that show another row's picture."""
+        others = OtherRows(table, self.reader.media)
+        self.reader = replace(self.reader, spoilt=replace(self.reader.spoilt, others=others))
+
     def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
         """Prompts, media and answers of a row as tokens; on the CPU, decided by `key`.
 
@@ -128,6 +134,8 @@ class VlmModel:
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One micro-batch of readable examples, as a flat dictionary of tensors."""
+        if self.reader.spoilt.further:  # which of their versions is laid out, the policy of the step says
+            return {"to_choose_from": tuple(examples)}
         return self.laid_out(examples, self.mode)
 
     def laid_out(self, examples: Sequence[Mapping[str, Any]], mode: Mode) -> dict[str, Any]:
@@ -149,6 +157,15 @@ class VlmModel:
     def encode(self, collated: Mapping[str, Any], keys: RowKeys | None = None) -> Encoded:
         """A micro-batch on the device, its distinct media seen once where tower and projector are frozen."""
         del keys  # everything random was drawn with the example
+        if "to_choose_from" in collated:
+            from mmalign.vlm.close_to_far import encode_chosen
+
+            return encode_chosen(self, collated["to_choose_from"])
+        return self.encode_laid_out(collated)
+
+    @torch.no_grad()
+    def encode_laid_out(self, collated: Mapping[str, Any]) -> Encoded:
+        """A micro-batch that `laid_out` made, on the device."""
         self.counts.update(collated["counts"])
         moved = {
             name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -314,8 +331,17 @@ class VlmFamily:
         record: frozenset[str],
         corrupt: Callable[[Any, int], Any] | None,
     ) -> DialogueReader:
+        further: list[Callable[[Any, int], Any]] = []
         if corrupt is None and any(view.images == "corrupted" for view in views):
-            corrupt = _corruption(tokens)
+            corrupt, *further = _corruptions(tokens)
+            if further and len(views) != 1:
+                message = explain(
+                    "tokens.corruption.versions",
+                    got=1 + len(further),
+                    expected="1: several are for methods that add one answer beside spoilt media",
+                    do="Those are vdpo_video and mdpo.",
+                )
+                raise ConfigError(message)
         return DialogueReader(
             traits=traits,
             media=MediaReader(ImageLimits(), _frame_choice(traits, tokens)),
@@ -325,7 +351,7 @@ class VlmFamily:
             fit=tokens.fit,
             system_prompt=tokens.system_prompt,
             views=views,
-            corrupt=corrupt,
+            spoilt=SpoiltMedia(corrupt, tuple(further)),
             record=record,
         )
 
@@ -340,10 +366,14 @@ def _longest(traits: VlmTraits) -> int:
     return int(getattr(traits.text_config, "max_position_embeddings", None) or 2**20)
 
 
-def _corruption(tokens: "TokensConfig") -> Callable[[Any, int], Any]:
-    """The corruption that the run asks for: a function of an image and a seed."""
-    corruptions = importlib.import_module("mmalign.vlm.corruptions")
-    made: Callable[[Any, int], Any] = corruptions.corruption(
-        tokens.corruption.kind or "crop", tokens.corruption.strength
-    )
-    return made
+def _corruptions(tokens: "TokensConfig") -> list[Callable[[Any, int], Any]]:
+    """The corruptions that the run asks for, one per version: functions of an image and a seed."""
+    from mmalign.vlm.corruptions import corruption
+
+    asked = tokens.corruption
+    number = asked.versions or 1
+    kinds = asked.kinds if number > 1 and asked.kinds else (asked.kind or "crop",)
+    return [
+        corruption(kinds[version % len(kinds)], asked.strength, others_follow=True)
+        for version in range(number)
+    ]

@@ -1,17 +1,14 @@
 """From a row to tokens: what a loader worker does for a language model."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
-
-from PIL import Image
 
 from mmalign.batch import Candidate, Media, Message, PreferenceRow
 from mmalign.data.rows import FieldError
 from mmalign.errors import ConfigError, explain
 from mmalign.methods.row import View
-from mmalign.seeding import derive_seed
 from mmalign.vlm.fitting import cut, fit_answers, longest_dialogue
 from mmalign.vlm.inputs import AnswerTokens, MediaKind, Medium, PromptTokens
 from mmalign.vlm.media import Clip, MediaReader, Picture, process
@@ -29,6 +26,7 @@ from mmalign.vlm.prompts import (
     tokenise,
 )
 from mmalign.vlm.recorded import completed, numbers_of
+from mmalign.vlm.spoilt_media import Opened, SpoiltMedia
 from mmalign.vlm.traits import Settings, VlmTraits
 
 __all__ = ["DialogueReader", "Shown"]
@@ -69,7 +67,7 @@ class DialogueReader:
         fit: what happens to rows with media that are longer.
         system_prompt: in front of dialogues without one.
         views: candidates that are made here: answers beside other images.
-        corrupt: spoils a picture: (image, seed) to image.
+        spoilt: what those views show.
         record: names of numbers of the data that go along.
     """
 
@@ -81,7 +79,7 @@ class DialogueReader:
     fit: Literal["shrink", "drop", "error"] = "shrink"
     system_prompt: str | None = None
     views: tuple[View, ...] = ()
-    corrupt: Any = None
+    spoilt: SpoiltMedia = field(default_factory=SpoiltMedia)
     record: frozenset[str] = frozenset()
 
     @cached_property
@@ -141,7 +139,7 @@ class DialogueReader:
         Raises:
             RowError: as when called.
         """
-        shown = self._shown_one(row, Candidate(), 0, self._opened(row, Candidate()))
+        shown = self._shown_one(row, Candidate(), 0, self.opened(row, Candidate()))
         text, media = self._prompt_text(row, shown, self.settings)
         ids = self._tokens(text).ids
         return self._prompt(row, ids, media)
@@ -150,17 +148,23 @@ class DialogueReader:
 
     def _shown(self, row: PreferenceRow, key: int) -> list[Shown]:
         """Candidates of the row, and of the method's views."""
-        opened = [self._opened(row, candidate) for candidate in row.candidates]
+        opened = [self.opened(row, candidate) for candidate in row.candidates]
         shown = [
             self._shown_one(row, candidate, number, opened[number])
             for number, candidate in enumerate(row.candidates)
         ]
         for view in self.views:
-            media = self._seen_otherwise(row, opened[view.answer], view, key)
-            shown.append(self._shown_one(row, row.candidates[view.answer], view.answer, media))
+            for version in range(self.spoilt.num_versions(view)):
+                media = self.spoilt(row, opened[view.answer], view, key, version=version)
+                shown.append(self._shown_one(row, row.candidates[view.answer], view.answer, media))
         return shown
 
-    def _opened(self, row: PreferenceRow, candidate: Candidate) -> dict[MediaKind, list[Picture | Clip]]:
+    def opened(self, row: PreferenceRow, candidate: Candidate) -> dict[MediaKind, list[Picture | Clip]]:
+        """The media a candidate is seen beside, decoded, in the order of the row.
+
+        Raises:
+            RowError: they cannot be read, or the model sees no such media.
+        """
         where = row.source or row.id
         images = row.images if candidate.images is None else candidate.images
         videos: tuple[Media, ...] = row.videos if candidate.videos is None else candidate.videos
@@ -176,45 +180,12 @@ class DialogueReader:
             "video": [self.media.clip(item, where=f"{where} video {n}") for n, item in enumerate(videos)],
         }
 
-    def _seen_otherwise(
-        self, row: PreferenceRow, opened: dict[MediaKind, list[Picture | Clip]], view: View, key: int
-    ) -> dict[MediaKind, list[Picture | Clip]]:
-        """The media of a view; one row draws one corruption, whichever answers stand beside it."""
-        if not (opened["image"] or opened["video"]):
-            message = explain(
-                f"{row.source or row.id}: images",
-                got="[none]",
-                expected="at least one: the method compares with other images",
-            )
-            raise FieldError(message, reason="no_image", field_name="images")
-
-        made: dict[MediaKind, list[Picture | Clip]] = {"image": [], "video": []}
-        for number, item in enumerate([*opened["image"], *opened["video"]]):
-            seed = derive_seed(key, "corruption", number)
-            if isinstance(item, Picture):
-                made["image"].append(Picture.of(self._spoilt((item.image,), view, seed)[0]))
-            else:
-                frames = tuple(self._spoilt(item.frames, view, seed))
-                made["video"].append(
-                    replace(item, frames=frames, digest=f"{item.digest}:{view.images}:{seed}")
-                )
-        return made
-
-    def _spoilt(self, frames: Sequence[Image.Image], view: View, seed: int) -> Sequence[Image.Image]:
-        """A picture, or the frames of a video, as a view shows them."""
-        if view.images == "blank":
-            return [Image.new("RGB", frame.size) for frame in frames]
-        if len(frames) > 1 and hasattr(self.corrupt, "frames"):
-            together: Sequence[Image.Image] = self.corrupt.frames(frames, seed)
-            return together
-        return [self.corrupt(frame, seed) for frame in frames]  # one seed: all are spoilt alike
-
     def _shown_one(
         self,
         row: PreferenceRow,
         candidate: Candidate,
         number: int,
-        opened: Mapping[MediaKind, Sequence[Picture | Clip]],
+        opened: Opened,
     ) -> Shown:
         messages = messages_of(
             row,

@@ -69,7 +69,7 @@ def _run(folder: Path) -> ResolvedRun:
 def test_a_config_needs_nothing_but_the_methods_name(tmp_path: Path) -> None:
     run = _run(tmp_path)
     assert run.objective_arguments == {"beta": 0.1, "own_share": 0.5}
-    corruption = run.config.model_dump()["tokens"]["corruption"]
+    corruption = run.config.model_dump(exclude_defaults=True)["tokens"]["corruption"]
     assert corruption == {"kind": "diffusion_noise", "strength": 500.0}
 
 

@@ -6,7 +6,7 @@ here one key is one image.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -239,11 +239,22 @@ class Spoiler:
         kind: of `CORRUPTIONS`.
         strength: None is the corruption's own.
         others: images of other rows, of which one is drawn.
+        clip: frames of another row's clip, or its picture, instead: frame by frame beside those of a video.
     """
 
     kind: Corruption
     strength: float | None = None
     others: tuple[Image.Image, ...] = ()
+    clip: tuple[Image.Image, ...] = ()
+
+    @property
+    def needs_other(self) -> bool:
+        """Whether it shows another row's picture, which `beside` gives it."""
+        return self.kind.needs_other
+
+    def beside(self, clip: Sequence[Image.Image]) -> "Spoiler":
+        """The same with another row's picture, or the frames of its clip."""
+        return replace(self, clip=tuple(clip))
 
     def __call__(self, image: Image.Image, seed: int) -> Image.Image:
         """The spoilt image; equal seeds give equal ones.
@@ -261,25 +272,43 @@ class Spoiler:
 
     def frames(self, frames: Sequence[Image.Image], seed: int) -> Frames:
         """The spoilt frames of a video, as many; operators on images spoil all of them alike."""
-        made, _ = self.kind.frames(
-            frames,
-            generator=generator_for(seed, "corruption"),
-            strength=self.strength,
-            other=self._other(seed),
+        if not (self.kind.needs_other and self.clip):
+            made, _ = self.kind.frames(
+                frames,
+                generator=generator_for(seed, "corruption"),
+                strength=self.strength,
+                other=self._other(seed),
+            )
+            return made
+        last, length = max(len(frames) - 1, 1), len(self.clip) - 1
+        beside = [self.clip[round(place * length / last)] for place in range(len(frames))]
+        return tuple(
+            self.kind.image(
+                frame, generator=generator_for(seed, "corruption"), strength=self.strength, other=other
+            )[0]
+            for frame, other in zip(frames, beside, strict=True)
         )
-        return made
 
     def _other(self, seed: int) -> Image.Image | None:
+        if self.clip:
+            return self.clip[derive_seed(seed, "other frame") % len(self.clip)]
         return self.others[derive_seed(seed, "other image") % len(self.others)] if self.others else None
 
 
-def corruption(kind: str, strength: float | None = None, *, others: Sequence[Image.Image] = ()) -> Spoiler:
+def corruption(
+    kind: str,
+    strength: float | None = None,
+    *,
+    others: Sequence[Image.Image] = (),
+    others_follow: bool = False,
+) -> Spoiler:
     """A corruption of that name at a strength: a function of an image and a seed.
 
     Args:
         kind: name in `CORRUPTIONS`.
         strength: None is the corruption's own.
         others: images to draw from, for those that show another row's.
+        others_follow: they come row by row, with `Spoiler.beside`.
 
     Raises:
         UnknownNameError: no such corruption.
@@ -295,7 +324,9 @@ def corruption(kind: str, strength: float | None = None, *, others: Sequence[Ima
     spoiler = Spoiler(entry, strength, tuple(others))
     try:
         # Every mistake of the settings shows on one small picture, before any row is read.
-        spoiler.frames((Image.new("RGB", (8, 8)),), 0)
+        small = Image.new("RGB", (8, 8))
+        tried = spoiler.beside([small]) if others_follow and spoiler.needs_other else spoiler
+        tried.frames((small,), 0)
     except HyperparameterError as error:
         raise ConfigError(str(error)) from error
     return spoiler
