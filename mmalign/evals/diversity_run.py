@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mmalign import __version__
 from mmalign.errors import ConfigError, explain
-from mmalign.evals.diversity import Diversity, density_coverage, diversity, kernel_distance
+from mmalign.evals.diversity import Diversity, diversity
 from mmalign.evals.embedding_store import Embedder, PictureFile, Spreads
 from mmalign.evals.perceptual_distance import PerceptualDistance
 from mmalign.evals.provenance import Run
+from mmalign.evals.set_distances import density_coverage, kernel_distance
 from mmalign.evals.statistics import Resampling
 from mmalign.evals.statistics.bootstrap import bootstrap_mean
 from mmalign.rewards.clip_models import ImageEncoder

@@ -63,6 +63,8 @@ _LOOSE = {
     "densedpo_formula": 5e-5,
     # Frequencies in float32, times steps up to 999: their last bit is the machine's.
     "eval_step_aware_preference_model": 6e-5,
+    # Its features and logits are float32 in the official code.
+    "audioldm_eval_metrics": 1e-5,
     # Accuracies recorded in float32.
     "eval_pal_heads": 1e-7,
     # Its source computes in float32 throughout.
@@ -72,9 +74,29 @@ _LOOSE = {
     "vbench_math": 1e-6,
     # Its best temperature was found by a search that stops there; the rest is exact (see test_diagnostics).
     "eval_preference_calibration": 1e-5,
+    # The front end's logarithm magnifies rounding near its floor; the waveforms agree to 1e-7.
+    "tango_logmel": 1e-3,
+    "tango_mix_augmentation": 1e-5,
+    "tango_snr_sft": 1e-5,
+    # Four networks in float32, after others of older libraries; `_LOOSE_OUTPUTS` has the rest.
+    "tango_tiny_model": 2e-4,
     # Its Davidson strengths were fitted by a search that stops there; test_strengths holds the rest to 1e-9.
     "eval_bradley_terry_elo": 1e-6,
 }
+
+
+_LOOSE_OUTPUTS: dict[str, dict[str, float]] = {
+    "tango_tiny_model": {
+        "mel": 1e-3,
+        "inference_latents": 1e-3,
+        "inference_mel": 1e-3,
+        # Squares of the gradients of a loss whose logit is a difference of errors, times 1000.
+        "dpo_grad_conv_in_weight": 1e-3,
+        "dpo_grad_sq_norm_unet": 1e-3,
+        "dpo_loss": 1e-4,
+    },
+}
+"""Outputs whose tolerance is not that of their case."""
 
 
 def tolerance_of(name: str, dtype: torch.dtype = torch.float64) -> Tolerance:
@@ -82,7 +104,7 @@ def tolerance_of(name: str, dtype: torch.dtype = torch.float64) -> Tolerance:
     loose = _LOOSE.get(name, 0.0)
     if dtype == torch.float64:
         return Tolerance(max(1e-9, loose), max(1e-8, loose))
-    return Tolerance(1e-4, 1e-4)
+    return Tolerance(max(1e-4, loose), max(1e-4, loose))
 
 
 @dataclass(frozen=True)
@@ -196,6 +218,8 @@ def _same(name: str, actual: Any, expected: Any, rtol: float) -> str | None:
         pairs = zip(actual, expected, strict=True)
         entries = [_same(f"{name}[{i}]", a, _like(a, e), rtol) for i, (a, e) in enumerate(pairs)]
         return "; ".join(problem for problem in entries if problem) or None
+    if isinstance(expected, Mapping) and isinstance(actual, Tensor) and "shape" in expected:
+        return _same_digest(name, actual.detach(), expected, rtol)
     if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
         return None if actual == expected else f"{name}: got {actual!r}, expected {expected!r}"
     if actual.shape != expected.shape:
@@ -216,6 +240,37 @@ def _same(name: str, actual: Any, expected: Any, rtol: float) -> str | None:
         return None
     worst = float((actual - expected).abs().max())
     return f"{name}: largest difference {worst:.3e} at scale {scale:.3e} (rtol {rtol:g})"
+
+
+def _same_digest(name: str, actual: Tensor, expected: Mapping[str, Any], rtol: float) -> str | None:
+    """As `_same` of a large tensor of which the case keeps shape, sums, extremes and some entries.
+
+    Sums are held against the sum of absolute values: their terms cancel. Integers are 16-bit samples, where
+    rounding may go the other way: two steps are allowed.
+    """
+    if list(actual.shape) != list(expected["shape"]):
+        return f"{name}: got shape {list(actual.shape)}, expected {expected['shape']}"
+    wide = actual.to(torch.float64).flatten()
+    if "first" in expected:
+        worst = (wide[: len(expected["first"])] - torch.tensor(expected["first"]).to(wide)).abs().max().item()
+        off = abs(wide.sum().item() - expected["sum"])
+        return None if worst <= 2 and off <= 2 * len(wide) else f"{name}: samples differ by {worst:g}"
+    scale = max(abs(expected["min"]), abs(expected["max"]))
+    entries = wide[torch.tensor(expected["flat_indices"])] - torch.tensor(expected["values"]).to(wide)
+    found = {
+        "entries": (entries.abs().max().item(), scale),
+        "min": (wide.min().item() - expected["min"], scale),
+        "max": (wide.max().item() - expected["max"], scale),
+        "sum": (wide.sum().item() - expected["sum"], expected["abs_sum"]),
+        "abs_sum": (wide.abs().sum().item() - expected["abs_sum"], expected["abs_sum"]),
+        "sq_sum": ((wide.square().sum().item() - expected["sq_sum"]) / 2, expected["sq_sum"]),
+    }
+    wrong = [
+        f"{part} by {difference:.3e} at scale {size:.3e}"
+        for part, (difference, size) in found.items()
+        if not abs(difference) <= rtol * size
+    ]
+    return f"{name}: differs in {', '.join(wrong)} (rtol {rtol:g})" if wrong else None
 
 
 def compare(
@@ -254,6 +309,7 @@ def compare(
             problems.append(f"{name}: the adapter returned neither it nor its loss")
             continue
         rtol = tolerance.gradient if "grad_" in name else tolerance.value
+        rtol = max(rtol, _LOOSE_OUTPUTS.get(case.name, {}).get(name, 0.0))
         problem = _same(name, found, expected, rtol)
         if problem:
             problems.append(problem)
