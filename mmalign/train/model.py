@@ -31,12 +31,14 @@ class Encoded:
         element_mask: 1 at their tokens.
         context: prompts and media.
         recorded: numbers that the data give.
+        weight: of every row beside that of the data; None where all count alike.
     """
 
     clean: Shaped[Tensor, "prompt candidate token"]
     element_mask: Float[Tensor, "prompt candidate token"]
     context: BatchContext
     recorded: Mapping[str, Shaped[Tensor, "prompt ..."]] = field(default_factory=dict)
+    weight: Float[Tensor, " prompt"] | None = None
 
 
 @runtime_checkable
@@ -47,27 +49,12 @@ class TrainedModel(Protocol):
         family: name in the registry.
         network: the trained network. The loop replaces it by its prepared form (distributed, compiled); code
             here only calls it.
-        weight: of every row beside that of the data; None where all count alike.
         adapter_targets: module name endings LoRA goes on by default, or one regular expression.
     """
 
     family: str
     network: nn.Module
     adapter_targets: tuple[str, ...] | str
-    weight: Float[Tensor, " prompt"] | None = None
-
-
-@runtime_checkable
-class ReadsRows(Protocol):
-    """What a loader asks: rows to examples, examples to what a model encodes."""
-
-    def example(self, row: PreferenceRow, *, key: int) -> Example:
-        """Decoded media of a row; every random choice is decided by `key`. Raises RowError."""
-        ...
-
-    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """One micro-batch of readable examples."""
-        ...
 
     def limit_images(self, limits: ImageLimits) -> None:
         """Refuse media beyond these sizes."""

@@ -256,6 +256,12 @@ _ROLLOUT: Mapping[str, tuple[str, object]] = {
 _CORRUPTION: Mapping[str, tuple[str, object]] = {
     "kind": ("corruption", "crop"),
     "strength": ("corruption_strength", None),
+    "versions": ("corruption_versions", None),
+}
+_CHOICE: Mapping[str, tuple[str, object]] = {
+    "kinds": ("corruption_kinds", ()),
+    "similar": ("corruption_similar", 0.8),
+    "weigh": ("corruption_weigh", True),
 }
 _ONE_STEP: Mapping[str, tuple[str, object]] = {
     "timestep": ("generator_timestep", None),
@@ -268,17 +274,11 @@ _ONE_STEP: Mapping[str, tuple[str, object]] = {
 """Setting of a section to (its key among a row's defaults, its value where the row has none)."""
 
 ROW_SETTINGS: frozenset[str] = frozenset(
-    "versions": ("corruption_versions", None),
-}
-_CHOICE: Mapping[str, tuple[str, object]] = {
-    "kinds": ("corruption_kinds", ()),
-    "similar": ("corruption_similar", 0.8),
-    "weigh": ("corruption_weigh", True),
     {
         *("mu", "lora_alpha"),
         *(
             key
-            for table in (_INVERSION, _ROLLOUT, _ANSWERS, _ONE_STEP, _CORRUPTION, _CHOICE)
+            for table in (_INVERSION, _ROLLOUT, _ONE_STEP, _CORRUPTION, _CHOICE)
             for key, _ in table.values()
         ),
     }
@@ -475,6 +475,38 @@ def _resolve_tokens(
     return tokens
 
 
+def _with_choice(
+    given: CorruptionConfig,
+    values: dict[str, object],
+    defaults: Mapping[str, Default],
+    filled: dict[str, Default],
+    path: str,
+) -> CorruptionConfig:
+    """The corruption with how one of several versions is chosen; one version is no choice.
+
+    Raises:
+        ConfigError: settings of a choice where there is one version.
+    """
+    if values["versions"] in (None, 1):
+        named = [name for name in _CHOICE if getattr(given, name) not in (None, ())]
+        if named:
+            message = explain(
+                f"{path}: tokens.corruption.{named[0]}",
+                got=getattr(given, named[0]),
+                expected="nothing: it says how one of several versions is chosen, and there is one",
+                do="Set tokens.corruption.versions above 1.",
+            )
+            raise ConfigError(message)
+        return CorruptionConfig.model_validate(values)
+    asked = given.model_copy(update={"kinds": given.kinds or ((given.kind,) if given.kind else None)})
+    chosen = {
+        name: value
+        for name, value in _fill(asked, _CHOICE, "tokens.corruption", defaults, filled).items()
+        if name in _CHOICE
+    }
+    return CorruptionConfig.model_validate({**values, **chosen})
+
+
 def _require_stored_fits(config: RunConfig, method: Method, path: str) -> None:
     """Stored reference scores belong to draws and answers that are known before training.
 
@@ -528,38 +560,6 @@ def _differences(
                 "epochs",
                 "learning_rate",
                 "optimizer",
-def _with_choice(
-    given: CorruptionConfig,
-    values: dict[str, object],
-    defaults: Mapping[str, Default],
-    filled: dict[str, Default],
-    path: str,
-) -> CorruptionConfig:
-    """The corruption with how one of several versions is chosen; one version is no choice.
-
-    Raises:
-        ConfigError: settings of a choice where there is one version.
-    """
-    if values["versions"] in (None, 1):
-        named = [name for name in _CHOICE if getattr(given, name) not in (None, ())]
-        if named:
-            message = explain(
-                f"{path}: tokens.corruption.{named[0]}",
-                got=getattr(given, named[0]),
-                expected="nothing: it says how one of several versions is chosen, and there is one",
-                do="Set tokens.corruption.versions above 1.",
-            )
-            raise ConfigError(message)
-        return CorruptionConfig.model_validate(values)
-    asked = given.model_copy(update={"kinds": given.kinds or ((given.kind,) if given.kind else None)})
-    chosen = {
-        name: value
-        for name, value in _fill(asked, _CHOICE, "tokens.corruption", defaults, filled).items()
-        if name in _CHOICE
-    }
-    return CorruptionConfig.model_validate({**values, **chosen})
-
-
                 "warmup_steps",
                 "warmup_ratio",
                 "schedule",

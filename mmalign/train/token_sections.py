@@ -27,15 +27,6 @@ class CorruptionConfig(Section):
     strength: float | None = Field(
         None, ge=0, description="as the corruption means it; default: the row, else the corruption's"
     )
-
-
-class TokensConfig(Section):
-    """How dialogues become tokens, and how the network computes their log-probabilities."""
-
-    max_length: int | None = Field(
-        None, ge=2, description="tokens of prompt, images and answer together; default: what the model takes"
-    )
-    max_completion_length: int | None = Field(
     versions: int | None = Field(
         None,
         ge=1,
@@ -67,6 +58,15 @@ class TokensConfig(Section):
             message = f"strength {self.strength} means another thing to each of {', '.join(self.kinds)}"
             raise ValueError(message)
         return self
+
+
+class TokensConfig(Section):
+    """How dialogues become tokens, and how the network computes their log-probabilities."""
+
+    max_length: int | None = Field(
+        None, ge=2, description="tokens of prompt, images and answer together; default: what the model takes"
+    )
+    max_completion_length: int | None = Field(
         None, ge=1, description="tokens of an answer; longer ones lose their end. Prompts are never cut"
     )
     fit: Literal["shrink", "drop", "error"] = Field(
