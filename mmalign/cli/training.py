@@ -9,7 +9,7 @@ from mmalign.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmalign.train.config import ResolvedRun
-    from mmalign.train.online import PixelReward
+    from mmalign.train.online import AnswerReward, PixelReward
 
 __all__ = [
     "local_device",
@@ -80,8 +80,8 @@ def local_device(device: str) -> str:
     return f"cuda:{own}" if best == "cuda" and own is not None else best
 
 
-def sample_reward(run: "ResolvedRun") -> "PixelReward | None":
-    """What scores the samples of a run, loaded as its `rollout` section says; None where nothing does.
+def sample_reward(run: "ResolvedRun") -> "PixelReward | AnswerReward | None":
+    """What scores a run's samples or answers, loaded as its `rollout` section says; None where nothing does.
 
     Training knows no rewards: here the two meet.
 
@@ -91,7 +91,9 @@ def sample_reward(run: "ResolvedRun") -> "PixelReward | None":
         UnknownNameError: nobody provides it.
     """
     from mmalign.rewards import load
+    from mmalign.rewards.on_answers import OnAnswers
     from mmalign.rewards.on_pixels import OnPixels
+    from mmalign.train.token_sections import AnswerRolloutConfig
 
     rollout = run.config.rollout
     if rollout.reward is None:
@@ -103,7 +105,10 @@ def sample_reward(run: "ResolvedRun") -> "PixelReward | None":
             "device": local_device(run.config.train.device),
             "dtype": rollout.reward_dtype,
         }
-    return OnPixels(load(rollout.reward, **options))
+    reward = load(rollout.reward, **options)
+    if isinstance(rollout, AnswerRolloutConfig):
+        return OnAnswers(reward, judged_as=rollout.judged_as)
+    return OnPixels(reward)
 
 
 def trains_a_reward(config_path: Path, overrides: Sequence[str] = ()) -> bool:

@@ -52,6 +52,8 @@ ROLLOUTS: Mapping[str, str] = MappingProxyType(
         "self_play": "a sample of an earlier checkpoint against the chosen image of the data",
         "group": "a group of stochastic samples per prompt with rewards; every step's log-probability",
         "backpropagation": "samples whose last steps carry the reward's gradient",
+        "mixed": "best_of_n in a share of the micro-batches, pairs of the data in the others",
+        "bias_driven": "the data's answer against what the current policy writes with the images hidden",
         "one_step": "samples of a one-step generator, with the gradient of reward and distance to a teacher",
     }
 )

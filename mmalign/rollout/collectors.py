@@ -16,7 +16,7 @@ from mmalign.batch import Batch, Conditioning, Labels
 from mmalign.likelihood import Denoiser
 from mmalign.likelihood.transition import UNCONDITIONAL
 from mmalign.rollout.choices import Deviation, best_and_worst, group_advantages
-from mmalign.rollout.items import Items
+from mmalign.rollout.items import Items, Queue
 from mmalign.rollout.pools import PoolRule, stepwise_pool
 from mmalign.rollout.replay import ReplayBuffer
 from mmalign.rollout.sample_keys import sample_keys
@@ -55,7 +55,7 @@ class Collected:
         facts: numbers worth watching, by the collector's names; those that are not finite count nowhere.
     """
 
-    items: Items
+    items: Queue
     facts: Mapping[str, Float[Tensor, " number"]] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ guidance, a copy per item would be 4.7 GB; one per prompt is 22 MB.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int, Shaped
@@ -15,7 +16,30 @@ from mmalign.batch import Batch, Conditioning, concatenate
 from mmalign.errors import CheckpointError
 from mmalign.rollout.packing import pack, unpack
 
-__all__ = ["Items"]
+__all__ = ["Items", "Queue"]
+
+
+@runtime_checkable
+class Queue(Protocol):
+    """Training items in the order in which they are trained on; never changed, only replaced."""
+
+    def __len__(self) -> int:
+        """Items."""
+
+    def take(self, count: int) -> Batch:
+        """The first `count` items as a micro-batch, ready for the likelihood."""
+
+    def after(self, count: int) -> "Queue":
+        """Without the first `count` items."""
+
+    def selected(self, index: Int[Tensor, " row"]) -> "Queue":
+        """The items at `index`, in that order."""
+
+    def joined(self, later: Any) -> "Queue":
+        """These items, then those, which are of the same kind."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the items can be made of again, as CPU tensors."""
 
 
 @dataclass(frozen=True)

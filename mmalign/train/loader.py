@@ -19,7 +19,7 @@ from mmalign.batch import Batch, Conditioning, Labels, PreferenceRow, RowKeys
 from mmalign.data.readers import RowTable
 from mmalign.data.sampler import RowOrder, step_positions
 from mmalign.errors import MmalignError, RowError, TrainingError
-from mmalign.train.model import Encoded, Example, TrainedModel, denoising
+from mmalign.train.model import Encoded, Example, ReadsRows, TrainedModel, denoising
 
 __all__ = ["BadRow", "Layout", "MicroBatch", "StepSampler", "make_loader", "to_batch"]
 
@@ -115,7 +115,7 @@ class _Loaded:
 class _Positions(Dataset[_Loaded]):
     """Positions of the run as a map-style data set; an unreadable row gives a `BadRow`, never an error."""
 
-    def __init__(self, table: RowTable, order: RowOrder, model: TrainedModel, *, needs_reward: bool) -> None:
+    def __init__(self, table: RowTable, order: RowOrder, model: ReadsRows, *, needs_reward: bool) -> None:
         self.table, self.order, self.model, self.needs_reward = table, order, model, needs_reward
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class _Positions(Dataset[_Loaded]):
             row = self.table[index]
             if self.needs_reward:
                 _require_rewards(row)
-            if row.kind == "prompts":
+            if row.kind == "prompts" and not getattr(self.model, "reads_prompts", False):
                 return _Loaded(position, row, {})
             return _Loaded(position, row, self.model.example(row, key=self.order.key(position)))
         except RowError as error:
@@ -244,7 +244,7 @@ def _single_thread(_: int) -> None:
 def make_loader(
     table: RowTable,
     order: RowOrder,
-    model: TrainedModel,
+    model: ReadsRows,
     positions: Iterable[list[int]],
     *,
     rows_per_step: int,

@@ -4,10 +4,10 @@ The loop knows no modality: it asks for an example of a row (on the CPU, in a lo
 encodes on the device and denoises. Saving and sampling are the family's, in its ecosystem's own formats.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -15,8 +15,24 @@ from torch import Tensor, nn
 from mmalign.batch import BatchContext, Conditioning, PreferenceRow, RowKeys
 from mmalign.data.config import ImageLimits
 from mmalign.likelihood.schedules import Prediction, Schedule
+from mmalign.rollout.collectors import Collector
+from mmalign.rollout.items import Queue
 
-__all__ = ["Encoded", "Example", "PreferenceModel", "TrainedModel", "denoising"]
+if TYPE_CHECKING:
+    from mmalign.train.online import AnswerReward
+    from mmalign.train.token_sections import AnswerRolloutConfig
+
+__all__ = [
+    "AnswerMakers",
+    "Encoded",
+    "Example",
+    "PreferenceModel",
+    "ReadsRows",
+    "TrainedModel",
+    "WritingModel",
+    "denoising",
+    "writing",
+]
 
 Example = Mapping[str, Any]
 """Tensors and texts of one row, before collation."""
@@ -39,6 +55,19 @@ class Encoded:
     context: BatchContext
     recorded: Mapping[str, Shaped[Tensor, "prompt ..."]] = field(default_factory=dict)
     weight: Float[Tensor, " prompt"] | None = None
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """What a loader asks: rows to examples, examples to what a model encodes."""
+
+    def example(self, row: PreferenceRow, *, key: int) -> Example:
+        """Decoded media of a row; every random choice is decided by `key`. Raises RowError."""
+        ...
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """One micro-batch of readable examples."""
+        ...
 
 
 @runtime_checkable
@@ -137,6 +166,55 @@ class PreferenceModel(TrainedModel, Protocol):
     ) -> list[Any]:
         """Media for prompts; the noise of prompt i depends on (seed, i) only."""
         ...
+
+
+@runtime_checkable
+class WritingModel(TrainedModel, Protocol):
+    """A loaded model that writes answers, and can learn from its own."""
+
+    def rounds(self, rollout: "AnswerRolloutConfig", *, kind: str) -> ReadsRows:
+        """What reads the rows of a round, in a loader worker."""
+        ...
+
+    def collectors(
+        self,
+        rollout: "AnswerRolloutConfig",
+        *,
+        kind: str,
+        reward: "AnswerReward | None",
+        row: Callable[[int], PreferenceRow],
+        seed: int,
+    ) -> "AnswerMakers":
+        """What makes training items of rounds.
+
+        Args:
+            rollout: how answers are written.
+            kind: of rollout, a key of `mmalign.methods.row.ROLLOUTS`.
+            reward: scores answers, where the kind wants one.
+            row: a row of the run's data by number.
+            seed: of the run.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerMakers:
+    """Who makes the items of a run that learns from its own answers.
+
+    Args:
+        online: of rounds of prompts.
+        offline: of the data's own pairs, for methods that mix both.
+        restored: a queue of what its `state_dict` gave.
+    """
+
+    online: Collector
+    offline: Collector | None
+    restored: Callable[[Mapping[str, Tensor]], Queue]
+
+
+def writing(model: TrainedModel) -> WritingModel:
+    """The model as one that writes, where the run's configuration has decided that it does."""
+    return cast("WritingModel", model)
 
 
 def denoising(model: TrainedModel) -> PreferenceModel:

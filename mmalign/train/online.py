@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mmalign.batch import Batch
+from mmalign.batch import Batch, PreferenceRow
 from mmalign.errors import CheckpointError, TrainingError
 from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.rollout.collectors import Collector
-from mmalign.rollout.items import Items
-from mmalign.seeding import generator_for
+from mmalign.rollout.items import Items, Queue
+from mmalign.seeding import derive_seed, generator_for
 from mmalign.train.metrics import Meter
 
-__all__ = ["OnlineSource", "PixelReward"]
+__all__ = ["AnswerReward", "OnlineSource", "PixelReward", "is_offline"]
 
 _MAX_EMPTY_ROUNDS = 50
 
@@ -56,6 +56,40 @@ class PixelReward(Protocol):
         """
 
 
+@runtime_checkable
+class AnswerReward(Protocol):
+    """What a language model's own answers are scored with.
+
+    Attributes:
+        name: of the reward, for messages.
+    """
+
+    name: str
+
+    def score_answers(self, rows: Sequence[PreferenceRow], answers: Sequence[str]) -> Sequence[float]:
+        """A number per row and answer, higher is better; NaN where one could not be had.
+
+        Args:
+            rows: what was asked, with images, videos and extra columns; candidates are those of the data.
+            answers: one per row.
+        """
+
+
+def is_offline(seed: int, number: int, share: float) -> bool:
+    """Whether a micro-batch is one of the data's pairs: true with probability `share`.
+
+    Decided by (seed, number of the micro-batch): equal on all ranks, and after an interruption.
+
+    Args:
+        seed: of the run.
+        number: micro-batches before this one, over the whole run.
+        share: in [0, 1].
+
+    Source: arXiv 2407.02477, Mixed-DPO (share 0.5).
+    """
+    return derive_seed(seed, "mixing", number) < share * 2**63
+
+
 def _alone(value: Tensor) -> Tensor:
     """The sum over the ranks of a run that has one."""
     return value
@@ -75,6 +109,10 @@ class OnlineSource:
         sum_across: sums a tensor over ranks.
         snapshot: an earlier state of the policy that samples, where that is not the reference itself.
         num_rounds: rounds begun so far, which is where the prompts go on after an interruption.
+        offline: makes items of the data's own pairs, for methods that mix both; it asks no other rank.
+        offline_share: of the micro-batches, in [0, 1].
+        restored: a queue of what its `state_dict` gave; default: that of samples.
+        num_taken: micro-batches given so far.
     """
 
     collector: Collector
@@ -86,8 +124,12 @@ class OnlineSource:
     sum_across: Callable[[Tensor], Tensor] = _alone
     snapshot: SnapshotPool | None = None
     num_rounds: int = 0
+    offline: Collector | None = None
+    offline_share: float = 0.0
+    restored: Callable[[Mapping[str, Tensor]], Queue] | None = None
+    num_taken: int = 0
     _facts: Meter = field(default_factory=Meter)
-    _queue: Items | None = None
+    _queues: dict[str, Queue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Name the facts at once: reading them is a collective, also before a rank's first round."""
@@ -97,7 +139,7 @@ class OnlineSource:
     @property
     def num_queued(self) -> int:
         """Items that wait to be trained on."""
-        return 0 if self._queue is None else len(self._queue)
+        return sum(len(queue) for queue in self._queues.values())
 
     def over(self, rounds: Iterator[Batch]) -> Iterator[Batch]:
         """Micro-batches, as long as there are prompts.
@@ -105,38 +147,47 @@ class OnlineSource:
         Raises:
             TrainingError: round after round gives nothing to train on.
         """
-        num_empty = 0
         while True:
-            while self._lacks_items():
-                before = self.num_queued
+            lane, collector = self._lane()
+            num_empty = 0
+            while self._lacks_items(lane, collector):
+                before = len(self._queues.get(lane, ()))
                 try:
                     prompts = next(rounds)
                 except StopIteration:
                     return
-                self._begin(prompts)
-                num_empty = num_empty + 1 if self.num_queued == before else 0
+                self._begin(prompts, lane, collector)
+                num_empty = num_empty + 1 if len(self._queues.get(lane, ())) == before else 0
                 if num_empty >= _MAX_EMPTY_ROUNDS:
                     raise TrainingError(_nothing_found(num_empty, self._facts))
-            if self._queue is None:
+            queue = self._queues.get(lane)
+            if queue is None:
                 return
-            taken, self._queue = self._queue.take(self.batch_size), self._queue.after(self.batch_size)
+            taken, self._queues[lane] = queue.take(self.batch_size), queue.after(self.batch_size)
+            self.num_taken += 1
             yield taken
 
-    def _lacks_items(self) -> bool:
+    def _lane(self) -> tuple[str, Collector]:
+        """Which queue the next micro-batch comes from, and who fills it."""
+        if self.offline is not None and is_offline(self.seed, self.num_taken, self.offline_share):
+            return "offline", self.offline
+        return "queue", self.collector
+
+    def _lacks_items(self, lane: str, collector: Collector) -> bool:
         """Whether to begin a round; all ranks give one answer where a round is a collective."""
-        lacks = self.num_queued < self.batch_size
-        if not self.collector.together:
+        lacks = len(self._queues.get(lane, ())) < self.batch_size
+        if not collector.together:
             return lacks
         return bool(self.sum_across(torch.tensor(float(lacks), device=self.device)) > 0)
 
-    def _begin(self, prompts: Batch) -> None:
+    def _begin(self, prompts: Batch, lane: str, collector: Collector) -> None:
         """One round: sample, score, choose, shuffle, queue."""
         number = self.num_rounds
         self.num_rounds += 1
-        if not self.collector.together and not bool(prompts.valid.any()):
+        if not collector.together and not bool(prompts.valid.any()):
             return
         with self.autocast():
-            found = self.collector.collect(prompts)
+            found = collector.collect(prompts)
         if found.facts:
             self._facts.add(*_means(found.facts))
         if not len(found.items):
@@ -145,7 +196,8 @@ class OnlineSource:
             len(found.items), generator=generator_for(self.seed, "items", number, self.rank)
         )
         items = found.items.selected(order.to(self.device))
-        self._queue = items if self._queue is None else self._queue.joined(items)
+        waiting = self._queues.get(lane)
+        self._queues[lane] = items if waiting is None else waiting.joined(items)
 
     def read_facts(self) -> dict[str, float]:
         """Means of what the rounds since the last reading reported, over all ranks; a collective."""
@@ -160,13 +212,14 @@ class OnlineSource:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything the next batches and records depend on besides the weights, as CPU tensors."""
-        queued = {} if self._queue is None else self._queue.state_dict()
+        queued = {lane: queue.state_dict() for lane, queue in self._queues.items()}
         snapshot = {} if self.snapshot is None else self.snapshot.state_dict()
         sums = self._facts.state(lambda value: value)["sums"]
         return {
             "num_rounds": torch.tensor(self.num_rounds),
+            "num_taken": torch.tensor(self.num_taken),
             "facts": torch.tensor(sums, dtype=torch.float64),
-            **_under("queue", queued),
+            **{name: value for lane, state in queued.items() for name, value in _under(lane, state).items()},
             **_under("collector", self.collector.state_dict()),
             **_under("snapshot", snapshot),
         }
@@ -184,13 +237,22 @@ class OnlineSource:
             )
             raise CheckpointError(message)
         self.num_rounds = int(state["num_rounds"])
-        queued = _within("queue", state)
-        self._queue = Items.from_state(queued).to(self.device) if queued else None
+        # Runs of an earlier version, none of which mixed, did not count.
+        self.num_taken = int(state.get("num_taken", torch.tensor(0)))
+        self._queues = {}
+        for lane in ("queue", "offline"):
+            if queued := _within(lane, state):
+                self._queues[lane] = self._restored(queued)
         names = list(self.collector.facts)
         self._facts.load({"names": names, "sums": state["facts"].tolist()}, self.device)
         self.collector.load_state_dict(_within("collector", state))
         if self.snapshot is not None:
             self.snapshot.load_state_dict(_within("snapshot", state))
+
+    def _restored(self, state: Mapping[str, Tensor]) -> Queue:
+        if self.restored is not None:
+            return self.restored(state)
+        return Items.from_state(state).to(self.device)
 
 
 def _means(facts: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

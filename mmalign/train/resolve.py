@@ -253,6 +253,18 @@ _ROLLOUT: Mapping[str, tuple[str, object]] = {
     "gradient_steps": ("gradient_steps", 1),
     "train_share": ("train_share", 1.0),
 }
+_ANSWERS: Mapping[str, tuple[str, object]] = {
+    "samples": ("samples", 4),
+    "threshold": ("threshold", 0.0),
+    "temperature": ("answer_temperature", 1.0),
+    "top_p": ("answer_top_p", 1.0),
+    "max_new_tokens": ("answer_tokens", 256),
+    "offline_share": ("offline_share", 0.0),
+    "hidden": ("hidden_share", 0.99),
+    "similar": ("similar", 0.97),
+    "hiding_rounds": ("hiding_rounds", 5),
+    "swap": ("swap", 0.5),
+}
 _CORRUPTION: Mapping[str, tuple[str, object]] = {
     "kind": ("corruption", "crop"),
     "strength": ("corruption_strength", None),
@@ -278,7 +290,7 @@ ROW_SETTINGS: frozenset[str] = frozenset(
         *("mu", "lora_alpha"),
         *(
             key
-            for table in (_INVERSION, _ROLLOUT, _ONE_STEP, _CORRUPTION, _CHOICE)
+            for table in (_INVERSION, _ROLLOUT, _ANSWERS, _ONE_STEP, _CORRUPTION, _CHOICE)
             for key, _ in table.values()
         ),
     }
@@ -376,7 +388,7 @@ def _resolve_rollout(
     """
     rollout = config.rollout
     if method.rollout not in ROLLOUTS:
-        if rollout != RolloutConfig():
+        if rollout != type(rollout)():
             message = explain(
                 f"{path}: rollout",
                 got=str(rollout.model_dump(exclude_defaults=True)),
@@ -408,9 +420,50 @@ def _resolve_rollout(
             do="Example: rollout.reward=pickscore_v1",
         )
         raise ConfigError(message)
+    if tokens_of(config) is not None:
+        return _with_answers(rollout, method, defaults, filled, path)
     values = _fill(rollout, _ROLLOUT, "rollout", defaults, filled)
     values["one_step"] = _resolve_one_step(config, method, defaults, filled, path).model_dump()
     return RolloutConfig.model_validate(values)
+
+
+_WRITTEN = {
+    "offline_share": ("mixed",),
+    **dict.fromkeys(("hidden", "similar", "hiding_rounds", "swap"), ("bias_driven",)),
+    **dict.fromkeys(("samples", "threshold", "reward"), ("best_of_n", "mixed")),
+}
+"""Settings of answers that mean something to some rollouts alone."""
+
+
+def _with_answers(
+    rollout: RolloutConfig,
+    method: Method,
+    defaults: Mapping[str, Default],
+    filled: dict[str, Default],
+    path: str,
+) -> RolloutConfig:
+    """How a language model writes its answers.
+
+    Raises:
+        ConfigError: a setting that the method's way of making answers does not know, or too few answers.
+    """
+    for name, kinds in _WRITTEN.items():
+        if getattr(rollout, name) is not None and method.rollout not in kinds:
+            message = explain(
+                f"{path}: rollout.{name}",
+                got=getattr(rollout, name),
+                expected=f"no value: it is of methods that make answers by {' or '.join(kinds)}",
+                do=f"Method {method.name} makes them by {method.rollout}.",
+            )
+            raise ConfigError(message)
+    samples = rollout.samples if rollout.samples is not None else 2
+    if samples < 2:
+        message = explain(
+            f"{path}: rollout.samples", got=samples, expected="at least 2: the best answer meets the worst"
+        )
+        raise ConfigError(message)
+    read = {name: item for name, item in _ANSWERS.items() if method.rollout in _WRITTEN.get(name, ROLLOUTS)}
+    return type(rollout).model_validate(_fill(rollout, read, "rollout", defaults, filled))
 
 
 def _resolve_one_step(
@@ -444,7 +497,7 @@ def _resolve_one_step(
 
 
 _NO_ERRORS = frozenset({"transition", "reward"})
-_NEED_REWARD = frozenset({"best_of_n", "stepwise", "group", "backpropagation"})
+_NEED_REWARD = frozenset({"best_of_n", "mixed", "stepwise", "group", "backpropagation"})
 
 
 def _resolve_tokens(

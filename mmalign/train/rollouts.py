@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from mmalign.data.readers import RowTable
 from mmalign.errors import ConfigError, explain
 from mmalign.likelihood import Ddim, DpmSolver, FlowSchedule, FlowSde, Transition, VPSchedule
 from mmalign.likelihood.on_policy import OnPolicyElbo
@@ -31,11 +32,12 @@ from mmalign.rollout.pools import PoolRule
 from mmalign.rollout.replay import ReplayBuffer
 from mmalign.rollout.trajectory import Sampler
 from mmalign.train.config import ResolvedRun
-from mmalign.train.model import PreferenceModel
+from mmalign.train.model import PreferenceModel, TrainedModel, denoising, writing
 from mmalign.train.one_step import generator_sampler, one_step_parts
-from mmalign.train.online import OnlineSource, PixelReward
+from mmalign.train.online import AnswerReward, OnlineSource, PixelReward
 from mmalign.train.step import StepParts
 from mmalign.train.supply import Supply
+from mmalign.train.token_sections import AnswerRolloutConfig
 
 __all__ = ["is_online", "make_online", "make_sampler", "opening_lines", "require_fitting"]
 
@@ -54,6 +56,8 @@ def opening_lines(run: ResolvedRun) -> list[str]:
         return []
     rollout, kind = run.config.rollout, run.method.rollout
     judged = f"; scored by {rollout.reward}" if rollout.reward is not None else ""
+    if isinstance(rollout, AnswerRolloutConfig):
+        return [_of_answers(rollout, kind) + judged]
     lines = [
         f"rollout: {kind}, {rollout.num_steps} steps, guidance {rollout.guidance_scale:g}, eta "
         f"{rollout.eta:g}{judged}"
@@ -68,6 +72,15 @@ def opening_lines(run: ResolvedRun) -> list[str]:
             "rollout/score says whether samples get better"
         )
     return lines
+
+
+def _of_answers(rollout: AnswerRolloutConfig, kind: str) -> str:
+    """How answers are written, in words."""
+    how = f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g}, {rollout.max_new_tokens} tokens"
+    if kind == "bias_driven":
+        return f"rollout: {kind}, {rollout.hidden:g} of the visual tokens hidden, {how}"
+    share = f", {rollout.offline_share:.0%} of micro-batches from the data" if kind == "mixed" else ""
+    return f"rollout: {kind}, {rollout.samples} answers per prompt, {how}{share}"
 
 
 def make_sampler(run: ResolvedRun, model: PreferenceModel) -> Sampler:
@@ -123,8 +136,11 @@ def _no_autocast(value: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(value.device.type, enabled=False)
 
 
-def _require_reward(run: ResolvedRun, reward: PixelReward | None) -> PixelReward:
+def _require_reward(run: ResolvedRun, reward: PixelReward | AnswerReward | None) -> PixelReward:
     kind, where = run.method.rollout, f"{run.path}: rollout.reward"
+    if isinstance(reward, AnswerReward) and not isinstance(reward, PixelReward):
+        got = f"{reward.name}, which judges answers"
+        raise ConfigError(explain(where, got=got, expected="a reward of pictures for an image model"))
     if reward is None:
         message = explain(where, got=None, expected="a reward: start the run by `mmalign train`, or pass one")
         raise ConfigError(message)
@@ -146,11 +162,12 @@ def _require_reward(run: ResolvedRun, reward: PixelReward | None) -> PixelReward
 
 def make_online(
     run: ResolvedRun,
-    model: PreferenceModel,
+    trained: TrainedModel,
     parts: StepParts,
     network: torch.nn.Module,
     *,
-    reward: PixelReward | None,
+    reward: PixelReward | AnswerReward | None,
+    table: RowTable,
     device: torch.device,
     rank: int,
     sum_across: Callable[[Tensor], Tensor],
@@ -159,10 +176,11 @@ def make_online(
 
     Args:
         run: an online method's.
-        model: samples and decodes.
+        trained: samples and decodes, or writes.
         parts: as made for an offline run.
         network: the trained network, before its first step.
         reward: scores samples, where the method wants a reward.
+        table: the run's rows.
         device: where the network is.
         rank: this device's number.
         sum_across: sums a tensor over ranks.
@@ -170,6 +188,10 @@ def make_online(
     Raises:
         ConfigError: no reward, or one that the method cannot use; settings that fit neither model nor batch.
     """
+    if isinstance(run.config.rollout, AnswerRolloutConfig):
+        made = _make_answers(run, run.config.rollout, trained, reward, table)
+        return replace(made, autocast=parts.autocast, device=device, rank=rank, sum_across=sum_across), parts
+    model = denoising(trained)
     require_fitting(run, model)
     sampler = make_sampler(run, model)
     snapshot = _snapshot(run, parts, network)
@@ -200,6 +222,43 @@ def make_online(
         snapshot=own,
     )
     return source, parts
+
+
+def _make_answers(
+    run: ResolvedRun,
+    rollout: AnswerRolloutConfig,
+    model: TrainedModel,
+    reward: PixelReward | AnswerReward | None,
+    table: RowTable,
+) -> OnlineSource:
+    """The source of a language model that learns from its own answers, on one device.
+
+    Raises:
+        ConfigError: no reward where the method wants one, or one that does not judge answers.
+    """
+    if reward is not None and not isinstance(reward, AnswerReward):
+        got = f"{reward.name}, which judges pictures"
+        message = explain(f"{run.path}: rollout.reward", got=got, expected="a reward of answers")
+        raise ConfigError(message)
+    if reward is None and run.method.rollout != "bias_driven":
+        message = explain(
+            f"{run.path}: rollout.reward",
+            got=None,
+            expected="a reward: start the run by `mmalign train`, or pass one",
+        )
+        raise ConfigError(message)
+    made = writing(model).collectors(
+        rollout, kind=run.method.rollout, reward=reward, row=table.__getitem__, seed=run.config.train.seed
+    )
+    return OnlineSource(
+        collector=made.online,
+        batch_size=run.config.train.batch_size,
+        seed=run.config.train.seed,
+        autocast=nullcontext,
+        offline=made.offline,
+        offline_share=rollout.offline_share or 0.0,
+        restored=made.restored,
+    )
 
 
 def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:

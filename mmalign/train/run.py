@@ -27,8 +27,8 @@ from mmalign.train.guard import Guard, protected_steps
 from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader
 from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib, quarantine_path, require_same_run
 from mmalign.train.metrics import verdict
-from mmalign.train.model import TrainedModel, denoising
-from mmalign.train.online import PixelReward
+from mmalign.train.model import ReadsRows, TrainedModel, denoising, writing
+from mmalign.train.online import AnswerReward, PixelReward
 from mmalign.train.optim import Updater, make_optimizer, make_schedule
 from mmalign.train.parts import (
     attach_and_refer,
@@ -45,7 +45,7 @@ from mmalign.train.sample_answers import SampleAnswers
 from mmalign.train.samples import SampleGrids
 from mmalign.train.steps import learning_rates, with_steps
 from mmalign.train.token_metrics import token_verdict
-from mmalign.train.token_sections import TokenRunConfig, tokens_of
+from mmalign.train.token_sections import AnswerRolloutConfig, TokenRunConfig, tokens_of
 from mmalign.train.tracking import Tracking
 
 __all__ = ["CONFIG_FILE", "SUMMARY_FILE", "RunResult", "describe", "main", "prepare", "train"]
@@ -86,7 +86,7 @@ def main(
     *,
     dry_run: bool = False,
     resume: str | None = None,
-    reward_of: Callable[[ResolvedRun], PixelReward | None] = lambda _: None,
+    reward_of: Callable[[ResolvedRun], PixelReward | AnswerReward | None] = lambda _: None,
     reward_bytes_of: Callable[[ResolvedRun], int | None] = lambda _: None,
 ) -> int:
     """Run or describe a configuration; the command line's `train`. Returns the exit code.
@@ -127,7 +127,7 @@ def train(
     *,
     model: TrainedModel | None = None,
     table: RowTable | None = None,
-    reward: PixelReward | None = None,
+    reward: PixelReward | AnswerReward | None = None,
 ) -> RunResult:
     """Train a resolved run to its end, or to a signal.
 
@@ -152,7 +152,7 @@ def prepare(
     *,
     model: TrainedModel | None = None,
     table: RowTable | None = None,
-    reward: PixelReward | None = None,
+    reward: PixelReward | AnswerReward | None = None,
 ) -> tuple[Loop, Iterable[MicroBatch]]:
     """A run short of its first step: the loop, restored if there is a checkpoint, and its loader."""
     config = run.config
@@ -200,10 +200,11 @@ def prepare(
     if is_online(run):
         online, parts = make_online(
             run,
-            denoising(model),
+            model,
             parts,
             trainables.network,
             reward=reward,
+            table=table,
             device=accelerator.device,
             rank=layout.rank,
             sum_across=parts.state.sum_across,
@@ -254,10 +255,13 @@ def prepare(
         if online is not None:  # prompts go by rounds, and nobody knows how many there will be
             places = Layout(_prompts_together(run), 1, layout.world_size, layout.rank)
             first, last = online.num_rounds + skipped, _MANY_ROUNDS
+        rollout, reader = run.config.rollout, cast("ReadsRows", model)
+        if online is not None and isinstance(rollout, AnswerRolloutConfig):
+            reader = writing(model).rounds(rollout, kind=run.method.rollout)
         loader = make_loader(
             table,
             order,
-            model,
+            reader,
             StepSampler(places, start_step=first, steps=last),
             rows_per_step=places.effective_batch,
             world_size=layout.world_size,
@@ -276,7 +280,7 @@ _MANY_ROUNDS = 2**40
 
 def _prompts_together(run: ResolvedRun) -> int:
     """Rows of a round: prompts that are sampled together, or a micro-batch where each row gives one item."""
-    one_each = ("expert_states", "self_play", "backpropagation", "one_step")
+    one_each = ("expert_states", "self_play", "backpropagation", "one_step", "bias_driven")
     return run.config.train.batch_size if run.method.rollout in one_each else run.config.rollout.prompts
 
 

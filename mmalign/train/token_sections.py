@@ -6,9 +6,18 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mmalign.data.config import DataConfig, SourceConfig
-from mmalign.train.sections import ImageConfig, RunConfig, SafeguardConfig, SamplesConfig, Section
+from mmalign.train.sections import (
+    ImageConfig,
+    OneStepConfig,
+    RolloutConfig,
+    RunConfig,
+    SafeguardConfig,
+    SamplesConfig,
+    Section,
+)
 
 __all__ = [
+    "AnswerRolloutConfig",
     "AnswersConfig",
     "CorruptionConfig",
     "DialogueSample",
@@ -134,6 +143,61 @@ class AnswersConfig(Section):
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
 
 
+class AnswerRolloutConfig(RolloutConfig):
+    """How a language model that learns from its own answers writes them; offline methods have none of it."""
+
+    temperature: float | None = Field(
+        None, gt=0, description="of the policy's answers; default: the row, else 1, its own distribution"
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="least probability of the tokens drawn from; default: the row, else 1"
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="of an answer, its end included; default: the row, else 256"
+    )
+    written_together: int = Field(8, ge=1, description="answers that are written in one batch, per device")
+    judged_as: Literal["answer", "caption"] = Field(
+        "answer",
+        description="what a reward reads: question and answer, or (rewards of a picture and its prompt) the "
+        "answer as the picture's text",
+    )
+    offline_share: float | None = Field(
+        None, ge=0, le=1, description="mixed: share of micro-batches of the data's pairs; default: the row"
+    )
+    hidden: float | None = Field(
+        None, ge=0, le=1, description="bias_driven: share of hidden visual tokens; default: the row"
+    )
+    similar: float | None = Field(
+        None, ge=-1, le=1, description="bias_driven: cosine from which a sentence is drawn again"
+    )
+    hiding_rounds: int | None = Field(
+        None, ge=1, description="bias_driven: of drawing; the last one writes sentences anew. 1: anew at once"
+    )
+    swap: float | None = Field(
+        None, ge=0, le=1, description="bias_driven: probability that a leading yes or no becomes the other"
+    )
+    similarity: str = Field(
+        "sentence-transformers/all-mpnet-base-v2",
+        description="bias_driven: sentence encoder, folder or hub id; equal: only equal words are similar",
+    )
+
+    one_step: OneStepConfig = Field(default_factory=OneStepConfig, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_samplers(cls, value: Any) -> Any:
+        given = [name for name in _OF_SAMPLERS if isinstance(value, dict) and value.get(name) is not None]
+        if given:
+            message = f"got {', '.join(given)}: answers are written token by token, without sampler steps"
+            raise ValueError(message)
+        return value
+
+
+_OF_SAMPLERS = (
+    *("num_steps", "guidance_scale", "eta", "spacing", "divert_start", "inner_steps", "refresh_every"),
+    *("capacity", "gradient_steps", "train_share", "one_step"),
+)
+
 _OF_IMAGES = {
     "image": "image sizes are settings of the section tokens (min_pixels, max_pixels)",
     "safeguard": "it mends denoising errors, of which a language model has none",
@@ -148,6 +212,7 @@ class TokenRunConfig(RunConfig):
 
     tokens: TokensConfig = Field(default_factory=TokensConfig)
     answers: AnswersConfig = Field(default_factory=AnswersConfig)
+    rollout: AnswerRolloutConfig = Field(default_factory=AnswerRolloutConfig)
     # Sections of image models, which nobody sets here.
     image: ImageConfig = Field(default_factory=lambda: ImageConfig(resolution=16), exclude=True)
     samples: SamplesConfig = Field(default_factory=SamplesConfig, exclude=True)

@@ -34,7 +34,10 @@ from mmalign.vlm.vision import encode_media
 
 if TYPE_CHECKING:
     from mmalign.train.config import ModelConfig
-    from mmalign.train.token_sections import TokensConfig
+    from mmalign.train.model import AnswerMakers
+    from mmalign.train.online import AnswerReward
+    from mmalign.train.token_sections import AnswerRolloutConfig, TokensConfig
+    from mmalign.vlm.answer_rounds import RoundReader
     from mmalign.vlm.outline import ModelOutline
 
 __all__ = ["VlmFamily", "VlmModel", "VlmPolicy"]
@@ -157,6 +160,8 @@ class VlmModel:
     def encode(self, collated: Mapping[str, Any], keys: RowKeys | None = None) -> Encoded:
         """A micro-batch on the device, its distinct media seen once where tower and projector are frozen."""
         del keys  # everything random was drawn with the example
+        if "round" in collated:
+            return self._not_laid_out(collated["round"])
         if "to_choose_from" in collated:
             from mmalign.vlm.close_to_far import encode_chosen
 
@@ -185,6 +190,35 @@ class VlmModel:
                 if name.startswith("recorded.")
             },
         )
+
+    def _not_laid_out(self, examples: Sequence[Mapping[str, Any]]) -> Encoded:
+        """Rows of a round, to which answers are going to be written."""
+        from mmalign.vlm.answer_rounds import RoundRows
+
+        width = max(len(example["row"].candidates) for example in examples)
+        none = torch.zeros(len(examples), width, 0, device=self.device)
+        return Encoded(none, none, RoundRows(tuple(examples)))
+
+    def rounds(self, rollout: "AnswerRolloutConfig", *, kind: str) -> "RoundReader":
+        """What reads the rows of a run that learns from its own answers, in a loader worker."""
+        from mmalign.vlm.answer_rounds import RoundReader
+
+        room = min(rollout.max_new_tokens or 1, self.reader.max_completion_length or 2**20)
+        return RoundReader(self.reader, room, pairs=kind == "mixed", asks=kind != "bias_driven")
+
+    def collectors(
+        self,
+        rollout: "AnswerRolloutConfig",
+        *,
+        kind: str,
+        reward: "AnswerReward | None",
+        row: Callable[[int], PreferenceRow],
+        seed: int,
+    ) -> "AnswerMakers":
+        """What makes pairs of the policy's own answers. See `mmalign.train.model.WritingModel`."""
+        from mmalign.vlm.answer_collectors import answer_makers
+
+        return answer_makers(self, rollout, kind=kind, reward=reward, row=row, seed=seed)
 
     # --- the network ----------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from mmalign.vlm.network import bare
 if TYPE_CHECKING:
     from mmalign.vlm.family import VlmModel
 
-__all__ = ["generate"]
+__all__ = ["generate", "stops"]
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def _together(
         **traits.generation_arguments(_in_front([prompt.kinds for prompt in prompts], 0)),
         **_media(model, prompts),
     }
-    stops = _stops(model, network)
+    ends = stops(model, network)
     drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         drawn = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
@@ -89,8 +89,8 @@ def _together(
         tokens = network.generate(
             **{name: value.to(device) for name, value in inputs.items()},
             max_new_tokens=max_new_tokens,
-            eos_token_id=stops,
-            pad_token_id=stops[0] if pad is None else pad,
+            eos_token_id=ends,
+            pad_token_id=ends[0] if pad is None else pad,
             use_cache=True,
             **drawn,
         )
@@ -123,7 +123,7 @@ def _in_dtype(value: Tensor, model: "VlmModel") -> Tensor:
     return value.to(model.bare_network.dtype) if value.is_floating_point() else value
 
 
-def _stops(model: "VlmModel", network: Any) -> list[int]:
+def stops(model: "VlmModel", network: Any) -> list[int]:
     """Tokens that end an answer: the generation config's, and what training ends turns with."""
     own = network.generation_config.eos_token_id
     named = [own] if isinstance(own, int) else list(own or [])

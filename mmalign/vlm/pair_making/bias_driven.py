@@ -21,7 +21,7 @@ from mmalign.vlm.pair_making.output import MadePair
 from mmalign.vlm.pair_making.requests import Request, Sampling, Similarity, Writer
 from mmalign.vlm.pair_making.stages import Stages
 
-__all__ = ["BiasConfig", "bias_driven", "sentences_of", "swapped"]
+__all__ = ["BiasConfig", "bias_driven", "guessed", "sentences_of", "swapped"]
 
 _BETWEEN = re.compile(r"(?<=[.!?])\s+")
 _YES_NO = re.compile(r"^(\s*)(yes|no)\b", re.IGNORECASE)
@@ -118,7 +118,7 @@ def bias_driven(
     config, sampling = config or BiasConfig(), sampling or Sampling(temperature=1.0)
 
     def work(block: Sequence[PreferenceRow], seed: int) -> list[dict[str, Any]]:
-        return _guessed(block, write, similarity, config, sampling, seed)
+        return guessed(block, write, similarity, config, sampling, seed)
 
     records = stages.run(
         "guesses",
@@ -141,7 +141,7 @@ def bias_driven(
     return pairs, counts
 
 
-def _guessed(
+def guessed(
     block: Sequence[PreferenceRow],
     write: Writer,
     similarity: Similarity,
@@ -149,7 +149,18 @@ def _guessed(
     sampling: Sampling,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Answers of a block, all its sentences together, round after round."""
+    """Answers of a block, all its sentences together, round after round.
+
+    Args:
+        block: candidate 0 is a true answer.
+        write: the model.
+        similarity: of a true sentence and a written one.
+        config: of the method.
+        sampling: of the model.
+        seed: of cuts and draws.
+
+    Returns records with `answer`, and per sentence `similarity` and `rounds`.
+    """
     truths = [sentences_of(row.candidates[0].text or "") for row in block]
     written = [list(sentences) for sentences in truths]
     found = [[1.0] * len(sentences) for sentences in truths]
