@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["DataConfig", "DialogueConfig", "ImageLimits", "ListPolicy", "Media", "SourceConfig", "TiePolicy"]
+__all__ = [
+    "AudioLimits",
+    "DataConfig",
+    "DialogueConfig",
+    "ImageLimits",
+    "ListPolicy",
+    "Media",
+    "SourceConfig",
+    "TiePolicy",
+]
 
 TiePolicy = Literal["drop", "random", "soft"]
 """What a tie means: no row, a seeded coin per row, or preference 0.5."""
@@ -38,6 +47,19 @@ class ImageLimits(_Section):
         ge=1,
         description="longer side over shorter side; beyond it the crop shows a sliver and resizing explodes",
     )
+
+
+class AudioLimits(_Section):
+    """Which sound files are refused."""
+
+    max_bytes: int = Field(2**28, ge=1, description="bytes of one encoded clip")
+    max_seconds: float = Field(600.0, gt=0, description="longer clips are refused, before they are decoded")
+    min_seconds: float = Field(0.1, ge=0, description="shorter clips are refused")
+    max_samples: int = Field(
+        2**27, ge=1, description="samples of one clip, over all channels (2**27: 512 MiB)"
+    )
+    silence: Literal["note", "refuse"] = Field("note", description="silent clips: count them, or refuse them")
+    silence_peak: float = Field(1e-4, ge=0, lt=1, description="a clip whose peak is no higher is silent")
 
 
 class DialogueConfig(_Section):
@@ -130,6 +152,7 @@ class DataConfig(_Section):
     seed: int = Field(0, description="of the coin for ties")
     shuffle: bool = Field(True, description="a new seeded order every epoch; false keeps the file's order")
     images: ImageLimits = Field(default_factory=ImageLimits)
+    audio: AudioLimits = Field(default_factory=AudioLimits)
 
     @field_validator("source", mode="before")
     @classmethod

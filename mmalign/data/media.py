@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -106,13 +107,16 @@ def safe_path(path: str, *, root: Path, where: str, allow_outside: bool = False)
     return resolved
 
 
-def read_media(media: bytes | str, *, where: str, max_bytes: int) -> bytes:
+def read_media(
+    media: bytes | str, *, where: str, max_bytes: int, kind: Literal["image", "audio"] = "image"
+) -> bytes:
     """The encoded bytes of a candidate.
 
     Args:
         media: the bytes themselves, or a path (see `safe_path`).
         where: file, row and field, for the message.
         max_bytes: largest size that is read.
+        kind: what it should be, for messages.
 
     Raises:
         RowError: reason `missing_file`, `empty_file`, `too_many_bytes` or `unreadable_file`.
@@ -139,11 +143,11 @@ def read_media(media: bytes | str, *, where: str, max_bytes: int) -> bytes:
     if size > max_bytes:
         message = (
             f"{where}: got {size} bytes in {name}, expected at most {max_bytes}. "
-            "Raise data.images.max_bytes if this is no accident."
+            f"Raise data.{kind}{'s' * (kind == 'image')}.max_bytes if this is no accident."
         )
         raise RowError(message, reason="too_many_bytes")
     if not data:
-        message = f"{where}: got 0 bytes in {name}, expected an encoded image. Copy or download it again."
+        message = f"{where}: got 0 bytes in {name}, expected an encoded {kind}. Copy or download it again."
         raise RowError(message, reason="empty_file")
     return data
 
