@@ -86,6 +86,8 @@ _LOOSE = {
 
 
 _LOOSE_OUTPUTS: dict[str, dict[str, float]] = {
+    # Of single bins next to nothing, where the official transform is a convolution in float32.
+    "tango_logmel": {"log_magnitude_frame_5": 5e-3},
     "tango_tiny_model": {
         "mel": 1e-3,
         "inference_latents": 1e-3,

@@ -1,0 +1,1 @@
+"""Sound: families of text-to-audio models, their front ends, their checkpoints, generation and saving."""
