@@ -19,6 +19,7 @@ from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.config import ImageLimits
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.likelihood.token_head import head_log_probs
+from mmalign.vlm.attention import restore_last_layer
 from mmalign.vlm.network import bare
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ def choose_mode(model: "VlmModel") -> Mode:
     truth, problems = _own(model), list[str]()
     for way in allowed:
         problem = _difference(model, way, truth)
+        if problem is not None and way.packed:
+            restore_last_layer(model.traits.decoder(bare(model.network).model))
+            problem = _difference(model, way, truth)
         if problem is None:
             reasons = f" ({'; '.join(problems)})" if problems else ", tested against the model's own forward"
             return replace(way, note=f"layout: {way.name}{reasons}")

@@ -135,7 +135,8 @@ class VlmInputs:
         features: of the media, when they were computed beforehand.
         is_packed: some row holds several answers.
         native: every row is a whole dialogue with its own copy of the media, for the model's own forward.
-        num_causal: tokens at the start of every row that see exactly what comes before them.
+        num_causal: tokens at the start of every row that see exactly what comes before them, and predict no
+            scored token.
     """
 
     place: Int[Tensor, " scored"]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmalign.likelihood.token_head import TokenHead, token_head
-from mmalign.vlm.attention import share_prompts, shares_prompts
+from mmalign.vlm.attention import share_prompts, shares_prompts, shorten_last_layer
 from mmalign.vlm.inputs import VlmInputs
 from mmalign.vlm.traits import VlmTraits
 from mmalign.vlm.vision import deep_rows, encode_media, shown
@@ -31,7 +31,8 @@ class LanguageNetwork(nn.Module):
         super().__init__()
         self.model: Any = model
         self.traits = traits
-        share_prompts(traits.decoder(model))
+        if share_prompts(traits.decoder(model)):
+            shorten_last_layer(traits.decoder(model))
 
     @property
     def head(self) -> TokenHead:

@@ -123,7 +123,9 @@ def lay_out(examples: Sequence[Example], join: Join, *, packed: bool, native: bo
         collated |= _media(kind, rows, collated["inputs.kinds"], join, native=native)
     collated["is_packed"] = any(bool((row > 1).any()) for row in rows.segment)
     collated["native"] = native
-    collated["num_causal"] = 0 if rows.blocks else min(int((row == 0).sum()) for row in rows.segment)
+    # The prompt's last token predicts the first of every answer.
+    shortest = min(int((row == 0).sum()) for row in rows.segment)
+    collated["num_causal"] = 0 if rows.blocks else max(shortest - 1, 0)
     return collated
 
 

@@ -1,15 +1,25 @@
 """Attention that needs a mask for the queries behind a shared prompt alone."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from mmalign.testing.vlm_dialogues import batch_of, dialogue, load_vlm
-from mmalign.vlm.attention import SHARED_PROMPT, attend, share_prompts, shares_prompts
+from mmalign.vlm.attention import (
+    SHARED_PROMPT,
+    attend,
+    restore_last_layer,
+    share_prompts,
+    shares_prompts,
+    shorten_last_layer,
+)
+from mmalign.vlm.capability import choose_mode
 from mmalign.vlm.network import bare
 
 ROWS, HEADS, LENGTH, CAUSAL, WIDTH = 2, 3, 11, 7, 5
@@ -66,7 +76,7 @@ def test_only_torchs_fused_attention_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("family", "is_narrow"), [("llava", True), ("qwen2_5_vl", True), ("causal_lm", True), ("gemma3", False)]
 )
-def test_packed_rows_get_a_mask_behind_the_shortest_prompt_where_prompts_are_causal(
+def test_packed_rows_get_a_mask_from_the_last_token_of_the_shortest_prompt_where_prompts_are_causal(
     family: str, is_narrow: bool, tiny_vlm_folder: Callable[[str], Path]
 ) -> None:
     model = load_vlm(family, tiny_vlm_folder(family))
@@ -75,7 +85,7 @@ def test_packed_rows_get_a_mask_behind_the_shortest_prompt_where_prompts_are_cau
     inputs = batch_of(model, rows).context
     assert inputs.is_packed
     shortest = min(int((row == 0).sum()) for row in inputs.segment)
-    assert inputs.num_causal == (shortest if is_narrow else 0)
+    assert inputs.num_causal == (shortest - 1 if is_narrow else 0)
     masks = bare(model.network).masks(inputs)
     length = inputs.ids.shape[1]
     for mask in masks.values() if isinstance(masks, dict) else (masks,):
@@ -102,3 +112,56 @@ def test_what_is_saved_names_no_attention_of_ours(
     model.save_model(tmp_path / "saved")
     for config in (tmp_path / "saved").glob("*.json"):
         assert SHARED_PROMPT not in config.read_text()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "causal_lm"])
+def test_the_last_layer_computes_what_predicts_answers_and_nothing_else(
+    family: str, tiny_vlm_folder: Callable[[str], Path]
+) -> None:
+    model = load_vlm(family, tiny_vlm_folder(family), dtype=torch.float64)
+    images = 1 if "image" in model.traits.sees else 0
+    inputs = batch_of(
+        model, [dialogue(1, images=images), dialogue(2, images=images, prompt="And in the corner?")]
+    ).context
+    network = bare(model.network)
+    decoder = model.traits.decoder(network.model)
+    seen: list[int] = []
+    decoder.layers[-1].mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()  # a copy computes with weights of its own
+        short = network(inputs)
+        assert not copied(inputs).any()
+        restore_last_layer(decoder)
+        whole = network(inputs)
+    length = inputs.ids.shape[1]
+    assert seen == [length - inputs.num_causal, length - inputs.num_causal, length]
+    torch.testing.assert_close(short, whole, rtol=0, atol=1e-12)
+
+
+def test_a_last_layer_of_another_kind_stays_as_it_is(tiny_vlm_folder: Callable[[str], Path]) -> None:
+    gemma = load_vlm("gemma3", tiny_vlm_folder("gemma3"))
+    decoder = gemma.traits.decoder(bare(gemma.network).model)
+    before = type(decoder.layers[-1])
+    assert shorten_last_layer(decoder) is False
+    assert type(decoder.layers[-1]) is before
+
+
+def test_a_shortened_layer_that_gives_other_numbers_is_given_up(
+    tiny_vlm_folder: Callable[[str], Path],
+) -> None:
+    model = load_vlm("llava", tiny_vlm_folder("llava"))
+    decoder = model.traits.decoder(bare(model.network).model)
+    layer = decoder.layers[-1]
+    short, whole = type(layer), type(layer).whole_class
+
+    def wrong(self: nn.Module, states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        mask = kwargs["attention_mask"]
+        is_narrow = mask is not None and mask.shape[-2] < states.shape[1]
+        return torch.zeros_like(states) if is_narrow else whole.forward(self, states, **kwargs)
+
+    layer.__class__ = type("Wrong", (short,), {"forward": wrong})
+    assert choose_mode(model).packed
+    assert type(decoder.layers[-1]).__name__ == "LlamaDecoderLayer"
+    assert not hasattr(type(decoder.layers[-1]), "whole_class")

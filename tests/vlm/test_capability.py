@@ -20,7 +20,7 @@ from mmalign.vlm.traits import VlmTraits
 Folder = Callable[[str], Path]
 
 
-def _all_before(self: VlmTraits, inputs: VlmInputs) -> Tensor:
+def _all_before(self: VlmTraits, inputs: VlmInputs, **_: Any) -> Tensor:
     """Answers that see the answers before them."""
     length = inputs.ids.shape[1]
     del self
