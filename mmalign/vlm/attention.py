@@ -100,7 +100,8 @@ def shorten_last_layer(decoder: Any) -> bool:
     if {name for name, _ in layer.named_children()} != _PARTS:
         return False
     # A class, not a bound function: a deep copy must compute with its own weights.
-    layer.__class__ = _shortened(type(layer))
+    whole: Any = type(layer)
+    layer.__class__ = _shortened(whole)
     return True
 
 
@@ -116,7 +117,8 @@ def _shortened(whole: type[nn.Module]) -> type[nn.Module]:
     """The class of a decoder layer that reads nothing of prompts but keys and values."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask, length = kwargs.get("attention_mask"), hidden_states.shape[1]
+        mask: Any = kwargs.get("attention_mask")
+        length = hidden_states.shape[1]
         is_narrow = isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-2] < length
         self.self_attn.reads_answers_alone = is_narrow
         if not is_narrow:
