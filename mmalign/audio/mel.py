@@ -111,13 +111,11 @@ class MelFrontEnd:
         if len(known) < len(names) or len(config) > len(names):
             message = explain(where, got=dict(config), expected=f"one number each for {', '.join(names)}")
             raise ConfigError(message)
-        whole = {"low", "high"}
-        return cls(
-            **{
-                ours: float(config[theirs]) if ours in whole else int(config[theirs])
-                for theirs, ours in names.items()
-            }
-        )
+        edges = {name: float(config[f"mel_f{end}"]) for name, end in (("low", "min"), ("high", "max"))}
+        counts = {
+            ours: int(config[theirs]) for theirs, ours in names.items() if not theirs.startswith("mel_f")
+        }
+        return cls(low=edges["low"], high=edges["high"], **counts)
 
     def config(self) -> dict[str, int | float]:
         """The content of an official `stft_config.json`."""

@@ -63,7 +63,8 @@ def loudest_level(samples: Float[Tensor, "*batch sample"], sampling_rate: int) -
     power = torch.fft.rfft(frames * window).abs().square()
     weights = (10.0 ** (a_weighting(sampling_rate, length) / 10.0)).to(samples.device)
     level = (power * weights).sum(-1).clamp(min=10.0 ** (_FLOOR_DB / 10.0))
-    return 10.0 * level.log10().amax(-1)
+    loudest: Tensor = 10.0 * level.log10().amax(-1)
+    return loudest
 
 
 def mix(

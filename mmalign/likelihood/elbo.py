@@ -19,6 +19,7 @@ from mmalign.errors import ConfigError, HyperparameterError, ShapeError, explain
 from mmalign.likelihood.base import Denoiser, Draw, Evaluation
 from mmalign.likelihood.schedules import PREDICTIONS, Number, Prediction, Schedule
 from mmalign.likelihood.timesteps import TimestepSampler
+from mmalign.likelihood.weighting import MinSnr
 from mmalign.methods.row import LikelihoodKind
 from mmalign.seeding import row_normal
 from mmalign.shapes import flatten_candidates, unflatten_candidates
@@ -99,6 +100,7 @@ class Elbo:
         share_timestep: the candidates of a prompt get the same timestep.
         error_space: measure the error as if the network predicted this; None is its own parametrisation.
         reduction: over the event axes. "sum" makes beta depend on the resolution: see `beta_conventions`.
+        weighting: of noise levels, beside that of the error space; None weighs all alike.
 
     Raises:
         ConfigError: the error space cannot be reached from the prediction at some timestep.
@@ -114,6 +116,7 @@ class Elbo:
     share_timestep: bool = True
     error_space: Prediction | None = None
     reduction: Literal["mean", "sum"] = "mean"
+    weighting: MinSnr | None = None
     kind: ClassVar[LikelihoodKind] = "elbo"
 
     def __post_init__(self) -> None:
@@ -178,7 +181,7 @@ class Elbo:
         if batch.element_mask is not None:
             _require_shape("Batch.element_mask", batch.element_mask, draw.target)
         error = squared_error(prediction, draw.target, mask=batch.element_mask, reduction=self.reduction)
-        if self._converts:
+        if self._converts or self.weighting is not None:
             error = error * self._error_weight(draw.timestep, error.dtype)
         return Evaluation.from_error(error, prediction if keep_prediction else None)
 
@@ -192,11 +195,16 @@ class Elbo:
             "share_timestep": str(self.share_timestep),
             "error_space": self.error_space or self.prediction,
             "reduction": self.reduction,
+            # Stored errors of runs without it keep the description they always had.
+            **({} if self.weighting is None else {"weighting": repr(self.weighting)}),
         }
 
     def _error_weight(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         space = self.error_space or self.prediction
-        return self.schedule.error_weight(timestep, source=self.prediction, to=space, dtype=dtype)
+        weight = self.schedule.error_weight(timestep, source=self.prediction, to=space, dtype=dtype)
+        if self.weighting is None:
+            return weight
+        return weight * self.weighting(self.schedule, timestep, space=space, dtype=dtype)
 
     def _timesteps(self, batch: Batch) -> Shaped[Tensor, "prompt candidate"]:
         num_candidates = batch.num_candidates

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,12 @@ from torch import Tensor
 
 from mmalign.audio import mixing
 from mmalign.audio.mel import MelFrontEnd, log_amplitude, prepared
-from mmalign.testing.parity import Case
+from mmalign.batch import Labels
+from mmalign.likelihood import Elbo, UniformTimesteps, schedule_from_config
+from mmalign.likelihood.weighting import MinSnr, signal_to_noise
+from mmalign.testing.parity import Case, adapter_module
+
+IMAGE = adapter_module(Path(__file__).with_name("adapters_image.py"))
 
 Results = dict[str, Any]
 
@@ -82,9 +88,31 @@ def tango_mix_augmentation(case: Case) -> Results:
     }
 
 
+def tango_snr_sft(case: Case) -> Results:
+    given = case.hyperparameters
+    config, weighting = given["scheduler_config"], MinSnr(given["snr_gamma"], form="epsilon")
+    schedule, kind = schedule_from_config(config), config["prediction_type"]
+    plain = Elbo(schedule, kind, UniformTimesteps())
+    weighted = Elbo(schedule, kind, UniformTimesteps(), weighting=weighting)
+    clean, noise, timestep, prediction = (
+        case[name].unsqueeze(1) for name in ("latents", "noise", "timesteps", "prediction")
+    )
+    draw = plain.draw_at(clean, timestep=timestep, noise=noise)
+    batch = IMAGE.batch_of(clean, Labels.unpaired(torch.ones(len(clean), dtype=torch.bool)))
+    grid = case["snr_grid_timesteps"]
+    return {
+        "loss": IMAGE.Recorded(weighted, batch, draw).evaluate(prediction).error.mean(),
+        "loss_without_snr": IMAGE.Recorded(plain, batch, draw).evaluate(prediction).error.mean(),
+        "target": draw.target.squeeze(1),
+        "snr_grid": signal_to_noise(schedule, grid),
+        "weight_grid": weighting(schedule, grid, space=kind),
+    }
+
+
 ADAPTERS: dict[str, Callable[[Case], Results]] = {
     "tango_logmel": tango_logmel,
     "tango_mix_augmentation": tango_mix_augmentation,
+    "tango_snr_sft": tango_snr_sft,
 }
 
 LEFT_OUT: dict[str, dict[str, str]] = {}
