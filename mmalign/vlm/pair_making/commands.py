@@ -23,6 +23,8 @@ from mmalign.vlm.pair_making.painters import Tools
 from mmalign.vlm.pair_making.plan import DialoguePairPlan, read_pair_plan
 from mmalign.vlm.pair_making.rewriting import rewritten
 from mmalign.vlm.pair_making.selection import balance_lengths
+from mmalign.vlm.pair_making.sentence_scores import self_rewarded
+from mmalign.vlm.pair_making.spoilt_clips import spoilt
 from mmalign.vlm.pair_making.stages import Stages, read_given
 from mmalign.vlm.pair_making.work import Made, Work
 from mmalign.vlm.pair_making.writing import VlmWriter, VlmYesNo
@@ -169,6 +171,8 @@ _RECIPES: dict[str, Callable[[Work], Made]] = {
     "captions": _captions,
     "mistakes": _mistakes,
     "bias_driven": _bias_driven,
+    "clips": spoilt,
+    "csr": self_rewarded,
     "prompt_writer": rewritten,
 }
 

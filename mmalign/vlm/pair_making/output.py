@@ -64,6 +64,7 @@ class MadePair:
         name: tells pairs of one row apart.
         columns: further columns: scores, severities, spans, what was drawn.
         rejected_images: seen beside the rejected answer instead of the row's.
+        rejected_videos: the same of videos.
     """
 
     row: PreferenceRow
@@ -72,6 +73,7 @@ class MadePair:
     name: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     rejected_images: tuple[bytes | str, ...] | None = None
+    rejected_videos: tuple[Media, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def _record(files: _Files, made: MadePair | MadeAnswer, provenance: Provenance) 
         record["rejected_images"] = [files.image(image) for image in made.rejected_images]
     if row.videos:
         record["videos"] = [files.video(video) for video in row.videos]
+    if isinstance(made, MadePair) and made.rejected_videos is not None:
+        record["rejected_videos"] = [files.video(video) for video in made.rejected_videos]
     return record | dict(made.columns) | provenance.columns(row.id)
 
 

@@ -11,7 +11,12 @@ from mmalign.data.config import DataConfig
 from mmalign.train.sections import ModelConfig, Section
 from mmalign.train.token_sections import TokensConfig
 from mmalign.vlm.pair_making.multi_image import Layout
-from mmalign.vlm.pair_making.scored_sections import ConditionedConfig, PromptWriterConfig, Rows
+from mmalign.vlm.pair_making.scored_sections import (
+    ConditionedConfig,
+    PromptWriterConfig,
+    RewriteReward,
+    Rows,
+)
 from mmalign.vlm.pair_making.self_judging import FOLLOW_UPS
 
 __all__ = ["RECIPES", "DialoguePairPlan", "Recipe", "SamplingConfig", "read_pair_plan"]
@@ -25,6 +30,8 @@ Recipe = Literal[
     "captions",
     "mistakes",
     "bias_driven",
+    "clips",
+    "csr",
     "prompt_writer",
 ]
 
@@ -37,13 +44,15 @@ RECIPES: dict[Recipe, str] = {
     "captions": "summaries of a video's clips, true and perturbed (TEMPLE)",
     "mistakes": "true answers over the same with plausible mistakes written in (POVID)",
     "bias_driven": "true answers over the model's guess with the image hidden (BDHS)",
+    "clips": "true answers beside their video over the same beside a spoilt clip, close to far (PaMi-VDPO)",
+    "csr": "answers written sentence by sentence, each judged by the model and by CLIP (CSR)",
     "prompt_writer": "rewrites of prompts, scored by what a diffusion model paints of them (Prompt-A-Video)",
 }
 """Recipes and what they make."""
 
-_SCORED = frozenset({"score", "claims", "self_judged", "prompt_writer"})
+_SCORED = frozenset({"score", "claims", "self_judged", "csr", "prompt_writer"})
 
-_NEED_TRUTH = frozenset({"self_judged", "multi_image", "mistakes", "bias_driven"})
+_NEED_TRUTH = frozenset({"self_judged", "multi_image", "mistakes", "bias_driven", "clips"})
 
 
 class SamplingConfig(Section):
@@ -128,6 +137,37 @@ class BiasDrivenConfig(Section):
     )
 
 
+class ClipsConfig(Section):
+    """Recipe clips; no number was published."""
+
+    versions: int = Field(5, ge=1, description="spoilt clips per row, of which one is taken")
+    kinds: tuple[str, ...] = Field(
+        ("reverse", "shuffle", "clip", "frame_mask", "crop"),
+        min_length=1,
+        description="corruptions that take turns",
+    )
+    similar: float = Field(0.8, ge=-1, le=1, description="least cosine of visual features")
+
+
+class CsrConfig(Section):
+    """Recipe csr."""
+
+    beams: int = Field(5, ge=2, description="answers that are held from sentence to sentence")
+    branches: int = Field(2, ge=1, description="next sentences drawn of each of them")
+    sentence_tokens: int = Field(70, ge=1, description="of one sentence")
+    sentences: int = Field(8, ge=1, description="of an answer, at most")
+    image_share: float = Field(
+        0.9, ge=0, le=1, description="lambda: weight of CLIP's judgement; the rest is the model's own"
+    )
+    combine: Literal["ranks", "values"] = Field(
+        "ranks", description="ranks among what is compared, as released; or the values themselves"
+    )
+    reward: RewriteReward = Field(
+        default_factory=lambda: RewriteReward(name="clipscore", options={"variant": "torchmetrics"}),
+        description="picture and sentence to a number",
+    )
+
+
 class DialoguePairPlan(Section):
     """One run of a pair maker."""
 
@@ -161,6 +201,8 @@ class DialoguePairPlan(Section):
     multi_image: MultiImageConfig = Field(default_factory=MultiImageConfig)
     captions: CaptionsConfig = Field(default_factory=CaptionsConfig)
     bias_driven: BiasDrivenConfig = Field(default_factory=BiasDrivenConfig)
+    clips: ClipsConfig = Field(default_factory=ClipsConfig)
+    csr: CsrConfig = Field(default_factory=CsrConfig)
     prompt_writer: PromptWriterConfig | None = None
 
     @model_validator(mode="after")
