@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmalign.audio.resampling import resample, resampled_length
+from mmalign.data.resampling import resample, resampled_length
 from mmalign.errors import HyperparameterError
 
 
