@@ -42,7 +42,7 @@ class Turn:
 
 def corpus_turn(picture: Picture, rng: random.Random) -> Turn:
     """A question about a picture with an answer of the corpus: half of them descriptions."""
-    kind = rng.choices(("describe", "exists", "count", "colour"), weights=(0.55, 0.25, 0.1, 0.1))[0]
+    kind = rng.choices(("describe", "exists", "count", "colour"), weights=(0.5, 0.35, 0.1, 0.05))[0]
     if kind == "exists":
         return _exists(picture, rng)
     if kind == "count":

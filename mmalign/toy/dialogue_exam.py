@@ -16,7 +16,7 @@ from torch import Tensor
 from mmalign.batch import PreferenceRow
 from mmalign.evals import statistics
 from mmalign.toy.comparison import Interval, bootstrap_mean, with_ends
-from mmalign.toy.dialogue_answers import DESCRIBE, Judgement
+from mmalign.toy.dialogue_answers import DESCRIBE, Judgement, says_yes
 from mmalign.toy.dialogue_pairs import png_bytes
 from mmalign.toy.dialogue_results import (
     DescriptionRates,
@@ -127,6 +127,20 @@ class ExamComparison:
         """Rates of the polls of base and tuned, per split."""
         base, tuned = (exists_rates(side.polls, self.exam.polls) for side in (self.base, self.tuned))
         return base, tuned
+
+    def exists_differences(self, split: str) -> Float[Tensor, " picture"]:
+        """Share of right answers to the polls of a split, tuned minus base, per picture that has any."""
+        changes: dict[int, list[float]] = {}
+        for poll, base, tuned in zip(self.exam.polls, self.base.polls, self.tuned.polls, strict=True):
+            if poll.split == split:
+                right = [says_yes(answer) is poll.there for answer in (base, tuned)]
+                changes.setdefault(poll.picture, []).append(float(right[1]) - float(right[0]))
+        means = [sum(change) / len(change) for change in changes.values()]
+        return torch.tensor(means, dtype=torch.float64)
+
+    def exists_gain(self, split: str) -> Interval:
+        """Change in accuracy over the polls of a split, with its bootstrap interval over pictures."""
+        return bootstrap_mean(self.exists_differences(split))
 
     def means(self, axis: Axis) -> tuple[float, float]:
         """Mean of one of `AXES` for base and tuned."""

@@ -2,8 +2,9 @@
 
     python -m mmalign.toy.dialogue_model --output DIR
 
-made the shipped weights: it trains tower, projector and language model together on the corpus, from random
-weights, and writes a folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
+made the shipped weights in 14 minutes of one core: it trains tower, projector and language model together on
+the corpus, from random weights, and writes a folder that `AutoModelForImageTextToText` and `AutoProcessor`
+load. They are many steps because a base that sees less well loses recall when it is aligned.
 """
 
 import argparse
@@ -129,11 +130,16 @@ def _rate(step: int, steps: int, *, peak: float, warmup: int = 100) -> float:
 
 
 def _loss(model: Any, pixels: Tensor, texts: _Texts) -> Float[Tensor, ""]:
-    """Cross-entropy of answer tokens, mean over the tokens of the batch."""
+    """Cross-entropy per token, mean over each answer, then over the batch.
+
+    So a yes or no weighs as much as a description of twenty words; by tokens it would hardly be learnt.
+    """
     output = model(input_ids=texts.ids, attention_mask=texts.mask, pixel_values=_normalise(pixels))
-    loss: Tensor = nn.functional.cross_entropy(
-        output.logits[:, :-1].flatten(0, 1), texts.labels[:, 1:].flatten(), ignore_index=_IGNORED
+    labels = texts.labels[:, 1:]
+    losses = nn.functional.cross_entropy(
+        output.logits[:, :-1].transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none"
     )
+    loss: Tensor = (losses.sum(dim=1) / labels.ne(_IGNORED).sum(dim=1)).mean()
     return loss
 
 
@@ -142,7 +148,7 @@ def train_base(
     *,
     start: Path | None = None,
     seed: int = 0,
-    steps: int = 2500,
+    steps: int = 6000,
     num_pictures: int = 12_000,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
@@ -207,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the new model")
     parser.add_argument("--start", type=Path, help="folder of a base that trains on; default: random weights")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--num-pictures", type=int, default=12_000)
     parser.add_argument("--threads", type=int, default=1)

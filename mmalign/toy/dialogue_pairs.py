@@ -53,7 +53,7 @@ Condition = Literal["twins", "style"]
 CONDITIONS: tuple[Condition, ...] = ("twins", "style")
 
 _KIND_SHARES: dict[Condition, dict[str, float]] = {
-    "twins": {"companion": 0.4, "presence": 0.25, "exchange": 0.2, "exists": 0.15},
+    "twins": {"companion": 0.35, "presence": 0.2, "exchange": 0.2, "exists": 0.25},
     "style": {"companion": 0.5, "presence": 0.3, "exchange": 0.2},
 }
 """What a pair is about: a companion that is or is not there; any kind that is or is not there; one kind in

@@ -16,7 +16,7 @@ from mmalign.errors import ConfigError
 from mmalign.toy.dialogue_answers import DESCRIBE, Judgement, describe, judge, says_yes
 from mmalign.toy.dialogue_corpus import corpus_turn
 from mmalign.toy.dialogue_exam import Answers, Exam, ExamComparison, draw_exam
-from mmalign.toy.dialogue_model import to_pixels, tokenise_turns
+from mmalign.toy.dialogue_model import evaluate, to_pixels, tokenise_turns
 from mmalign.toy.dialogue_pairs import (
     CONDITIONS,
     Condition,
@@ -273,6 +273,10 @@ def test_a_comparison_pairs_both_models_on_every_picture() -> None:
     assert (before.hallucinated_answers, after.hallucinated_answers) == (0.6, 0.0)
     asked_before, asked_after = comparison.exists()
     assert (asked_before["random"].accuracy, asked_after["random"].accuracy) == (0.5, 1.0)
+    assert comparison.exists_differences("random").tolist() == [0.5] * 5
+    gain = comparison.exists_gain("random")
+    assert (gain.value, gain.low, gain.high) == (0.5, 0.5, 0.5)
+    assert ExamComparison(exam, base, base).exists_gain("random").value == 0.0
 
 
 def test_an_exam_asks_for_a_description_of_every_picture_and_then_its_polls() -> None:
@@ -286,6 +290,15 @@ def test_an_exam_asks_for_a_description_of_every_picture_and_then_its_polls() ->
 
 
 # --- the model ----------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_base_sees_well_and_yet_names_companions_that_are_missing() -> None:
+    """An alignment of a base that sees badly loses recall: it learns not to name what it cannot tell."""
+    found = evaluate(*load_base(), num=101, seed=3)
+    assert found["recall"] > 0.95
+    assert found["random_accuracy"] > 0.95
+    assert 0.3 < found["hallucinated_answers"] < 0.6
+    assert found["adversarial_accuracy"] < 0.6
 
 
 def test_a_saved_model_loads_in_half_precision_and_says_so(tmp_path: Path) -> None:
