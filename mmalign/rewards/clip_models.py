@@ -24,6 +24,8 @@ __all__ = [
     "as_embedding",
     "check_keys",
     "cut_keeping_end",
+    "quietly",
+    "weight_file",
 ]
 
 HF_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -183,13 +185,18 @@ class HuggingFaceClip:
         read = files if self._tokenizer is not None else HF_FILES[:2]
         text = {"limit": self.text_limit, "special tokens": "as text"} if self._tokenizer is not None else {}
         return {
-            "weights": dict(hashes(self.folder, (*read, _weight_file(self.folder)))),
+            "weights": dict(hashes(self.folder, (*read, weight_file(self.folder)))),
             "preprocessing": self.preprocessing.settings(),
             "text": text,
         }
 
 
-def _weight_file(folder: Path) -> str:
+def weight_file(folder: Path) -> str:
+    """Name of the file with the weights in a folder of the hub's layout.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return name
@@ -215,8 +222,8 @@ def _network(folder: Path, *, text: bool) -> tuple[Any, Any]:
     if not text:
         own = config.vision_config
         own.projection_dim = config.projection_dim
-    safe = _weight_file(folder) == "model.safetensors"
-    with _quietly():  # it lists every key of the text side that nobody asked for; `check_keys` decides
+    safe = weight_file(folder) == "model.safetensors"
+    with quietly():  # it lists every key of the text side that nobody asked for; `check_keys` decides
         network, report = (both if text else vision).from_pretrained(
             str(folder),
             config=own,
@@ -232,7 +239,7 @@ def _network(folder: Path, *, text: bool) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the library's load report and progress bar."""
     from transformers.utils import logging
 

@@ -37,7 +37,7 @@ class Sample:
         frames: pictures of a clip, in order.
         text: the answer, for rewards of text.
         video: file of a clip.
-        audio: file of a sound.
+        audio: a sound: its file, or encoded bytes.
         extras: what some rewards read besides (condition, references, user, ...); values go into the hash.
         id: the caller's name for it; it plays no part in the score.
     """
@@ -47,7 +47,7 @@ class Sample:
     frames: Sequence[Media] | None = None
     text: str | None = None
     video: str | Path | None = None
-    audio: str | Path | None = None
+    audio: str | Path | bytes | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
 
