@@ -32,11 +32,16 @@ __all__ = ["forget_lines", "lower_learning_rate", "roll_back"]
 def lower_learning_rate(
     optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, base: float
 ) -> None:
-    """Give the schedule another base rate, from now on: rate = base * what the schedule says of the step."""
-    schedule.base_lrs = [base for _ in schedule.base_lrs]
-    for group, shape in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
-        group["initial_lr"] = base
-        group["lr"] = base * shape(schedule.last_epoch)
+    """Give the schedule another base rate, from now on: rate = base * what the schedule says of the step.
+
+    Groups with rates of their own (a tower, a projector) keep their ratio to the first, the run's own.
+    """
+    first = schedule.base_lrs[0]
+    schedule.base_lrs = [base * (own / first) for own in schedule.base_lrs]
+    groups = zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    for group, rate, shape in groups:
+        group["initial_lr"] = rate
+        group["lr"] = rate * shape(schedule.last_epoch)
 
 
 def forget_lines(path: Path, step: int) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Video-LLaVA: two LanguageBind towers, for images and for videos of eight frames."""
 
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -23,9 +25,18 @@ class VideoLlavaTraits(VlmTraits):
         """Pixels under the name that the model has for them; the processor's own is going out of use."""
         del kind
         return {
-            "pixel_values" if name == "pixel_values_images" else name: value
+            _name_of_pixels() if name == "pixel_values_images" else name: value
             for name, value in tensors.items()
         }
+
+
+@functools.cache
+def _name_of_pixels() -> str:
+    """What the installed transformers calls pictures: 5.17 still as the processor does."""
+    from transformers import VideoLlavaModel
+
+    known = inspect.signature(VideoLlavaModel.get_image_features).parameters
+    return "pixel_values" if "pixel_values" in known else "pixel_values_images"
 
 
 FAMILY = VlmFamily("video_llava", VideoLlavaTraits)
