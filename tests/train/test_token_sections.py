@@ -52,10 +52,29 @@ def test_a_row_wins_over_the_settings_of_all_and_the_file_over_the_row(content) 
     assert (train.steps, train.epochs, train.warmup_steps, train.warmup_ratio) == (5, None, 1, None)
     assert run.config.likelihood.kind == "tokens"
     assert run.config.tokens.corruption.kind == "crop"  # type: ignore[attr-defined]
-    differences = {item.setting: (item.value, item.row_value) for item in run.differences}
+    assert "tokens.corruption.kind" in run.filled
+    assert (train.weight_decay, train.adam_beta2, train.schedule) == (0.05, 0.98, "cosine")
+    assert (run.config.adapter.rank, run.config.adapter.alpha) == (64, 128)
+    assert run.filled["adapter.rank"].mark == run.filled["train.weight_decay"].mark == "code"
+    given = {"output": "x", "weight_decay": 0.01, "schedule": "constant"}
+    other = resolve(content("mdpo", train=given, adapter={"rank": 8}))
+    differences = {item.setting: (item.value, item.row_value) for item in other.differences}
     assert differences["adapter.rank"] == (8, 64)
     assert differences["train.weight_decay"] == (0.01, 0.05)
-    assert "tokens.corruption.kind" in run.filled
+    assert differences["train.schedule"] == ("constant", "cosine")
+    assert "adapter.rank" not in other.filled
+
+
+def test_an_alpha_of_the_row_goes_with_the_rows_rank_alone(content) -> None:
+    assert resolve(content("mdpo", adapter={"rank": 8})).config.adapter.alpha is None
+    assert resolve(content("mdpo", adapter={"rank": 64})).config.adapter.alpha == 128
+    assert resolve(content("mdpo", adapter={"alpha": 7.0})).config.adapter.alpha == 7.0
+    full = resolve(content("mdpo", adapter={"kind": "none"}))
+    assert (full.config.adapter.rank, full.config.adapter.alpha) == (8, None)
+    assert "adapter.rank" not in full.filled
+    # What was resolved stays as it is when it is read again.
+    run = resolve(content("mdpo"))
+    assert resolve(resolved_content(run)).config.adapter == run.config.adapter
 
 
 def test_rows_are_dialogues_unless_the_file_says_otherwise(content) -> None:
