@@ -23,6 +23,7 @@ __all__ = [
     "describe",
     "exists_question",
     "judge",
+    "objects_of",
     "plural",
     "says_yes",
 ]
@@ -112,12 +113,18 @@ class Judgement:
         return 2 * self.recalled / (self.mentioned + self.present)
 
 
+def objects_of(text: str) -> tuple[Group, ...]:
+    """What a text names, in its order; a kind that is named twice counts once, by its first number."""
+    named: dict[Kind, int] = {}
+    for found in _OBJECT.finditer(text):
+        named.setdefault((found["colour"], found["shape"]), COUNT_WORDS.index(found["count"]) + 1)
+    return tuple(Group(count, *kind) for kind, count in named.items())
+
+
 def judge(answer: str, picture: Picture) -> Judgement:
     """Compare a description with its picture; a kind that is named twice counts once, by its first number."""
     painted = {(group.colour, group.shape): group.count for group in picture.groups}
-    named: dict[Kind, int] = {}
-    for found in _OBJECT.finditer(answer):
-        named.setdefault((found["colour"], found["shape"]), COUNT_WORDS.index(found["count"]) + 1)
+    named = {(group.colour, group.shape): group.count for group in objects_of(answer)}
     recalled = [kind for kind in named if kind in painted]
     return Judgement(
         mentioned=len(named),

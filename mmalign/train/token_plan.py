@@ -20,8 +20,9 @@ from mmalign.train.plan import (
     memory_estimate,
     saved_activation_bytes,
 )
+from mmalign.train.rollouts import is_online
 from mmalign.train.steps import with_steps
-from mmalign.train.token_sections import tokens_of
+from mmalign.train.token_sections import AnswerRolloutConfig, tokens_of
 from mmalign.train.token_supply import OF_THE_ROW
 
 __all__ = ["plan_dialogues"]
@@ -47,6 +48,13 @@ def plan_dialogues(run: ResolvedRun) -> Plan:
     rows = [] if table is None else _spread(table)
     if table is not None and not rows:
         notes.append("none of the rows looked at can be read: `mmalign data check` says why")
+    written = run.config.rollout
+    if is_online(run) and isinstance(written, AnswerRolloutConfig):
+        rows = [outline.answered(row, written.max_new_tokens or 1) for row in rows]
+        notes.append(
+            f"answers of {written.max_new_tokens} tokens are written while training; keys and values of the "
+            f"{written.written_together} that are written together are not counted, nor is who judges them"
+        )
     # Before the adapter, whose layers hide the linear ones.
     frozen = outline.frozen_bytes() if run.config.adapter.kind == "lora" else None
     trainables = attach(

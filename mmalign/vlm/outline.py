@@ -126,6 +126,15 @@ class ModelOutline:
             id="example",
         )
 
+    def answered(self, row: PreferenceRow, num_tokens: int) -> PreferenceRow:
+        """The row with two made-up answers of so many tokens in place of those that training will write."""
+        word = " a"
+        per_word = max(
+            len(self.traits.tokenizer(word * 64, add_special_tokens=False)["input_ids"]) / 64, 1e-3
+        )
+        text = (word * max(round(num_tokens / per_word), 1)).strip()
+        return replace(row, kind="pairs", candidates=(Candidate(text=text), Candidate(text=f"{text} b")))
+
     def batch(self, rows: Sequence[PreferenceRow], size: int, *, made_up: bool) -> OutlinedBatch:
         """A micro-batch of the longest of the rows that can be read.
 
@@ -175,7 +184,9 @@ class ModelOutline:
         }
         lengths = tuple(int(row) for row in inputs.is_real.sum(1))
         visual = int((inputs.kinds > 0).sum())
-        shapes = replace(inputs, features=features or None, media={}).to("meta")
+        # Rows aside are read without gradient: nothing of them is kept.
+        kept = replace(inputs, features=features or None, media={}, aside=None, order=None)
+        shapes = kept.to("meta")
         return OutlinedBatch(shapes, lengths, visual, answers)
 
     def mask_bytes(self, batch: OutlinedBatch) -> int:
