@@ -33,7 +33,6 @@ def _data_config(options: argparse.Namespace) -> Any:
     source = {
         "path": options.path,
         "format": options.format,
-        "media": options.media,
         "columns": _columns(options.columns),
         "split": options.split,
         "root": options.root,
@@ -42,6 +41,8 @@ def _data_config(options: argparse.Namespace) -> Any:
         "limit": options.limit,
         "dialogue": {"aspect": options.aspect, "min_gap": options.min_rating_gap, "phrases": options.phrases},
     }
+    if options.media is not None:
+        source["media"] = options.media
     settings = {"source": source, "tie_policy": options.ties, "max_bad_share": options.max_bad_share}
     try:
         return DataConfig.model_validate(settings)
@@ -135,9 +136,8 @@ def _add_source_options(parser: argparse.ArgumentParser, *, ties: str = "drop", 
     )
     parser.add_argument(
         "--media",
-        default="image",
-        choices=("image", "text", "dialogue"),
-        help="what candidates are (default: image; dialogues about images or videos are recognised)",
+        choices=("image", "text", "audio", "dialogue"),
+        help="what candidates are (default: images, unless sounds or dialogues are recognised)",
     )
     parser.add_argument(
         "--aspect", metavar="NAME", help="VLFeedback: rate answers by one aspect (default: the mean of all)"
@@ -351,7 +351,7 @@ def add_commands(subparsers: Any) -> None:
         "--decode",
         default="sample",
         choices=("all", "sample", "none"),
-        help="decode every image, some 500 rows, or none (default: sample)",
+        help="decode every image or sound, some 500 rows, or none (default: sample)",
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(handler=_check)
@@ -362,12 +362,15 @@ def add_commands(subparsers: Any) -> None:
         description="Unusable rows are counted and left out.",
     )
     _add_source_options(convert)
-    convert.add_argument("output", metavar="OUT", help="file (pickapic) or folder (jsonl, folders) to write")
+    convert.add_argument("output", metavar="OUT", help="file (parquet) or folder to write")
     convert.add_argument(
         "--to",
         required=True,
-        choices=("pickapic", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"),
-        help="pickapic: a parquet file with images inside, in small row groups; jsonl: rows.jsonl, images/; "
+        choices=(
+            *("pickapic", "audio-alpaca", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"),
+        ),
+        help="pickapic: a parquet file with images inside, in small row groups; audio-alpaca: one of sounds; "
+        "jsonl: rows.jsonl, images/ or audio/; "
         "folders: chosen/, rejected/, captions/; of dialogues: trl-jsonl (an image folder of `datasets`), "
         "ms-swift, llama-factory (with dataset_info.json)",
     )

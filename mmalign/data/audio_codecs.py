@@ -284,7 +284,7 @@ def _told_samples(container: Any, stream: Any) -> int | None:
 
 def _frame_values(frame: Any, where: str) -> NDArray[np.float32]:
     """[channel, sample] of a decoded frame in [-1, 1], whatever its format."""
-    values = frame.to_ndarray()
+    values: NDArray[np.generic] = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
     kind = str(values.dtype)
@@ -311,7 +311,7 @@ def encode_audio(
 ) -> bytes:
     """The bytes of a sound file; equal samples give equal bytes.
 
-    Values beyond [-1, 1] are cut: as integers they would wrap around.
+    Values beyond [-1, 1] are cut, except in floating point: as integers they would wrap around.
 
     Args:
         samples: in [-1, 1].
@@ -327,6 +327,7 @@ def encode_audio(
         message = explain("samples", got="[NaN or infinity]", expected="finite numbers")
         raise RowError(message, reason="not_finite")
     file = io.BytesIO()
-    values = samples.detach().to("cpu").float().clamp(-1.0, 1.0).T.numpy()
-    _soundfile().write(file, values, sampling_rate, format=container.upper(), subtype=coding)
+    values = samples.detach().to("cpu").float()
+    values = values if coding == "FLOAT" else values.clamp(-1.0, 1.0)
+    _soundfile().write(file, values.T.numpy(), sampling_rate, format=container.upper(), subtype=coding)
     return file.getvalue()

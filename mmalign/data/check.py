@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.audio_facts import AudioFacts
 from mmalign.data.config import DataConfig
 from mmalign.data.dialogues.facts import DialogueFacts
 from mmalign.data.media import decode_image, read_media
@@ -42,6 +43,7 @@ class CheckReport:
         decode: which images were decoded.
         prompts: numbers about prompts.
         images: numbers about image sizes.
+        audio: numbers about clips of sound.
         duplicates: numbers about repeated pairs and images among the rows looked at.
         answers: numbers about the lengths of answers, of dialogues.
         shown: what the rows looked at show, of dialogues.
@@ -59,6 +61,7 @@ class CheckReport:
     decode: str = "sample"
     prompts: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
+    audio: dict[str, Any] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
@@ -105,8 +108,9 @@ def _prompt_facts(table: RowTable, dialogues: DialogueFacts) -> dict[str, Any]:
 
 @dataclass
 class _Media:
-    """Collects facts about the images of the rows looked at."""
+    """Collects facts about the images and sounds of the rows looked at."""
 
+    audio: AudioFacts
     sizes: list[tuple[int, int]] = field(default_factory=list)
     bytes_per_image: list[int] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
@@ -118,7 +122,8 @@ class _Media:
         if row.messages:
             dialogues.look(row)
             return
-        digests = []
+        digests = self.audio.look(row)
+        media = "sound" if digests else "image"
         for number, candidate in enumerate(row.candidates):
             if candidate.image is None:
                 continue
@@ -131,7 +136,7 @@ class _Media:
         prompts = {candidate.prompt for candidate in row.candidates}
         same = len(set(digests)) == 1 < len(digests) and len(prompts) == 1
         if row.kind == "pairs" and same and config.identical == "drop":
-            message = f"{row.source}: both candidates are the same image; such a pair teaches nothing."
+            message = f"{row.source}: both candidates are the same {media}; such a pair teaches nothing."
             raise RowError(message, reason="identical_candidates")
         self.images_seen.update(digests)
         # Swapped candidates are the same pair with the opposite label, which is worth knowing too.
@@ -155,10 +160,11 @@ class _Media:
         return facts
 
     def duplicate_facts(self) -> dict[str, int]:
-        """Repeated images and rows."""
+        """Repeated images or sounds, and rows."""
+        media = "sounds" if self.audio.num_bytes else "images"
         return {
             "repeated_rows": sum(count - 1 for count in self.rows_seen.values()),
-            "images_used_more_than_once": sum(count > 1 for count in self.images_seen.values()),
+            f"{media}_used_more_than_once": sum(count > 1 for count in self.images_seen.values()),
         }
 
 
@@ -177,7 +183,8 @@ def check(
 
     Args:
         config: what to read.
-        decode: every image, those of about 500 rows spread over the data set, or none (rows are still read).
+        decode: every image or sound, those of about 500 rows spread over the data set, or none (rows are
+            still read).
         html: page with a preview to write.
         num_preview: rows in the preview.
 
@@ -190,7 +197,9 @@ def check(
     report.examples = {reason: list(messages) for reason, messages in opened.examples.items()}
     indices = _spread(len(table), len(table) if decode == "all" else _SAMPLE)
     dialogues = DialogueFacts(config.images, decode != "none")
+    audio = AudioFacts(config.audio, decode != "none")
     media = _Media(
+        audio=audio,
         sizes=dialogues.sizes,
         bytes_per_image=dialogues.num_bytes,
         rows_seen=dialogues.rows_seen,
@@ -212,10 +221,11 @@ def check(
         decode=decode,
         prompts=_prompt_facts(table, dialogues),
         images=media.image_facts(),
+        audio=audio.facts(),
         duplicates=media.duplicate_facts(),
         answers=dialogues.answer_facts(),
         shown=dialogues.media_facts(),
-        advice=[*table.advice(), *_advice(config, table), *dialogues.advice()],
+        advice=[*table.advice(), *_advice(config, table), *dialogues.advice(), *audio.advice()],
     )
     _judge(found, config)
     if html is not None:
@@ -262,6 +272,7 @@ def _write_page(
         verdict=found.verdict,
         problems=problems,
         limits=config.images,
+        audio=config.audio,
     )
 
 
@@ -288,7 +299,21 @@ def _facts(found: CheckReport) -> list[tuple[str, str]]:
             lines.append((f"image {name}: smallest, median, largest", ", ".join(map(str, value))))
         elif name != "looked_at":
             lines.append((f"images: {name.replace('_', ' ')}", str(value)))
+    lines += _audio_lines(found.audio)
     lines += [(name.replace("_", " "), str(value)) for name, value in found.duplicates.items()]
+    return lines
+
+
+def _audio_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            listed = ", ".join(f"{key} ({count})" for key, count in value.items())
+            lines.append((f"sounds: {name.replace('_', ' ')}", listed))
+        elif isinstance(value, list):
+            lines.append((f"sounds: {name}: least, median, most", ", ".join(map(str, value))))
+        elif name != "looked_at":
+            lines.append((f"sounds: {name.replace('_', ' ')}", str(value)))
     return lines
 
 

@@ -91,7 +91,8 @@ class SourceConfig(_Section):
     )
     format: str = Field(
         "auto",
-        description="layout: auto, pickapic, chosen_rejected, two_images, rankings, ranked_images, unpaired; "
+        description="layout: auto, pickapic, chosen_rejected, two_images, rankings, ranked_images, unpaired, "
+        "captioned (single examples without a label); "
         "of dialogues: trl, llama_factory, ms_swift, rlaif_v, rlhf_v, vlfeedback, mm_rlhf, povid, "
         "mdpo_pairs, hsa_dpo, ha_dpo, mia_dpo, opa_dpo, mllm_dpo, llava_hound, temple, rrpo, chexalign, "
         "mapped",
@@ -103,8 +104,8 @@ class SourceConfig(_Section):
     )
     media: Media = Field(
         "image",
-        description="what the candidates are; dialogues (answers about images or videos) are recognised, or "
-        "asked for with `dialogue`",
+        description="what the candidates are; sound and dialogues (answers about images or videos) are "
+        "recognised where this is left out",
     )
     dialogue: DialogueConfig = Field(default_factory=DialogueConfig)
     split: str | None = Field(None, description="split of the data set (file name, column or hub split)")

@@ -1,4 +1,4 @@
-"""Writing preference data: Pick-a-Pic parquet, JSON lines with image files, two matched folders; dialogues.
+"""Writing preference data: Pick-a-Pic or Audio-Alpaca parquet, JSON lines with files, folders; dialogues.
 
 Everything is written aside and renamed, so that a half-written data set never looks like a whole one. Rows
 that cannot be used are counted and left out.
@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from mmalign.batch import Candidate, PreferenceRow
-from mmalign.data.config import DataConfig, ImageLimits
+from mmalign.data.audio_codecs import audio_ending
+from mmalign.data.audio_writers import write_audio_alpaca
+from mmalign.data.config import DataConfig
 from mmalign.data.dialogues.facts import DialogueFacts
 from mmalign.data.dialogues.writers import DialogueTarget, is_dialogue_target, write_dialogues
 from mmalign.data.media import image_ending, read_media
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
-from mmalign.errors import CheckpointError, ConfigError, RowError
+from mmalign.errors import CheckpointError, ConfigError, RowError, explain
 from mmalign.files import atomic_directory
 
 __all__ = ["Target", "convert", "write_pickapic"]
 
-Target = Literal["pickapic", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"]
+Target = Literal["pickapic", "audio-alpaca", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"]
 
 _GROUP_BYTES = 4 * 2**20
 """Size of a row group: reading one random row reads this much."""
@@ -35,7 +37,7 @@ def convert(config: DataConfig, output: str | Path, *, to: Target, force: bool =
 
     Args:
         config: what to read.
-        output: parquet file (`pickapic`) or folder to write.
+        output: parquet file (`pickapic`, `audio-alpaca`) or folder to write.
         to: the layout.
         force: replace what is there.
 
@@ -62,12 +64,7 @@ def convert(config: DataConfig, output: str | Path, *, to: Target, force: bool =
             )
             raise ConfigError(message)
         return _convert_dialogues(table, output, cast(DialogueTarget, to))
-    if to != "jsonl" and any(source.media == "text" for source in config.all_sources):
-        message = (
-            f"data convert: got texts, expected images for {to}. Texts stand in the rows themselves: use "
-            "--to jsonl."
-        )
-        raise ConfigError(message)
+    _require_media(table, to)
     if to != "jsonl" and table.kind != "pairs":
         message = (
             f"data convert: got {table.kind} rows, expected pairs for {to}. Use --to jsonl, or make pairs "
@@ -77,13 +74,32 @@ def convert(config: DataConfig, output: str | Path, *, to: Target, force: bool =
         raise ConfigError(message)
     report = RowReport(read=table.report.read - table.report.kept, dropped=table.report.dropped.copy())
     report.bad.update(table.report.bad)
-    rows = _usable(table, config.images, report)
-    if to == "pickapic":
-        write_pickapic(output, rows)
+    rows = _usable(table, config, report)
+    if to in ("pickapic", "audio-alpaca"):
+        (write_pickapic if to == "pickapic" else write_audio_alpaca)(output, rows)
         return report
     with atomic_directory(output) as folder:
         (_write_jsonl if to == "jsonl" else _write_folders)(folder, rows)
     return report
+
+
+def _require_media(table: RowTable, to: Target) -> None:
+    """Raise `ConfigError` where the layout cannot hold the table's kind of media."""
+    if to != "jsonl" and "text" in table.media:
+        message = (
+            f"data convert: got texts, expected images for {to}. Texts stand in the rows themselves: use "
+            "--to jsonl."
+        )
+        raise ConfigError(message)
+    wanted = {"pickapic": "image", "audio-alpaca": "audio"}.get(to)
+    if wanted is not None and table.media != {wanted}:
+        message = explain(
+            "data convert",
+            got=f"[{' and '.join(sorted(table.media))} files]",
+            expected=f"{wanted} files for {to}",
+            do="Use --to jsonl or folders.",
+        )
+        raise ConfigError(message)
 
 
 def _convert_dialogues(table: RowTable, output: Path, to: DialogueTarget) -> RowReport:
@@ -107,13 +123,13 @@ def _convert_dialogues(table: RowTable, output: Path, to: DialogueTarget) -> Row
     return report
 
 
-def _usable(table: RowTable, limits: ImageLimits, report: RowReport) -> Iterator[PreferenceRow]:
-    """Rows whose images can be read, with the encoded bytes in place of paths."""
+def _usable(table: RowTable, config: DataConfig, report: RowReport) -> Iterator[PreferenceRow]:
+    """Rows whose files can be read, with the encoded bytes in place of paths."""
     for index in range(len(table)):
         try:
             row = table[index]
             candidates = tuple(
-                _with_bytes(candidate, f"{row.source} candidate {number}", limits)
+                _with_bytes(candidate, f"{row.source} candidate {number}", config)
                 for number, candidate in enumerate(row.candidates)
             )
         except RowError as error:
@@ -123,10 +139,15 @@ def _usable(table: RowTable, limits: ImageLimits, report: RowReport) -> Iterator
         yield replace(row, candidates=candidates)
 
 
-def _with_bytes(candidate: Candidate, where: str, limits: ImageLimits) -> Candidate:
+def _with_bytes(candidate: Candidate, where: str, config: DataConfig) -> Candidate:
+    if candidate.audio is not None:
+        limit = config.audio.max_bytes
+        return replace(
+            candidate, audio=read_media(candidate.audio, where=where, max_bytes=limit, kind="audio")
+        )
     if candidate.image is None:
         return candidate
-    data = read_media(candidate.image, where=where, max_bytes=limits.max_bytes)
+    data = read_media(candidate.image, where=where, max_bytes=config.images.max_bytes)
     return replace(candidate, image=data)
 
 
@@ -221,8 +242,7 @@ def _pickapic_record(row: PreferenceRow) -> dict[str, Any]:
 
 
 def _write_jsonl(folder: Path, rows: Iterator[PreferenceRow]) -> None:
-    """rows.jsonl with paths into images/, named by row and candidate; texts stand in the rows."""
-    (folder / "images").mkdir()
+    """rows.jsonl with paths into images/ or audio/, named by row and candidate; texts stand in the rows."""
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             names = []
@@ -230,7 +250,9 @@ def _write_jsonl(folder: Path, rows: Iterator[PreferenceRow]) -> None:
                 if candidate.text is not None:
                     names.append(candidate.text)
                     continue
-                name = f"images/{number:07d}_{place}{image_ending(candidate.image)}"
+                kind = "images" if candidate.audio is None else "audio"
+                name = f"{kind}/{number:07d}_{place}{_ending(candidate)}"
+                (folder / kind).mkdir(exist_ok=True)
                 (folder / name).write_bytes(_bytes_of(candidate))
                 names.append(name)
             file.write(json.dumps(_json_record(row, names), ensure_ascii=False) + "\n")
@@ -238,15 +260,23 @@ def _write_jsonl(folder: Path, rows: Iterator[PreferenceRow]) -> None:
 
 def _json_record(row: PreferenceRow, names: list[str]) -> dict[str, Any]:
     record: dict[str, Any] = {"id": row.id, "prompt": row.prompt}
+    single = "image" if row.candidates[0].audio is None else "audio"
     if row.kind == "pairs":
         record |= {"chosen": names[0], "rejected": names[1], "preference": row.preference}
         rewards = [candidate.reward for candidate in row.candidates]
         if None not in rewards:
             record |= {"score_chosen": rewards[0], "score_rejected": rewards[1]}
     elif row.kind == "lists":
-        record |= {"images": names, "scores": list(row.relevance or ())}
+        record |= {
+            "images" if single != "audio" else "candidates": names,
+            "scores": list(row.relevance or ()),
+        }
+    elif row.kind == "chosen":
+        record |= {single: names[0]}
     else:
-        record |= {"image": names[0], "label": row.desirable}
+        record |= {single: names[0], "label": row.desirable}
+    strategy = row.extras.get("strategy")
+    record |= {} if strategy is None else {"strategy": strategy}
     return record if row.weight == 1.0 else record | {"weight": row.weight}
 
 
@@ -259,9 +289,14 @@ def _write_folders(folder: Path, rows: Iterator[PreferenceRow]) -> None:
             message = f"{row.source}: two folders cannot say that a pair is a tie. Use --ties drop or random."
             raise ConfigError(message)
         for side, candidate in zip(("chosen", "rejected"), row.candidates, strict=True):
-            (folder / side / f"{number:07d}{image_ending(candidate.image)}").write_bytes(_bytes_of(candidate))
+            (folder / side / f"{number:07d}{_ending(candidate)}").write_bytes(_bytes_of(candidate))
         (folder / "captions" / f"{number:07d}.txt").write_text(row.prompt + "\n", encoding="utf-8")
 
 
+def _ending(candidate: Candidate) -> str:
+    return image_ending(candidate.image) if candidate.audio is None else audio_ending(candidate.audio)
+
+
 def _bytes_of(candidate: Candidate) -> bytes:
-    return candidate.image if isinstance(candidate.image, bytes) else b""
+    data = candidate.image if candidate.audio is None else candidate.audio
+    return data if isinstance(data, bytes) else b""

@@ -15,6 +15,7 @@ import yaml
 
 from mmalign.batch import Candidate, DataKind, PreferenceRow
 from mmalign.data import conditioning
+from mmalign.data.audio_codecs import audio_ending
 from mmalign.data.chains import ranked_chains
 from mmalign.data.conditioning import Conditioned
 from mmalign.data.config import DataConfig
@@ -154,7 +155,7 @@ def derive(
         Numbers about what was written.
 
     Raises:
-        ConfigError: `output` exists, settings out of range, media that are neither images nor texts, or
+        ConfigError: `output` exists, settings out of range, media of several kinds, or
             nothing is left.
         RowError: a row lacks what the rule needs (scores, rewards, texts).
         TrainingError: more broken rows than `max_bad_share` allows; nothing is written.
@@ -166,15 +167,13 @@ def derive(
     if output.exists() and not force:
         message = f"{output}: exists. Give another name, or --force to replace it."
         raise ConfigError(message)
-    media = {source.media for source in config.all_sources}
-    if not media <= {"image", "text"} or len(media) > 1:
-        message = explain(
-            "data derive media", got=", ".join(sorted(media)), expected="images alone or texts alone"
-        )
-        raise ConfigError(message)
     sources = tuple(source.model_copy(update={"lists": "keep"}) for source in config.all_sources)
     table = open_rows(config.model_copy(update={"source": None, "sources": sources}))
     table.refuse_dialogues("data derive")
+    media = table.media
+    if not media <= {"image", "text", "audio"} or len(media) > 1:
+        expected = "images alone, sounds alone or texts alone"
+        raise ConfigError(explain("data derive media", got=", ".join(sorted(media)), expected=expected))
     with atomic_directory(output) as folder:
         rows, report = _read(table, config, folder)
         report.check(config.max_bad_share)
@@ -191,7 +190,7 @@ def derive(
         derived = Derived(
             rows=len(found.rows),
             kind=found.rows[0].kind,
-            media=media.pop(),
+            media=next(iter(media)),
             stages=tuple(stages.values()),
             dropped=found.dropped,
             read=report,
@@ -204,7 +203,7 @@ def derive(
 
 
 def _read(table: RowTable, config: DataConfig, folder: Path) -> tuple[list[PreferenceRow], RowReport]:
-    """All usable rows; images go to the folder at once, so that memory holds only their names."""
+    """All usable rows; files go to the folder at once, so that memory holds only their names."""
     report = RowReport(
         read=table.report.read - table.report.kept,
         dropped=table.report.dropped.copy(),
@@ -229,16 +228,24 @@ def _read(table: RowTable, config: DataConfig, folder: Path) -> tuple[list[Prefe
 
 
 def _stored(candidate: Candidate, where: str, config: DataConfig, folder: Path) -> Candidate:
-    """The candidate with its image in the folder and the path in place of the bytes."""
+    """The candidate with its file in the folder and the path in place of the bytes."""
+    if candidate.audio is not None:
+        sound = read_media(candidate.audio, where=where, max_bytes=config.audio.max_bytes, kind="audio")
+        name = f"audio/{candidate_key(Candidate(audio=sound))}{audio_ending(sound)}"
+        return replace(candidate, audio=_put(folder, name, sound))
     if candidate.image is None:
         return candidate
     data = read_media(candidate.image, where=where, max_bytes=config.images.max_bytes)
     name = f"images/{candidate_key(Candidate(image=data))}{image_ending(data)}"
+    return replace(candidate, image=_put(folder, name, data))
+
+
+def _put(folder: Path, name: str, data: bytes) -> str:
     path = folder / name
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-    return replace(candidate, image=name)
+    return name
 
 
 # ------------------------------------------------------------------------------------------------ rules
@@ -383,14 +390,15 @@ _RULES: Mapping[str, Callable[[Sequence[PreferenceRow], DeriveSettings], Conditi
 
 
 def _write(folder: Path, rows: Sequence[PreferenceRow]) -> None:
-    """rows.jsonl, without the images that no row uses any more."""
+    """rows.jsonl, without the files that no row uses any more."""
     used: set[str] = set()
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
-            used.update(candidate.image for candidate in row.candidates if isinstance(candidate.image, str))
+            files = (file for one in row.candidates for file in (one.image, one.audio))
+            used.update(file for file in files if isinstance(file, str))
             file.write(json.dumps(row_record(row), ensure_ascii=False) + "\n")
-    for path in folder.glob("images/*"):
-        if f"images/{path.name}" not in used:
+    for path in (*folder.glob("images/*"), *folder.glob("audio/*")):
+        if f"{path.parent.name}/{path.name}" not in used:
             path.unlink()
 
 
@@ -399,7 +407,7 @@ _NAMES = frozenset(name for names in ALIASES.values() for name in names)
 
 def row_record(row: PreferenceRow) -> dict[str, Any]:
     """A row as the readers understand it; extra columns that would be mistaken for others are renamed."""
-    contents = [candidate.text or candidate.image for candidate in row.candidates]
+    contents = [candidate.text or candidate.image or candidate.audio for candidate in row.candidates]
     rewards = [candidate.reward for candidate in row.candidates]
     record: dict[str, Any] = {"id": row.id, "prompt": row.prompt}
     if row.kind == "pairs":

@@ -1,6 +1,6 @@
 """Pairs that lie in folders: two matched folders, and kohya's `N_name/w`, `N_name/l`.
 
-Files are matched by their name without ending. Captions stand in `NAME.txt` beside the image or in a
+Files are matched by their name without ending. Captions stand in `NAME.txt` beside the file or in a
 `captions` folder, or in `metadata.jsonl` / `metadata.csv` with a `file_name` column.
 """
 
@@ -10,12 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmalign.data.kinds import AUDIO_ENDINGS
 from mmalign.data.records import JsonLinesRecords, ListRecords, read_csv
 from mmalign.errors import ConfigError
 
 __all__ = ["is_kohya", "is_matched", "read_kohya", "read_matched"]
 
-_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".jp2"}
+_MEDIA_ENDINGS = AUDIO_ENDINGS | {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".avif",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".jp2",
+}
 _CHOSEN = ("chosen", "win", "winner", "w", "preferred", "good", "positive")
 _REJECTED = ("rejected", "lose", "loser", "l", "dispreferred", "bad", "negative")
 _KOHYA = re.compile(r"(\d+)_.+")
@@ -44,11 +56,11 @@ def is_kohya(folder: Path) -> bool:
     return bool(_kohya_folders(folder))
 
 
-def _images(folder: Path) -> dict[str, Path]:
+def _files(folder: Path) -> dict[str, Path]:
     """Name without ending to file, over the whole tree below a folder."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _IMAGE_ENDINGS:
+        if path.suffix.lower() in _MEDIA_ENDINGS:
             key = str(path.relative_to(folder).with_suffix(""))
             if key in found:
                 message = (
@@ -102,11 +114,11 @@ def _pairs(folder: Path, root: Path) -> Iterator[dict[str, Any]]:
             f"{sorted(p.name for p in folder.iterdir())[:12]}."
         )
         raise ConfigError(message)
-    better, worse = _images(chosen), _images(rejected)
+    better, worse = _files(chosen), _files(rejected)
     if not better.keys() & worse.keys():
         message = (
-            f"{folder}: no file name is in both {chosen.name}/ ({len(better)} images) and {rejected.name}/ "
-            f"({len(worse)} images). The two images of a pair need the same name, for example "
+            f"{folder}: no file name is in both {chosen.name}/ ({len(better)} files) and {rejected.name}/ "
+            f"({len(worse)} files). The two files of a pair need the same name, for example "
             "chosen/cat.png and "
             "rejected/cat.jpg."
         )

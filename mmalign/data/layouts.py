@@ -13,13 +13,20 @@ from typing import Literal
 from mmalign.data.records import Records
 from mmalign.errors import ConfigError, unknown_name
 
-__all__ = ["ALIASES", "LAYOUTS", "PROMPTS", "Layout", "Match", "Structure", "detect"]
+__all__ = ["ALIASES", "CAPTIONED", "LAYOUTS", "PROMPTS", "Layout", "Match", "Structure", "detect"]
 
 Structure = Literal[
-    "chosen_rejected", "two_candidates", "ranking", "ranked_items", "unpaired", "prompts", "dialogue"
+    "chosen_rejected",
+    "two_candidates",
+    "ranking",
+    "ranked_items",
+    "unpaired",
+    "captioned",
+    "prompts",
+    "dialogue",
 ]
-"""How candidates lie in records: preferred first, two and a label, a list, one each with a rank, single; not
-at all; or as answers of a dialogue (see `dialogues`)."""
+"""How candidates lie in records: preferred first, two and a label, a list, one each with a rank, single with
+a label, single examples to follow; not at all; or as answers of a dialogue (see `dialogues`)."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "caption", "text", "captions", "instruction", "question", "query"),
@@ -41,6 +48,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "preferred",
             "preferred_image",
             "video_chosen",
+            "audio_chosen",
+            "chosen_audio",
+            "chosen_audio_path",
+            "preferred_audio",
         ),
     ),
     "rejected": (
@@ -55,7 +66,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "rejected_image",
         ),
         *("image_rejected", "rejected_path", "rejected_file_name", "rejected_image_path", "dispreferred"),
-        *("dispreferred_image", "video_rejected"),
+        *("dispreferred_image", "video_rejected", "audio_rejected", "rejected_audio", "rejected_audio_path"),
+        *("dispreferred_audio",),
     ),
     "a": (
         *(
@@ -70,7 +82,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "file_a",
             "left",
         ),
-        *("video_a", "response_a", "a"),
+        *("video_a", "audio_a", "audio_0", "audio_path_a", "response_a", "a"),
     ),
     "b": (
         *(
@@ -85,7 +97,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "right",
             "video_b",
         ),
-        *("response_b", "b"),
+        *("audio_b", "audio_1", "audio_path_b", "response_b", "b"),
     ),
     "label": ("label_0", "label", "preference", "pref", "human_pref"),
     "label_b": ("label_1",),
@@ -116,7 +128,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "paths",
             "responses",
         ),
-        *("videos", "image_list"),
+        *("videos", "image_list", "audios", "audio_paths", "audio_list"),
     ),
     "ranks": ("rank", "ranks", "ranking"),
     "scores": ("human_preference", "scores", "rewards", "relevance", "ratings"),
@@ -132,6 +144,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "completion",
             "video",
             "audio",
+            "audio_path",
+            "location",
+            "wav",
         ),
     ),
     "rank": ("rank", "ranking"),
@@ -230,6 +245,9 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("unpaired", "unpaired", ("prompt", "candidate", "desirable"), optional=("score", "id")),
 )
 
+CAPTIONED = Layout("captioned", "captioned", ("prompt", "candidate"), optional=("score", "id"))
+"""Single candidates without a label, each an example to follow: the rows of supervised training."""
+
 PROMPTS = Layout("prompts", "prompts", ("prompt",), optional=("id",))
 """Prompts alone. Any data set has them, so nothing is ever recognised as this: a method asks for it."""
 
@@ -301,7 +319,9 @@ def _missing(layout: Layout, found: Mapping[str, str]) -> list[str]:
     return missing
 
 
-def detect(records: Records, *, format: str, columns: Mapping[str, str], where: str) -> Match:
+def detect(
+    records: Records, *, format: str, columns: Mapping[str, str], where: str, examples: bool = False
+) -> Match:
     """The layout of some records, with the column of each role.
 
     Args:
@@ -309,6 +329,7 @@ def detect(records: Records, *, format: str, columns: Mapping[str, str], where: 
         format: `auto` or a layout's name.
         columns: role to column, as configured; wins over recognised names.
         where: the data set, for messages.
+        examples: whether single candidates without a label will do, where nothing else fits.
 
     Raises:
         ConfigError: nothing fits; the message lists the columns, what each layout needs, and the nearest
@@ -316,10 +337,11 @@ def detect(records: Records, *, format: str, columns: Mapping[str, str], where: 
         UnknownNameError: no such format, or no such role.
     """
     _check_mapping(columns, records, where)
-    known = {layout.name: layout for layout in (*LAYOUTS, PROMPTS)}
+    known = {layout.name: layout for layout in (*LAYOUTS, CAPTIONED, PROMPTS)}
     if format != "auto" and format not in known:
         raise unknown_name("data format", format, ("auto", *known))
-    choices: Sequence[Layout] = LAYOUTS if format == "auto" else (known[format],)
+    recognised = (*LAYOUTS, CAPTIONED) if examples else LAYOUTS
+    choices: Sequence[Layout] = recognised if format == "auto" else (known[format],)
     tried: list[tuple[int, Layout, list[str]]] = []
     for layout in choices:
         # A role the user names belongs to the layout they mean.

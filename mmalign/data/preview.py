@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from mmalign.batch import Candidate, PreferenceRow
-from mmalign.data.config import ImageLimits
+from mmalign.data.audio_preview import player
+from mmalign.data.config import AudioLimits, ImageLimits
 from mmalign.data.dialogues.media import video_frames
 from mmalign.data.media import decode_image, read_media
 from mmalign.errors import RowError
@@ -36,11 +37,16 @@ figcaption { font-size: .85rem; } .problem { color: var(--bad); overflow-wrap: a
 .answer { white-space: pre-wrap; overflow-wrap: anywhere; border: 3px solid var(--line); padding: .4rem; }
 .chosen .answer { border-color: var(--good); } .rejected .answer { border-color: var(--bad); }
 .dialogue figure { width: min(32rem, 96%); }
+audio { width: 100%; margin-top: .3rem; } .wave { width: 100%; height: 64px; border: 3px solid var(--line);
+border-radius: 4px; } .chosen .wave { border-color: var(--good); }
+.rejected .wave { border-color: var(--bad); }
 """
 
 
-def _thumbnail(candidate: Candidate, where: str, limits: ImageLimits) -> str:
-    """An <img> element, the words of an answer, or what is wrong with the image."""
+def _thumbnail(candidate: Candidate, where: str, limits: ImageLimits, audio: AudioLimits) -> str:
+    """An <img> element, a player, the words of an answer, or what is wrong with the medium."""
+    if candidate.audio is not None:
+        return player(candidate.audio, where, audio)
     if candidate.image is None and candidate.text is not None:
         own = "".join(_picture(image, where, limits) for image in candidate.images or ())
         return f'{own}<div class="answer">{html.escape(candidate.text)}</div>'
@@ -75,7 +81,7 @@ def _labels(row: PreferenceRow) -> list[tuple[str, str]]:
     return [("chosen", "liked") if row.desirable else ("rejected", "disliked")]
 
 
-def _row(row: PreferenceRow, limits: ImageLimits) -> str:
+def _row(row: PreferenceRow, limits: ImageLimits, audio: AudioLimits) -> str:
     figures = []
     for number, (candidate, (role, caption)) in enumerate(zip(row.candidates, _labels(row), strict=True)):
         facts = [caption]
@@ -83,7 +89,7 @@ def _row(row: PreferenceRow, limits: ImageLimits) -> str:
             facts.append(f"reward {candidate.reward:.4g}")
         if candidate.model:
             facts.append(candidate.model)
-        picture = _thumbnail(candidate, f"{row.source} candidate {number}", limits)
+        picture = _thumbnail(candidate, f"{row.source} candidate {number}", limits, audio)
         text = html.escape(" · ".join(facts))
         figures.append(f'<figure class="{role}">{picture}<figcaption>{text}</figcaption></figure>')
     shown = _shown(row, limits)
@@ -125,6 +131,7 @@ def write_preview(
     verdict: str,
     problems: Sequence[str],
     limits: ImageLimits,
+    audio: AudioLimits | None = None,
 ) -> Path:
     """Write the page. Returns its path.
 
@@ -136,12 +143,13 @@ def write_preview(
         verdict: one sentence.
         problems: messages about unusable rows.
         limits: sizes beyond which an image is refused.
+        audio: sounds that are refused.
     """
     table = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts
     )
     listed = "".join(f'<p class="problem">{html.escape(problem)}</p>' for problem in problems)
-    shown = "".join(_row(row, limits) for row in rows)
+    shown = "".join(_row(row, limits, audio or AudioLimits()) for row in rows)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

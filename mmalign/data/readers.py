@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmalign.batch import Candidate, DataKind, PreferenceRow
 from mmalign.data import labels
+from mmalign.data.audio_codecs import encode_audio
 from mmalign.data.config import DataConfig, SourceConfig
+from mmalign.data.kinds import recognised_media, taken_apart
 from mmalign.data.layouts import Match, detect
 from mmalign.data.media import safe_path
 from mmalign.data.pairing import follow
@@ -78,6 +81,10 @@ class SourceTable:
         structure = self.match.layout.structure
         if structure == "prompts":
             return check_row(PreferenceRow(candidates=(), kind="prompts", **common))
+        if structure == "captioned":
+            reward = self._number(values, "score", where, default=None)
+            single = self._candidate(values, "candidate", where, reward=reward)
+            return check_row(PreferenceRow(candidates=(single,), kind="chosen", desirable=True, **common))
         if structure == "unpaired":
             liked = bool(self.selection.desirable[number]) if self.selection.desirable is not None else None
             reward = self._number(values, "score", where, default=None)
@@ -234,6 +241,8 @@ class SourceTable:
     def _media(self, value: Any, where: str, *, reward: float | None) -> Candidate:
         """A candidate of the source's kind of media; paths are resolved and kept inside the root."""
         media, column = self.source.media, where.rpartition(" ")[2]
+        if isinstance(value, dict) and media == "audio" and value.get("array") is not None:
+            value = _written(value, where)
         if isinstance(value, dict):  # the stored form of a `datasets` Image, Audio or Video
             value = value.get("bytes") or value.get("path")
         if value is None:
@@ -253,6 +262,28 @@ class SourceTable:
             message = explain(where, got=type(value).__name__, expected="encoded bytes or a path")
             raise FieldError(message, "bad_media", column)
         return Candidate(**found, reward=reward)
+
+
+def _written(value: Mapping[str, Any], where: str) -> bytes:
+    """The file of a decoded sound, {array, sampling_rate}: [sample] or [channel, sample], numbers in [-1, 1].
+
+    Raises:
+        RowError: reason `bad_media`; no numbers, or no rate.
+    """
+    column = where.rpartition(" ")[2]
+    try:
+        samples = torch.tensor(value["array"], dtype=torch.float32)
+    except (TypeError, ValueError):
+        samples = torch.empty(0, 0, 0)
+    rate = value.get("sampling_rate")
+    if samples.ndim not in (1, 2) or not isinstance(rate, int) or rate < 1:
+        message = explain(
+            where,
+            got=f"[an array of {samples.ndim} axes at {rate} samples per second]",
+            expected="{array: numbers, sampling_rate: samples per second}",
+        )
+        raise FieldError(message, "bad_media", column)
+    return encode_audio(torch.atleast_2d(samples), rate, container="wav", coding="FLOAT")
 
 
 def _text(value: object) -> str | None:
@@ -313,6 +344,11 @@ class RowTable:
     def weights(self) -> tuple[float, ...]:
         """Visits per epoch of each source's rows."""
         return tuple(part.source.weight for part in self.parts)
+
+    @property
+    def media(self) -> frozenset[str]:
+        """What the candidates are, as the settings say or as it was recognised."""
+        return frozenset(part.source.media for part in self.parts)
 
     @property
     def has_dialogues(self) -> bool:
@@ -464,8 +500,17 @@ def open_rows(config: DataConfig, *, kind: DataKind | None = None) -> RowTable:
         if dialogues is not None:
             parts.append(dialogues)
             continue
-        layout = "prompts" if kind == "prompts" else source.format
-        match = detect(records, format=layout, columns=source.columns, where=source.path)
+        records = taken_apart(records)
+        match = detect(
+            records,
+            format="prompts" if kind == "prompts" else source.format,
+            columns=source.columns,
+            where=source.path,
+            examples=kind in (None, "chosen"),
+        )
+        media = recognised_media(records, match, source)
+        if media != source.media:
+            source = source.model_copy(update={"media": media})
         parts.append(SourceTable(source, config, records, match, select(records, match, source, config)))
     kinds = {part.selection.kind for part in parts}
     if len(kinds) > 1:

@@ -194,6 +194,21 @@ class ParquetRecords:
         row = number - int(self._starts[group])
         return {name: table.column(name)[row].as_py() for name in columns}
 
+    def first(self, name: str) -> Any:
+        """The first value of a column that is not null, from its first page alone; None if there is none."""
+        import pyarrow as pa
+
+        if not len(self):
+            return None
+        try:
+            batch = next(
+                iter(self._open(0).iter_batches(batch_size=16, row_groups=[0], columns=[name])), None
+            )
+        except (OSError, pa.ArrowException):
+            return None  # whoever reads the row says which one is damaged
+        values = batch.column(0) if batch is not None else ()
+        return next((value.as_py() for value in values if value.is_valid), None)
+
     def _group(self, group: int, columns: tuple[str, ...], number: int) -> Any:
         import pyarrow as pa
 

@@ -85,6 +85,8 @@ def select(records: Records, match: Match, source: SourceConfig, config: DataCon
         selection = _two_candidates(records, match, numbers, config)
     elif structure == "unpaired":
         selection = _unpaired(records, match, numbers)
+    elif structure == "captioned":
+        selection = Selection("chosen", numbers, report=RowReport(read=len(numbers)))
     elif structure == "prompts":
         selection = Selection("prompts", numbers, report=RowReport(read=len(numbers)))
     elif structure == "ranking":

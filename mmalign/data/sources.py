@@ -21,6 +21,9 @@ from mmalign.errors import ConfigError
 __all__ = ["open_records"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OTHER_NAMES = {"declare-lab/audio_alpaca": "declare-lab/audio-alpaca"}
+"""Hub ids as published scripts spell them, and as the hub does."""
+
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 _ENDINGS = (*_TABLES, ".txt")
@@ -39,7 +42,7 @@ def open_records(source: SourceConfig) -> Records:
     if path.is_dir():
         return _open_folder(path, source)
     if _HUB_ID.fullmatch(text) and path.suffix not in _ENDINGS:
-        return _open_hub(text, source)
+        return _open_hub(_OTHER_NAMES.get(text, text), source)
     message = (
         f"data source {source.path!r}: no such file or folder, and not a hub id (owner/name). "
         f"The current folder is {Path.cwd()}."

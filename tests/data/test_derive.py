@@ -216,9 +216,9 @@ def test_rules_say_what_they_lack(images, config_of, tmp_path, settings, message
     assert not (tmp_path / "out").exists()
 
 
-def test_sound_and_clips_are_refused(images, config_of, tmp_path):
-    with pytest.raises(ConfigError, match=r"data derive media: got 'audio', expected images alone or texts"):
-        derive(config_of(images, source={"media": "audio"}), tmp_path / "out", DeriveSettings("few_shot"))
+def test_clips_are_refused(images, config_of, tmp_path):
+    with pytest.raises(ConfigError, match=r"data derive media: got 'video', expected images alone, sounds"):
+        derive(config_of(images, source={"media": "video"}), tmp_path / "out", DeriveSettings("few_shot"))
 
 
 def test_the_command_derives_and_says_how_to_train_on_it(rankings, tmp_path, capsys):

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmalign.data.dialogues.fields import is_missing
 from mmalign.data.dialogues.formats import FORMATS, MAPPED, ROLES, DialogueFormat, format_named
+from mmalign.data.kinds import AUDIO_ENDINGS
 from mmalign.data.layouts import Layout, Match
 from mmalign.data.records import Records
 from mmalign.errors import ConfigError, RowError, unknown_name
@@ -59,7 +60,7 @@ _MEDIA_ENDINGS = (
     ".avif",
     ".mp4",
     ".webm",
-    ".wav",
+    *AUDIO_ENDINGS,
 )
 
 
