@@ -28,7 +28,7 @@ from mmalign.toy.dialogue_results import (
 )
 from mmalign.toy.dialogue_scenes import Picture, draw_pictures
 
-__all__ = ["AXES", "Answers", "Axis", "Exam", "ExamComparison", "draw_exam", "take_exam"]
+__all__ = ["AXES", "Answers", "Axis", "Exam", "ExamComparison", "Writer", "draw_exam", "take_exam"]
 
 Axis = Literal["hallucinated", "recall", "words", "score"]
 AXES: tuple[Axis, ...] = ("hallucinated", "recall", "words", "score")
@@ -42,9 +42,9 @@ _LONGEST = 48  # tokens; the longest description of the corpus has 36
 class Writer(Protocol):
     """What answers prompts: `mmalign.vlm.family.VlmModel`."""
 
-    def generate(
-        self, rows: Sequence[PreferenceRow], *, max_new_tokens: int, batch_size: int
-    ) -> list[str]: ...
+    def generate(self, rows: Sequence[PreferenceRow], *, max_new_tokens: int, batch_size: int) -> list[str]:
+        """One answer per row, the likeliest."""
+        ...
 
 
 @dataclass(frozen=True)
