@@ -26,6 +26,7 @@ from mmalign.train.model import Encoded
 from mmalign.vlm.capability import Mode
 from mmalign.vlm.inputs import AnswerTokens, VlmInputs
 from mmalign.vlm.network import bare
+from mmalign.vlm.packing import answers_of
 from mmalign.vlm.vision import encode_media
 
 if TYPE_CHECKING:
@@ -70,17 +71,6 @@ def close_to_far(cosines: Sequence[float], divergences: Sequence[float], *, simi
     return max(close, key=lambda place: (divergences[place], -place), default=None)
 
 
-def _answers_of(example: Example, places: Sequence[int]) -> dict[str, Any]:
-    """The example with those of its answers, in that order, and the prompts they follow."""
-    answers: list[AnswerTokens] = [example["answers"][place] for place in places]
-    used = list(dict.fromkeys(answer.prompt for answer in answers))
-    return {
-        **example,
-        "prompts": tuple(example["prompts"][number] for number in used),
-        "answers": tuple(replace(answer, prompt=used.index(answer.prompt)) for answer in answers),
-    }
-
-
 def compared(
     model: "VlmModel", examples: Sequence[Example], *, twin: int, num_versions: int, similar: float
 ) -> list[Choice]:
@@ -100,7 +90,7 @@ def compared(
     # One row at a time: its versions are a batch already, and rows of a batch would pad each other.
     for example in examples:
         first = len(example["answers"]) - num_versions
-        shown = _answers_of(example, (twin, *range(first, first + num_versions)))
+        shown = answers_of(example, (twin, *range(first, first + num_versions)))
         found.append(_choice(model, shown, similar))
     return found
 
@@ -169,7 +159,7 @@ def encode_chosen(model: "VlmModel", examples: Sequence[Example]) -> Encoded:
     kept = []
     for example, choice in zip(examples, choices, strict=True):
         first = len(example["answers"]) - number
-        kept.append(_answers_of(example, (*range(first), first + (choice.place or 0))))
+        kept.append(answers_of(example, (*range(first), first + (choice.place or 0))))
     encoded = model.encode_laid_out(model.laid_out(kept, model.mode))
     model.counts["no_close_version"] += sum(choice.place is None for choice in choices)
     weighs = settings.weigh in (None, True)

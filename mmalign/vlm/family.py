@@ -176,10 +176,9 @@ class VlmModel:
             name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in collated.items()
         }
-        inputs = inputs_of(moved)
-        if self.vision_is_frozen and not inputs.native and inputs.media:
-            base = self.traits.base(self.bare_network)
-            inputs = replace(inputs, features=encode_media(self.traits, base, inputs), media={})
+        inputs = self._seen(inputs_of(moved))
+        if inputs.aside is not None:
+            inputs = replace(inputs, aside=self._seen(inputs.aside))
         return Encoded(
             clean=moved["clean"],
             element_mask=moved["mask"],
@@ -190,6 +189,13 @@ class VlmModel:
                 if name.startswith("recorded.")
             },
         )
+
+    def _seen(self, inputs: VlmInputs) -> VlmInputs:
+        """The inputs with features in the place of media, where those are constants."""
+        if not self.vision_is_frozen or inputs.native or not inputs.media:
+            return inputs
+        features = encode_media(self.traits, self.traits.base(self.bare_network), inputs)
+        return replace(inputs, features=features, media={})
 
     def _not_laid_out(self, examples: Sequence[Mapping[str, Any]]) -> Encoded:
         """Rows of a round, to which answers are going to be written."""
@@ -368,7 +374,7 @@ class VlmFamily:
         further: list[Callable[[Any, int], Any]] = []
         if corrupt is None and any(view.images == "corrupted" for view in views):
             corrupt, *further = _corruptions(tokens)
-            if further and len(views) != 1:
+            if further and not (len(views) == 1 and views[0].becomes == "candidate"):
                 message = explain(
                     "tokens.corruption.versions",
                     got=1 + len(further),

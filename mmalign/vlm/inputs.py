@@ -123,7 +123,8 @@ class VlmInputs:
 
     Args:
         place: where each scored token stands in `Batch.clean.flatten()`, ascending.
-        source: index, in the flattened rows, of the token whose hidden state predicts it.
+        source: index, in the flattened rows, of the token whose hidden state predicts it; of answers aside,
+            their rows say so.
         ids: tokens, 0 behind the end.
         kinds: 0 for text, 1 for placeholders of images, 2 of videos.
         segment: 0 in the prompt, k in the row's k-th answer, -1 behind the end.
@@ -137,10 +138,13 @@ class VlmInputs:
         native: every row is a whole dialogue with its own copy of the media, for the model's own forward.
         num_causal: tokens at the start of every row that see exactly what comes before them, and predict no
             scored token.
+        aside: rows that are read without gradient, of answers through which nothing flows back; their `place`
+            is their own.
+        order: with `aside`, where each scored token's state lies among those of both, these rows' first.
     """
 
     place: Int[Tensor, " scored"]
-    source: Int[Tensor, " scored"]
+    source: Int[Tensor, " learnt"]
     ids: Int[Tensor, "row position"]
     kinds: Int[Tensor, "row position"]
     segment: Int[Tensor, "row position"]
@@ -153,6 +157,8 @@ class VlmInputs:
     is_packed: bool = False
     native: bool = False
     num_causal: int = 0
+    aside: "VlmInputs | None" = None
+    order: Int[Tensor, " scored"] | None = None
 
     @property
     def is_real(self) -> Bool[Tensor, "row position"]:
@@ -184,4 +190,6 @@ class VlmInputs:
             features=None
             if self.features is None
             else {kind: features.to(device) for kind, features in self.features.items()},
+            aside=None if self.aside is None else self.aside.to(device),
+            order=None if self.order is None else move(self.order),
         )

@@ -4,6 +4,7 @@ Logits are never made here. A frozen copy, the network without its adapters and 
 devices are all called the same way.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from mmalign.likelihood.token_head import TokenHead, token_head
 from mmalign.vlm.attention import share_prompts, shares_prompts, shorten_last_layer
 from mmalign.vlm.inputs import VlmInputs
+from mmalign.vlm.touching import touching
 from mmalign.vlm.traits import VlmTraits
 from mmalign.vlm.vision import deep_rows, encode_media, shown
 
@@ -46,8 +48,24 @@ class LanguageNetwork(nn.Module):
 
     def forward(self, inputs: VlmInputs) -> Float[Tensor, "scored feature"]:
         """The state before every scored token, after the last norm, in the order of `inputs.place`."""
+        states = self._states(inputs)
+        if inputs.aside is None or inputs.order is None:
+            return states
+        with torch.no_grad():
+            aside = self._states(inputs.aside)
+        return torch.cat([states, aside]).index_select(0, inputs.order)
+
+    def _states(self, inputs: VlmInputs) -> Float[Tensor, "scored feature"]:
         hidden = self._native(inputs) if inputs.native else self._laid_out(inputs)
-        return hidden.flatten(0, 1).index_select(0, inputs.source)
+        return touching(hidden.flatten(0, 1).index_select(0, inputs.source), self._seeing())
+
+    def _seeing(self) -> Iterator[nn.Parameter]:
+        """Trained weights of tower and projector, which some rows have no use for."""
+        return (
+            parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and self.traits.part_of(name) != "language"
+        )
 
     def _native(self, inputs: VlmInputs) -> Float[Tensor, "row position feature"]:
         """By the model's own forward: its own masks, positions and vision, for every row anew."""

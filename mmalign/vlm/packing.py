@@ -5,11 +5,12 @@
 An answer sees the prompt and its own tokens before; positions of every answer start behind the prompt. So a
 row gives the hidden states that one row per answer would give, at the cost of one prompt: attention depends
 on what is seen and on positions, not on where things lie. Answers under other images have other prompts and
-go to rows of their own.
+go to rows of their own; answers that stand aside, through which nothing flows back, to rows that are read
+without gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from mmalign.likelihood.stored_tokens import CONTENT_KEY
 from mmalign.likelihood.token_table import content_key
 from mmalign.vlm.inputs import AnswerTokens, MediaKind, Medium, PromptTokens, Visual, VlmInputs
 
-__all__ = ["Join", "inputs_of", "lay_out", "padded", "visible"]
+__all__ = ["Join", "answers_of", "inputs_of", "lay_out", "padded", "visible"]
 
 Join = Callable[[MediaKind, Sequence[Medium], bool], tuple[list[Mapping[str, Tensor]], list[int]]]
 """Media of one kind to the groups of tensors that a vision tower reads, and the place of each medium's
@@ -89,6 +90,8 @@ def lay_out(examples: Sequence[Example], join: Join, *, packed: bool, native: bo
         packed: answers of one prompt share its row.
         native: every row brings its own copy of its media, for the model's own forward.
     """
+    if any(example.get("aside") for example in examples):
+        return _parted(examples, join, packed=packed, native=native)
     rows = _Rows()
     sources: list[tuple[int, int, int]] = []  # (row, index of the prompt's last token, start) of every answer
     for example in examples:
@@ -127,6 +130,46 @@ def lay_out(examples: Sequence[Example], join: Join, *, packed: bool, native: bo
     shortest = min(int((row == 0).sum()) for row in rows.segment)
     collated["num_causal"] = 0 if rows.blocks else max(shortest - 1, 0)
     return collated
+
+
+def _parted(examples: Sequence[Example], join: Join, *, packed: bool, native: bool) -> dict[str, Any]:
+    """The same where answers stand aside: rows of the others, those rows under `aside.`, and the order."""
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    numbers: tuple[list[Tensor], list[Tensor]] = ([], [])
+    counted = 0
+    for example in examples:
+        aside = set(example["aside"])
+        places = [
+            [place for place in range(len(example["answers"])) if (place in aside) == side]
+            for side in (False, True)
+        ]
+        for side, own in enumerate(places):
+            if own:
+                sides[side].append(answers_of(example, own))
+        for place, answer in enumerate(example["answers"]):
+            number = answer.ids.shape[0]
+            numbers[place in aside].append(torch.arange(counted, counted + number))
+            counted += number
+    learnt, unlearnt = (lay_out(side, join, packed=packed, native=native) for side in sides)
+    order = torch.cat([*numbers[False], *numbers[True]]).argsort()
+    return {
+        **learnt,
+        **_answers(examples),
+        **{f"aside.{name}": value for name, value in unlearnt.items()},
+        "inputs.order": order,
+    }
+
+
+def answers_of(example: Example, places: Sequence[int]) -> dict[str, Any]:
+    """The example with those answers, in that order, and the prompts they follow; none stands aside."""
+    answers: list[AnswerTokens] = [example["answers"][place] for place in places]
+    used = list(dict.fromkeys(answer.prompt for answer in answers))
+    return {
+        **example,
+        "aside": (),
+        "prompts": tuple(example["prompts"][number] for number in used),
+        "answers": tuple(replace(answer, prompt=used.index(answer.prompt)) for answer in answers),
+    }
 
 
 def _predictors(answer: AnswerTokens, place: tuple[int, int, int], length: int) -> Int[Tensor, " token"]:
@@ -204,7 +247,9 @@ def inputs_of(collated: Mapping[str, Any]) -> VlmInputs:
         key.removeprefix("inputs."): value for key, value in collated.items() if key.startswith("inputs.")
     }
     said = {name: collated[name] for name in ("is_packed", "native", "num_causal")}
-    return VlmInputs(**tensors, **said, visual=visual, media=media)
+    own = {key.removeprefix("aside."): value for key, value in collated.items() if key.startswith("aside.")}
+    aside = inputs_of(own) if own else None
+    return VlmInputs(**tensors, **said, visual=visual, media=media, aside=aside)
 
 
 def visible(

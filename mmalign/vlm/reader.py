@@ -103,7 +103,7 @@ class DialogueReader:
     # --- a row ----------------------------------------------------------------------------------------------
 
     def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
-        """`prompts` and `answers` of a row, and `counts` of what had to be done to them.
+        """`prompts` and `answers` of a row, which answers stand `aside`, and `counts` of what had to be done.
 
         Args:
             row: one record.
@@ -131,7 +131,14 @@ class DialogueReader:
         answers = fit_answers(row, prompts, answers, max_length=self.max_length, fit=self.fit)
         counts["cut_answers"] = sum(answer.was_cut for answer in answers)
         counts["merged_seams"] = int(merged)
-        return {"prompts": prompts, "answers": answers, "counts": counts}
+        return {"prompts": prompts, "answers": answers, "counts": counts, "aside": self._aside(len(answers))}
+
+    def _aside(self, num_answers: int) -> tuple[int, ...]:
+        """Answers through which nothing flows back: the model's own words, and what guides."""
+        if self.spoilt.further:  # one of several versions, taken later, of a view that is a candidate
+            return ()
+        first = num_answers - len(self.views)
+        return tuple(first + n for n, view in enumerate(self.views) if view.becomes != "candidate")
 
     def prompt(self, row: PreferenceRow) -> PromptTokens:
         """The prompt of a row alone, for writing an answer to it.

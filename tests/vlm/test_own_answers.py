@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from PIL import Image, ImageOps
@@ -52,6 +53,39 @@ def _straight_sums(model: VlmModel, batch: Batch) -> Tensor:
         own = torch.stack([shares[row, 0, t, token] for t, token in enumerate(said)]).sum()
         sums.append(torch.stack([*written, own]))
     return torch.stack(sums)
+
+
+@pytest.mark.parametrize("sharing", ["auto", "off"])
+def test_noised_rows_are_read_without_gradient_and_give_the_same_states(
+    tiny_vlm_folder: Folder, sharing: str
+) -> None:
+    tokens = {"share_vision": sharing, "packing": "auto"}
+    model = load_vlm("llava", tiny_vlm_folder("llava"), tokens=tokens, views=VIEWS, corrupt=_negative)
+    with_adapter(model)
+    rows = [dialogue(1), dialogue(2, answers=(ANSWERS[1], "No."))]
+    examples = [model.example(row, key=7) for row in rows]
+    assert [example["aside"] for example in examples] == [(2,), (2,)]
+    parted = model.encode(model.collate(examples))
+    whole = model.encode(model.collate([{**example, "aside": ()} for example in examples]))
+    assert torch.equal(parted.clean, whole.clean)
+    inputs = parted.context
+    assert inputs.aside.ids.shape[0] == 2
+    found, wanted = model.network(inputs), model.network(whole.context)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    # The noised rows do not move the network: of three answers, the last one's states carry no gradient.
+    candidate = whole.context.place // parted.clean.shape[2] % 3
+    parameters = [value for value in model.network.parameters() if value.requires_grad]
+    for states, moved in ((found, False), (wanted, True)):
+        gradients = torch.autograd.grad(states[candidate == 2].sum(), parameters, retain_graph=True)
+        assert any(bool(value.any()) for value in gradients) == moved
+
+
+def test_guided_views_stand_aside_and_candidates_do_not(tiny_vlm_folder: Folder) -> None:
+    guided = methods.find("vdpo_guided").views
+    model = load_vlm("llava", tiny_vlm_folder("llava"), views=guided)
+    assert model.example(dialogue(1), key=0)["aside"] == (2, 3)
+    model = load_vlm("llava", tiny_vlm_folder("llava"), views=methods.find("mdpo").views)
+    assert model.example(dialogue(1), key=0)["aside"] == ()
 
 
 def _run(folder: Path) -> ResolvedRun:
