@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmalign.diffusion.family import ImageModel
+    from mmalign.diffusion.model import DiffusionModel
 
-__all__ = ["SCHEDULERS", "adapters_off", "generate", "initial_noise", "main", "scheduler_for", "side_by_side"]
+__all__ = ["SCHEDULERS", "generate", "initial_noise", "main", "scheduler_for", "side_by_side"]
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
@@ -50,7 +51,7 @@ def initial_noise(
     return torch.randn(shape, generator=generator_for(seed, "sample", prompt, copy))
 
 
-def scheduler_for(model: "ImageModel", name: str | None = None) -> Any:
+def scheduler_for(model: "DiffusionModel", name: str | None = None) -> Any:
     """A sampler with the model's own noise schedule.
 
     Args:
@@ -108,20 +109,6 @@ def build_pipeline(model: "ImageModel", *, scheduler: str | None = None) -> Any:
     pipeline = pipeline_class(**keywords)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@contextmanager
-def adapters_off(network: Any) -> Iterator[None]:
-    """The network without its peft adapters; `requires_grad` is left alone."""
-    layers = [module for module in network.modules() if hasattr(module, "_disable_adapters")]
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer, state in zip(layers, before, strict=True):
-            layer._disable_adapters = state
 
 
 @contextmanager

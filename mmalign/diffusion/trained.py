@@ -1,49 +1,24 @@
 """Models as they stand after a run: the base network with the trained weights put back."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmalign import registry
 from mmalign.devices import best_device
 from mmalign.diffusion.family import ImageFamily, ImageModel
-from mmalign.diffusion.sampling import adapters_off
 from mmalign.errors import ConfigError, explain
-from mmalign.train.adapters import Trainables, attach
-from mmalign.train.checkpoint import load_checkpoint
 from mmalign.train.config import ImageConfig, ModelConfig, RunConfig
 from mmalign.train.run_folders import locate_run, read_run_config
+from mmalign.train.trained import LoadedModel, away_from_training, inference_dtype
 
 __all__ = ["TrainedModel", "load_base", "load_trained", "recognise"]
 
 
-@dataclass
-class TrainedModel:
-    """A loaded model, and how to see it without its training.
-
-    Args:
-        model: carries the trained weights.
-        config: of the run, None for a base model.
-        trainables: the trained weights, None for a base model.
-        step: optimiser steps done.
-        weights: "last", "average" or "base": which weights are in the network.
-        folder: run folder.
-        base: full fine-tuning: the base model's weights, on the CPU, to swap in.
-    """
-
-    model: ImageModel
-    config: RunConfig | None = None
-    trainables: Trainables | None = None
-    step: int = 0
-    weights: str = "base"
-    folder: Path | None = None
-    base: list[Tensor] = field(default_factory=list)
+class TrainedModel(LoadedModel[ImageModel, RunConfig]):
+    """An image model, and how to see it without its training."""
 
     @property
     def num_steps(self) -> int:
@@ -54,18 +29,6 @@ class TrainedModel:
     def guidance_scale(self) -> float:
         """Guidance: the run's, else what suits the model."""
         return self.config.samples.guidance_scale if self.config else self.model.sampler_defaults[1]
-
-    @contextmanager
-    def base_weights(self) -> Iterator[None]:
-        """The model as it was before training."""
-        if self.trainables is None:
-            yield
-        elif self.trainables.lora is not None:
-            with adapters_off(self.model.bare_network):
-                yield
-        else:
-            with self.trainables.swapped(self.base):
-                yield
 
 
 def load_base(
@@ -94,7 +57,7 @@ def load_base(
     family, native = recognise(source)
     chosen = best_device(device)
     if dtype is None:
-        dtype = family.model.half_dtype if chosen.type == "cuda" else torch.float32
+        dtype = inference_dtype(chosen, family.model.half_dtype)
     settings = ModelConfig(family=family.name, source=source, vae=vae)
     image = ImageConfig(resolution=resolution or native, flip=False)
     return TrainedModel(family.load(settings, image, device=chosen, dtype=dtype))
@@ -187,32 +150,14 @@ def load_trained(
     chosen = best_device(device)
     family: ImageFamily = registry.find("families", config.model.family)
     if dtype is None:
-        mixed = config.train.mixed_precision != "no" and chosen.type == "cuda"
-        dtype = family.model.half_dtype if mixed else torch.float32
+        mixed = config.train.mixed_precision != "no"
+        dtype = inference_dtype(chosen, family.model.half_dtype, mixed=mixed)
     full = config.adapter.kind == "none"
-    # Neither the cache nor the card of the training machine need be there.
-    settings = config.model.model_copy(update={"attention": "sdpa", "gradient_checkpointing": False})
-    image = config.image.model_copy(update={"cache": None})
+    settings = away_from_training(config.model, source)
+    image = config.image.model_copy(update={"cache": None})  # it need not be here, either
     model = family.load(
         settings, image, device=chosen, dtype=dtype, network_dtype=torch.float32 if full else None
     )
-    trainables = attach(
-        model.bare_network, config.adapter, default_targets=model.adapter_targets, seed=config.train.seed
-    )
-    base = [parameter.detach().cpu().clone() for parameter in trainables.parameters.values()] if full else []
-    checkpoint = load_checkpoint(checkpoint_folder)
-    if checkpoint.ema:
-        with torch.no_grad():
-            for name, parameter in trainables.parameters.items():
-                parameter.copy_(checkpoint.ema[name])
-    else:
-        trainables.load(checkpoint.weights)
-    return TrainedModel(
-        model=model,
-        config=config,
-        trainables=trainables,
-        step=checkpoint.step,
-        weights="average" if checkpoint.ema else "last",
-        folder=folder,
-        base=base,
-    )
+    loaded = TrainedModel(model, config, folder=folder)
+    loaded.restore(checkpoint_folder)
+    return loaded

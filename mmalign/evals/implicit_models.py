@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from mmalign.diffusion.adapter_files import LORA_FILE, PEFT_FILE, load_adapter
 from mmalign.diffusion.autoencoder import weight_digest
 from mmalign.diffusion.family import ImageModel
-from mmalign.diffusion.sampling import adapters_off
 from mmalign.diffusion.trained import TrainedModel, load_base, load_trained
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.model_identity import run_of
 from mmalign.files import fingerprint
-from mmalign.likelihood import Denoiser, Elbo
+from mmalign.likelihood import Denoiser, Elbo, adapters_off
 from mmalign.train.config import LikelihoodConfig
 from mmalign.train.model import PreferenceModel
 from mmalign.train.parts import make_likelihood

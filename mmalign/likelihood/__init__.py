@@ -6,6 +6,7 @@ reference = AdaptersOff(denoise, adapter_toggle(network)).evaluate(elbo, batch, 
 policy = elbo.evaluate(denoise, batch, draw)
 """
 
+from mmalign.likelihood.adapters import adapter_toggle, adapters_off
 from mmalign.likelihood.base import (
     AnyDraw,
     AnyPolicy,
@@ -37,7 +38,6 @@ from mmalign.likelihood.reference import (
     FrozenCopy,
     NoReference,
     SyncedReference,
-    adapter_toggle,
     make_reference,
 )
 from mmalign.likelihood.reference_rules import SyncRule
@@ -119,6 +119,7 @@ __all__ = [
     "UniformTimesteps",
     "VPSchedule",
     "adapter_toggle",
+    "adapters_off",
     "beta_conventions",
     "content_key",
     "guided",

@@ -11,10 +11,8 @@
 A step evaluates the reference first, under no_grad: the policy's graph is then not alive while it runs.
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, explain, unknown_name
+from mmalign.likelihood.adapters import Toggle, adapter_toggle
 from mmalign.likelihood.base import AnyDraw, AnyPolicy, Evaluation, Likelihood, Reference
 from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.schedules import Number
@@ -36,12 +35,8 @@ __all__ = [
     "FrozenCopy",
     "NoReference",
     "SyncedReference",
-    "adapter_toggle",
     "make_reference",
 ]
-
-Toggle = Callable[[], AbstractContextManager[None]]
-"""Makes a context in which the network answers without its adapters."""
 
 
 class NoReference:
@@ -85,90 +80,6 @@ class AdaptersOff:
     def update(self, step: int) -> None:
         """Nothing moves."""
         del step
-
-
-def adapter_toggle(network: nn.Module) -> Toggle:
-    """A factory of contexts in which `network` runs without its peft adapters.
-
-    The adapter layers are listed now; a step only flips one flag on each. The public switches walk every
-    module and flip `requires_grad` too, which costs tens of milliseconds per step on SDXL. Use it for
-    forwards under no_grad: a gradient-checkpointed forward that is recomputed outside the context would run
-    with the adapters on.
-
-    Raises:
-        ConfigError: the network has no adapters, or switching them off does not give the base model back.
-    """
-    layers = [module for module in network.modules() if _is_adapter_layer(module)]
-    if not layers:
-        message = explain(
-            "reference adapters_off",
-            got="a network without adapters",
-            expected="peft adapter layers",
-            do="Add the adapter first, or use the frozen reference.",
-        )
-        raise ConfigError(message)
-    _require_untouched_base(network, layers)
-
-    @contextlib.contextmanager
-    def off() -> Iterator[None]:
-        before = [layer._disable_adapters for layer in layers]
-        for layer in layers:
-            layer._disable_adapters = True  # type: ignore[assignment]  # a plain flag, not a tensor or module
-        try:
-            yield
-        finally:
-            for layer, flag in zip(layers, before, strict=True):
-                layer._disable_adapters = flag
-
-    return off
-
-
-def _is_adapter_layer(module: nn.Module) -> bool:
-    """Whether peft made this layer, told by its flag; a model that holds such layers has only the switch."""
-    has_flag = "_disable_adapters" in module.__dict__ or hasattr(type(module), "_disable_adapters")
-    return has_flag and callable(getattr(type(module), "enable_adapters", None))
-
-
-# Initialisations that move part of the base weights into the adapter.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-
-
-def _require_untouched_base(network: nn.Module, layers: list[nn.Module]) -> None:
-    """Refuse the two set-ups in which "adapters off" is silently not the base model."""
-    for config in dict(getattr(network, "peft_config", None) or {}).values():
-        kind = str(getattr(config, "init_lora_weights", ""))
-        if kind.startswith(_CHANGES_BASE):
-            message = explain(
-                "reference adapters_off",
-                got=f"init_lora_weights={kind}, which changes the base weights",
-                expected="an initialisation that leaves the base alone (True or gaussian)",
-                do="Use the frozen reference, copied before the adapter is added.",
-            )
-            raise ConfigError(message)
-    switched = {id(parameter) for layer in layers for parameter in _adapter_parameters(layer)}
-    stray = [
-        name
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad and id(parameter) not in switched
-    ]
-    if stray:
-        message = explain(
-            "reference adapters_off",
-            got=f"{len(stray)} trainable weights outside the adapters, first: {', '.join(stray[:3])}",
-            expected="only adapter weights to train",
-            do="They would train with adapters off too. Freeze them, or use the frozen reference.",
-        )
-        raise ConfigError(message)
-
-
-def _adapter_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """Parameters that a layer's switch takes out of the forward."""
-    for name in getattr(layer, "adapter_layer_names", ()):
-        held = getattr(layer, name, None)
-        if isinstance(held, nn.Module | nn.ParameterList | nn.ParameterDict):
-            yield from held.parameters()
-        elif isinstance(held, nn.Parameter):
-            yield held
 
 
 class FrozenCopy:

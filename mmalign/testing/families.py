@@ -23,8 +23,9 @@ from torch import Tensor
 from mmalign import registry
 from mmalign.batch import Candidate, Conditioning, PreferenceRow, RowKeys
 from mmalign.diffusion.family import ImageModel
-from mmalign.diffusion.sampling import adapters_off, initial_noise
+from mmalign.diffusion.sampling import initial_noise
 from mmalign.errors import RowError
+from mmalign.likelihood.adapters import adapters_off
 from mmalign.seeding import generator_for
 from mmalign.testing.tiny import RESOLUTION
 from mmalign.train.adapters import Trainables, attach

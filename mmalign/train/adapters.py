@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError, ConfigError, explain
+from mmalign.likelihood.adapters import switched_off
 from mmalign.train.config import AdapterConfig
 
 __all__ = ["Trainables", "attach"]
@@ -49,13 +50,8 @@ class Trainables:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The network without its adapters, for example to draw the base model's samples."""
-        for layer in self.layers:
-            layer._disable_adapters = True  # the flag alone: enable_adapters() would also walk requires_grad
-        try:
+        with switched_off(self.layers):
             yield
-        finally:
-            for layer in self.layers:
-                layer._disable_adapters = False
 
     def state(self) -> dict[str, Tensor]:
         """Trained weights by name; adapters use peft's names."""

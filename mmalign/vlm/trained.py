@@ -1,59 +1,24 @@
 """Language models as they stand after a run: the base network with the trained weights put back."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from mmalign import registry
 from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
-from mmalign.train.adapters import Trainables, attach
-from mmalign.train.checkpoint import load_checkpoint
 from mmalign.train.config import ModelConfig
 from mmalign.train.run_folders import locate_run, read_run_config
 from mmalign.train.token_sections import TokenRunConfig, TokensConfig
+from mmalign.train.trained import LoadedModel, away_from_training, inference_dtype
 from mmalign.vlm.family import VlmFamily, VlmModel
 
 __all__ = ["TrainedVlm", "load_base", "load_trained", "recognise"]
 
 
-@dataclass
-class TrainedVlm:
-    """A loaded model, and how to see it without its training.
-
-    Args:
-        model: carries the trained weights.
-        config: of the run, None for a base model.
-        trainables: the trained weights, None for a base model.
-        step: optimiser steps done.
-        weights: "last", "average" or "base": which weights are in the network.
-        folder: run folder.
-        base: full fine-tuning: the base model's weights, on the CPU, to swap in.
-    """
-
-    model: VlmModel
-    config: TokenRunConfig | None = None
-    trainables: Trainables | None = None
-    step: int = 0
-    weights: str = "base"
-    folder: Path | None = None
-    base: list[Tensor] = field(default_factory=list)
-
-    @contextmanager
-    def base_weights(self) -> Iterator[None]:
-        """The model as it was before training."""
-        if self.trainables is None:
-            yield
-        elif self.trainables.lora is not None:
-            with self.trainables.disabled():
-                yield
-        else:
-            with self.trainables.swapped(self.base):
-                yield
+TrainedVlm: TypeAlias = LoadedModel[VlmModel, TokenRunConfig]
+"""A language model, and how to see it without its training."""
 
 
 def recognise(source: str) -> str:
@@ -98,7 +63,7 @@ def load_base(
     settings = ModelConfig(family=family or recognise(source), source=source)
     chosen = best_device(device)
     model = registry.find("families", settings.family).load(
-        settings, _PLAIN, device=chosen, dtype=dtype or _dtype(chosen)
+        settings, _PLAIN, device=chosen, dtype=dtype or inference_dtype(chosen, _HALF)
     )
     return TrainedVlm(model)
 
@@ -106,9 +71,7 @@ def load_base(
 _PLAIN = TokensConfig(packing="plain", share_vision="off")
 """Writing answers needs no test of layouts."""
 
-
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+_HALF = torch.bfloat16
 
 
 def load_trained(
@@ -140,42 +103,14 @@ def load_trained(
         )
         raise ConfigError(message)
     chosen = best_device(device)
-    settings = config.model.model_copy(
-        update={
-            "attention": "sdpa",
-            "gradient_checkpointing": False,
-            **({} if source is None else {"source": source}),
-            **({} if quantised else {"quantization": None}),
-        }
-    )
+    settings = away_from_training(config.model, source, **({} if quantised else {"quantization": None}))
     if dtype is None:
-        dtype = torch.float32 if config.train.mixed_precision == "no" else _dtype(chosen)
+        dtype = inference_dtype(chosen, _HALF, mixed=config.train.mixed_precision != "no")
     full = config.adapter.kind == "none"
     tokens = config.tokens.model_copy(update={"packing": "plain", "share_vision": "off"})
     model: VlmModel = registry.find("families", settings.family).load(
         settings, tokens, device=chosen, dtype=dtype, network_dtype=torch.float32 if full else None
     )
-    trainables = attach(
-        model.network,
-        config.adapter,
-        default_targets=model.adapter_targets,
-        seed=config.train.seed,
-        trains=model.trains,
-    )
-    base = [parameter.detach().cpu().clone() for parameter in trainables.parameters.values()] if full else []
-    checkpoint = load_checkpoint(checkpoint_folder)
-    if checkpoint.ema:
-        with torch.no_grad():
-            for name, parameter in trainables.parameters.items():
-                parameter.copy_(checkpoint.ema[name])
-    else:
-        trainables.load(checkpoint.weights)
-    return TrainedVlm(
-        model=model,
-        config=config,
-        trainables=trainables,
-        step=checkpoint.step,
-        weights="average" if checkpoint.ema else "last",
-        folder=folder,
-        base=base,
-    )
+    loaded = TrainedVlm(model, config, folder=folder)
+    loaded.restore(checkpoint_folder)
+    return loaded
