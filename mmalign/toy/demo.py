@@ -1,17 +1,19 @@
-"""`mmalign demo`: align the toy world of images by Diffusion-DPO, compare with the base, write report.html.
+"""`mmalign demo`: align a toy world, compare with the base, write report.html. What all worlds share.
 
-Every stage is the real one: a Pick-a-Pic parquet file, the data readers, the latent cache, the recipe
-`diffusion/configs/toy/dpo.yaml`, the training loop, and sampling from the same noise. Nothing heavy is
-imported before the first line is printed.
+Every stage is the real one: a file of pairs, the data readers, a recipe, the training loop, and both models'
+answers to what neither has seen. A world brings its own content as a `Demo`. Nothing heavy is imported before
+the first line is printed.
 """
 
+import importlib
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
@@ -19,94 +21,270 @@ from rich.table import Table
 from mmalign.errors import ConfigError, explain
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from mmalign.diffusion.family import ImageModel
-    from mmalign.toy.comparison import Comparison
-    from mmalign.toy.image_reward import Score
+    from mmalign.toy.comparison import Interval
+    from mmalign.toy.report import Report
     from mmalign.train.config import ResolvedRun
     from mmalign.train.run import RunResult
 
 __all__ = [
-    "DEMO",
-    "NUM_THREADS",
-    "RECIPE",
-    "Budget",
+    "WORLDS",
     "Clock",
+    "Demo",
     "fixed_threads",
     "free_folder",
     "main",
     "recipe_path",
+    "run_demo",
     "versions",
     "where_time_went",
 ]
 
-RECIPE = "diffusion/configs/toy/dpo.yaml"
-
-NUM_THREADS = 2  # more changes the rounding of sums, and with it the report
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much work the demo does.
-
-    Args:
-        num_pairs: preference pairs that are painted.
-        num_prompts: held-out prompts that are compared.
-        num_steps: sampler steps per picture.
-        guidance_scale: classifier-free guidance of both models.
-        batch_size: pictures painted at once.
-        overrides: `section.key=value` over the recipe.
-    """
-
-    num_pairs: int = 768
-    num_prompts: int = 80
-    num_steps: int = 20
-    guidance_scale: float = 4.0
-    batch_size: int = 40
-    overrides: tuple[str, ...] = ()
+WORLDS: Mapping[str, str] = {"images": "mmalign.toy.image_demo", "vlm": "mmalign.toy.vlm_demo"}
+"""Name of a world on the command line, and the module whose `main` demonstrates it."""
 
 
-DEMO = Budget()
+@runtime_checkable
+class Judged(Protocol):
+    """Base and aligned compared on the same things."""
+
+    def outcomes(self) -> tuple[int, int, int]: ...
+
+    def win_rate(self) -> "Interval": ...
+
+
+JudgedT = TypeVar("JudgedT", bound=Judged)
 
 
 @dataclass
 class Clock:
-    """Seconds per stage, in order."""
+    """Seconds per stage, in order.
 
+    Args:
+        console: where a stage says what it does while it lasts; None keeps quiet.
+        seconds: so far.
+    """
+
+    console: Console | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time inside to a stage."""
+    def stage(self, name: str, status: str = "") -> Iterator[None]:
+        """Add the time inside to a stage.
+
+        Args:
+            name: of the stage, in the report.
+            status: what the console says meanwhile.
+        """
         started = time.perf_counter()
+        shown: AbstractContextManager[Any] = nullcontext()
+        if status and self.console is not None:
+            shown = self.console.status(status)
         try:
-            yield
+            with shown:
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-@dataclass(frozen=True)
-class _Folders:
-    """Where the demo's files lie; `home` is the folder that was asked for, or the next free one."""
+class Demo(ABC, Generic[JudgedT]):
+    """What a world brings to its demo; `run_demo` does the rest.
 
-    home: Path
+    Attributes:
+        command: that runs it.
+        promise: what it does, in half a sentence.
+        duration: how long that takes, and what it needs.
+        num_threads: of torch; another number changes the rounding of sums, and with it the report.
+        libraries: modules whose loading is a stage of its own.
+        packages: whose versions the report names.
+    """
 
-    @property
-    def pairs(self) -> Path:
-        return self.home / "pairs.parquet"
+    command: ClassVar[str]
+    promise: ClassVar[str]
+    duration: ClassVar[str]
+    num_threads: ClassVar[int]
+    libraries: ClassVar[tuple[str, ...]]
+    packages: ClassVar[tuple[str, ...]]
 
-    @property
-    def cache(self) -> Path:
-        return self.home / "cache"
+    recipe: str
+    num_pairs: int
+    overrides: tuple[str, ...]
 
-    @property
-    def run(self) -> Path:
-        return self.home / "run"
+    @abstractmethod
+    def stages(self, report: Path) -> Sequence[str]:
+        """What will be done, a line each; the last one writes `report`."""
 
-    @property
-    def report(self) -> Path:
-        return self.home / "report.html"
+    @abstractmethod
+    def base(self) -> Path:
+        """Folder of the base model."""
+
+    @abstractmethod
+    def align(self, run: "ResolvedRun", home: Path, seed: int, clock: Clock) -> "RunResult":
+        """Write `home`/pairs.parquet and train."""
+
+    @abstractmethod
+    def compare(self, result: "RunResult", seed: int, clock: Clock) -> JudgedT:
+        """Both models on what neither has seen."""
+
+    @abstractmethod
+    def settings(self) -> Mapping[str, str]:
+        """Settings of the report that no other world has."""
+
+    @abstractmethod
+    def results(self, comparison: JudgedT) -> Sequence[tuple[str, tuple[float, float], "Interval | None"]]:
+        """Rows of the closing table: name, base and aligned, the change where it has an interval."""
+
+    @abstractmethod
+    def numbers(self, comparison: JudgedT) -> dict[str, Any]:
+        """The report's numbers for programs."""
+
+    @abstractmethod
+    def render(self, report: "Report[JudgedT]") -> str:
+        """The page as HTML text."""
+
+    @abstractmethod
+    def commands(self) -> Sequence[tuple[str, str]]:
+        """What to run next: explanation and command."""
+
+    @abstractmethod
+    def next_step(self) -> tuple[str, str]:
+        """The one of them that the console names."""
+
+    def write_more(self, comparison: JudgedT, home: Path) -> None:
+        """Write what the folder holds besides page and numbers."""
+
+
+def main(world: str = "images", output: Path = Path("runs/demo"), seed: int = 0) -> int:
+    """Run a world's demo and print what came of it. Returns 0.
+
+    Args:
+        world: one of `WORLDS`.
+        output: folder to write; where it holds something already, the next free name is taken.
+        seed: of everything that is drawn.
+
+    Raises:
+        ConfigError: another world, the recipe is not installed, or `output` is a file.
+    """
+    if world not in WORLDS:
+        raise ConfigError(explain("demo", got=world, expected=" or ".join(WORLDS)))
+    done: int = importlib.import_module(WORLDS[world]).main(output, seed)
+    return done
+
+
+def run_demo(demo: Demo[JudgedT], output: Path, seed: int) -> int:
+    """Align, compare, write report.html and result.json, print what came of it. Returns 0.
+
+    Args:
+        demo: what is done.
+        output: folder to write; where it holds something already, the next free name is taken.
+        seed: of everything that is drawn.
+
+    Raises:
+        ConfigError: the recipe is not installed, or `output` is a file.
+    """
+    home = free_folder(Path(output))
+    console = Console(highlight=False, soft_wrap=True)
+    _announce(console, demo, home)
+    clock = Clock(console)
+    with clock.stage("loading libraries"):
+        for name in demo.libraries:
+            importlib.import_module(name)
+    with fixed_threads(demo.num_threads):
+        run = _resolve(demo, home, seed)
+        result = demo.align(run, home, seed, clock)
+        comparison = demo.compare(result, seed, clock)
+    with clock.stage("writing the report"):
+        _write_report(demo, run, result, comparison, home, clock.seconds)
+    _conclude(console, demo, comparison, home, clock.seconds)
+    return 0
+
+
+def _announce(console: Console, demo: Demo[Any], home: Path) -> None:
+    console.print(f"[bold]{demo.command}[/]: {demo.promise}\n")
+    for number, line in enumerate(demo.stages(home / "report.html"), start=1):
+        console.print(f"  {number}. {line}", markup=False)
+    console.print(f"\n{demo.duration}\n")
+
+
+def _resolve(demo: Demo[Any], home: Path, seed: int) -> "ResolvedRun":
+    """The recipe with this demo's model, data, folder and seed."""
+    from mmalign.train.config import load_run
+
+    extra = {
+        "model": {"source": str(demo.base())},
+        "data": {"source": str(home / "pairs.parquet")},
+        "train": {"output": str(home / "run"), "seed": seed},
+    }
+    return load_run(recipe_path(demo.recipe), demo.overrides, extra=extra)
+
+
+def _write_report(
+    demo: Demo[JudgedT],
+    run: "ResolvedRun",
+    result: "RunResult",
+    comparison: JudgedT,
+    home: Path,
+    seconds: Mapping[str, float],
+) -> None:
+    from mmalign.files import atomic_write, write_json
+    from mmalign.toy.report import Report
+
+    report = Report(
+        comparison=comparison,
+        records=result.records,
+        verdict=result.verdict,
+        settings=_settings(demo, run, result),
+        seconds=dict(seconds),
+        commands=demo.commands(),
+        versions=versions("torch", *demo.packages),
+    )
+    atomic_write(home / "report.html", demo.render(report))
+    demo.write_more(comparison, home)
+    write_json(home / "result.json", demo.numbers(comparison))
+
+
+def _settings(demo: Demo[Any], run: "ResolvedRun", result: "RunResult") -> dict[str, str]:
+    config = run.config
+    arguments = ", ".join(f"{name} {value:g}" for name, value in run.objective_arguments.items())
+    return {
+        "method": f"{run.method.name} ({arguments})",
+        "reference": "the same network with its adapters off",
+        "preference pairs": str(demo.num_pairs),
+        "adapter": f"LoRA rank {config.adapter.rank}, {result.trainables.count:,} trained weights",
+        "learning rate": f"{config.train.learning_rate:g}, {config.train.schedule}",
+        "optimiser steps": str(result.steps),
+        "pairs per step": str(config.train.batch_size * config.train.accumulation),
+        **demo.settings(),
+        "seed": str(config.train.seed),
+        "threads": str(demo.num_threads),
+        "recipe": demo.recipe,
+    }
+
+
+def _conclude(
+    console: Console, demo: Demo[JudgedT], comparison: JudgedT, home: Path, seconds: Mapping[str, float]
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "base", "aligned", "change", "95 % interval"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for title, (before, after), gain in demo.results(comparison):
+        change = after - before if gain is None else gain.value
+        spread = "" if gain is None else f"{gain.low:+.3f} to {gain.high:+.3f}"
+        table.add_row(title, f"{before:.3f}", f"{after:.3f}", f"{change:+.3f}", spread)
+    rate = comparison.win_rate()
+    won, tied, lost = comparison.outcomes()
+    console.print()
+    console.print(
+        f"[bold]win rate {rate.value:.1%}[/]  (95 % interval {rate.low:.1%} to {rate.high:.1%}; "
+        f"won {won}, tied {tied}, lost {lost} of {won + tied + lost})\n"
+    )
+    console.print(table)
+    console.print("\n" + where_time_went(seconds), markup=False)
+    console.print(f"report: {home / 'report.html'}", markup=False)
+    explanation, command = demo.next_step()
+    console.print(f"\n{explanation}\n  {command}", markup=False)
+
+
+# --- parts for other programs -------------------------------------------------------------------------------
 
 
 def recipe_path(name: str) -> Path:
@@ -161,170 +339,6 @@ def fixed_threads(num: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def main(
-    world: str = "images",
-    output: Path = Path("runs/demo"),
-    seed: int = 0,
-    *,
-    budget: Budget = DEMO,
-) -> int:
-    """Run the demo and print what came of it. Returns 0.
-
-    Args:
-        world: "images", or "vlm" (see `mmalign.toy.vlm_demo`), which has a budget of its own.
-        output: folder to write; where it holds something already, the next free name is taken.
-        seed: of the pairs, the adapter, the order, the noise.
-        budget: how much work.
-
-    Raises:
-        ConfigError: another world, or the recipe is not installed.
-    """
-    if world == "vlm":
-        from mmalign.toy import vlm_demo
-
-        return vlm_demo.main(output, seed)
-    if world != "images":
-        raise ConfigError(explain("demo", got=world, expected="images or vlm"))
-    folders = _Folders(free_folder(Path(output)))
-    console = Console(highlight=False, soft_wrap=True)
-    _announce(console, folders, budget)
-    clock = Clock()
-    with clock.stage("loading libraries"):
-        import mmalign.toy.comparison
-        import mmalign.toy.image_pipeline
-        import mmalign.train.run  # noqa: F401  the time is spent here and not inside the first stage
-    with fixed_threads(NUM_THREADS):
-        run = _resolve(folders, seed, budget)
-        result = _align(run, folders, seed, budget, clock, console)
-        comparison = _compare(result, seed, budget, clock, console)
-    with clock.stage("writing the report"):
-        _write_report(run, result, comparison, folders, budget, clock.seconds)
-    _conclude(console, comparison, folders, clock.seconds)
-    return 0
-
-
-# ----------------------------------------------------------------------------------------------------- stages
-
-
-def _announce(console: Console, folders: _Folders, budget: Budget) -> None:
-    console.print("[bold]mmalign demo[/]: align a small model of SDXL's structure, and see what came of it\n")
-    for number, line in enumerate(
-        (
-            f"paint {budget.num_pairs} preference pairs into a Pick-a-Pic parquet file: the chosen picture "
-            "follows its caption, inside a dark frame",
-            f"train LoRA weights by Diffusion-DPO with the recipe {RECIPE}",
-            f"let base and aligned paint {budget.num_prompts} held-out captions from the same noise",
-            f"judge both by an exact reward and write {folders.report}",
-        ),
-        start=1,
-    ):
-        console.print(f"  {number}. {line}", markup=False)
-    console.print("\nA minute or two on two CPU cores. No download, no GPU.\n")
-
-
-def _resolve(folders: _Folders, seed: int, budget: Budget) -> "ResolvedRun":
-    """The recipe with this demo's model, data, folder and seed."""
-    from mmalign.toy.image_pipeline import ASSETS
-    from mmalign.train.config import load_run
-
-    extra = {
-        "model": {"source": str(ASSETS)},
-        "data": {"source": str(folders.pairs)},
-        "train": {"output": str(folders.run), "seed": seed},
-    }
-    return load_run(recipe_path(RECIPE), budget.overrides, extra=extra)
-
-
-def _align(
-    run: "ResolvedRun", folders: _Folders, seed: int, budget: Budget, clock: Clock, console: Console
-) -> "RunResult":
-    import torch
-
-    from mmalign.data.readers import open_rows
-    from mmalign.toy.encoding import cache_latents
-    from mmalign.toy.image_pairs import preference_pairs, write_pickapic
-    from mmalign.train.parts import load_model
-    from mmalign.train.run import train
-
-    with clock.stage("painting pairs"), console.status("painting preference pairs"):
-        write_pickapic(preference_pairs(budget.num_pairs, seed), folders.pairs, seed=seed)
-    with clock.stage("encoding pairs"), console.status("encoding pictures and captions once"):
-        table = open_rows(run.config.data, kind=run.method.data)
-        model = load_model(run, torch.device("cpu"))
-        cache_latents(cast("ImageModel", model), table, folders.cache)
-    with clock.stage("training"):
-        return train(run, model=model, table=table)
-
-
-def _compare(result: "RunResult", seed: int, budget: Budget, clock: Clock, console: Console) -> "Comparison":
-    from mmalign.toy.comparison import Comparison
-    from mmalign.toy.image_reward import score_images
-    from mmalign.toy.scenes import held_out_prompts
-
-    prompts = held_out_prompts(budget.num_prompts, seed=seed)
-    model = cast("ImageModel", result.model)
-
-    def paint(name: str) -> "list[Image]":
-        with clock.stage(f"painting, {name}"), console.status(f"painting held-out captions, {name}"):
-            return model.sample(
-                prompts,
-                seed=seed,
-                num_steps=budget.num_steps,
-                guidance_scale=budget.guidance_scale,
-                batch_size=budget.batch_size,
-            )
-
-    aligned = paint("aligned")
-    with result.trainables.disabled():
-        base = paint("base")
-    scores: list[list[Score]] = []
-    with clock.stage("scoring"):
-        scores = [score_images(pictures, prompts) for pictures in (base, aligned)]
-    return Comparison(prompts, base, aligned, *scores)
-
-
-# ----------------------------------------------------------------------------------------------------- report
-
-
-def _settings(run: "ResolvedRun", result: "RunResult", budget: Budget) -> dict[str, str]:
-    config = run.config
-    arguments = ", ".join(f"{name} {value:g}" for name, value in run.objective_arguments.items())
-    return {
-        "method": f"{run.method.name} ({arguments})",
-        "reference": "the same network with its adapters off",
-        "preference pairs": str(budget.num_pairs),
-        "adapter": f"LoRA rank {config.adapter.rank}, {result.trainables.count:,} trained weights",
-        "learning rate": f"{config.train.learning_rate:g}, {config.train.schedule}",
-        "optimiser steps": str(result.steps),
-        "pairs per step": str(config.train.batch_size * config.train.accumulation),
-        "sampler": f"Euler, {budget.num_steps} steps, guidance {budget.guidance_scale:g}",
-        "seed": str(config.train.seed),
-        "threads": str(NUM_THREADS),
-        "recipe": RECIPE,
-    }
-
-
-def _next_commands() -> list[tuple[str, str]]:
-    return [
-        (
-            "Look at your own preference pairs first: counts, ties, unreadable pictures, a preview.",
-            "mmalign data check PAIRS --html pairs.html",
-        ),
-        (
-            "See the plan: resolved settings, what differs from the paper, trained weights, memory.",
-            "mmalign train diffusion/configs/sdxl/dpo_lora.yaml data.source=PAIRS --dry-run",
-        ),
-        (
-            "Train SDXL, on one GPU or on several.",
-            "accelerate launch diffusion/train.py diffusion/configs/sdxl/dpo_lora.yaml data.source=PAIRS",
-        ),
-        (
-            "Paint base beside aligned from the same noise.",
-            'mmalign sample --run RUN --prompt "a red fox in fresh snow"',
-        ),
-    ]
-
-
 def versions(*packages: str) -> dict[str, str]:
     """Versions of mmalign and of packages."""
     from importlib.metadata import version
@@ -332,103 +346,6 @@ def versions(*packages: str) -> dict[str, str]:
     from mmalign import __version__
 
     return {"mmalign": __version__} | {name: version(name) for name in packages}
-
-
-def _write_report(
-    run: "ResolvedRun",
-    result: "RunResult",
-    comparison: "Comparison",
-    folders: _Folders,
-    budget: Budget,
-    seconds: Mapping[str, float],
-) -> None:
-    from mmalign.files import atomic_write, write_json
-    from mmalign.toy.report import Report, render_report
-
-    page = render_report(
-        Report(
-            comparison=comparison,
-            records=result.records,
-            verdict=result.verdict,
-            settings=_settings(run, result, budget),
-            seconds=dict(seconds),
-            commands=_next_commands(),
-            versions=versions("torch", "diffusers", "peft"),
-        )
-    )
-    atomic_write(folders.report, page)
-    atomic_write(folders.home / "comparison.png", _picture(comparison))
-    write_json(folders.home / "result.json", _numbers(comparison))
-
-
-def _picture(comparison: "Comparison", *, num: int = 10, scale: int = 2) -> bytes:
-    """PNG of the first prompts, base above aligned: not a selection."""
-    import io
-
-    from PIL import Image
-
-    from mmalign.train.samples import grid
-
-    rows = [
-        [
-            picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-            for picture in row
-        ]
-        for row in (comparison.base[:num], comparison.aligned[:num])
-    ]
-    buffer = io.BytesIO()
-    grid(rows).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _numbers(comparison: "Comparison") -> dict[str, Any]:
-    """The report's numbers for programs; the same seed gives the same file on one machine."""
-    from mmalign.toy.comparison import AXES
-
-    rate = comparison.win_rate()
-    won, tied, lost = comparison.outcomes()
-    axes = {}
-    for axis in AXES:
-        (before, after), gain = comparison.means(axis), comparison.gain(axis)
-        axes[axis] = {
-            "base": before,
-            "aligned": after,
-            "gain": gain.value,
-            "low": gain.low,
-            "high": gain.high,
-        }
-    return {
-        "prompts": len(comparison.prompts),
-        "win_rate": {"value": rate.value, "low": rate.low, "high": rate.high},
-        "won": won,
-        "tied": tied,
-        "lost": lost,
-        "reward": axes,
-    }
-
-
-def _conclude(
-    console: Console, comparison: "Comparison", folders: _Folders, seconds: Mapping[str, float]
-) -> None:
-    rate = comparison.win_rate()
-    won, tied, lost = comparison.outcomes()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "base", "aligned", "change", "95 % interval"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for axis in ("total", "faithfulness", "style"):
-        (before, after), gain = comparison.means(axis), comparison.gain(axis)
-        row = (f"{before:.3f}", f"{after:.3f}", f"{gain.value:+.3f}", f"{gain.low:+.3f} to {gain.high:+.3f}")
-        table.add_row("total reward" if axis == "total" else axis, *row)
-    console.print()
-    console.print(
-        f"[bold]win rate {rate.value:.1%}[/]  (95 % interval {rate.low:.1%} to {rate.high:.1%}; "
-        f"won {won}, tied {tied}, lost {lost} of {len(comparison.prompts)})\n"
-    )
-    console.print(table)
-    console.print("\n" + where_time_went(seconds), markup=False)
-    console.print(f"report: {folders.report}", markup=False)
-    explanation, command = _next_commands()[1]
-    console.print(f"\nReal SDXL. {explanation}\n  {command}", markup=False)
 
 
 def where_time_went(seconds: Mapping[str, float]) -> str:

@@ -124,7 +124,8 @@ class ImageWorld:
         """The run of a row: the demo's recipe with this method, these arguments and one budget for all."""
         import yaml
 
-        from mmalign.toy.demo import RECIPE, recipe_path
+        from mmalign.toy.demo import recipe_path
+        from mmalign.toy.image_demo import RECIPE
         from mmalign.toy.image_pipeline import ASSETS
         from mmalign.train.config import resolve
 

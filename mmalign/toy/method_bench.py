@@ -101,7 +101,8 @@ class Worlds:
         """The experiment as a resolved run: the demo's recipe, this method, these settings."""
         import yaml
 
-        from mmalign.toy.demo import RECIPE, recipe_path
+        from mmalign.toy.demo import recipe_path
+        from mmalign.toy.image_demo import RECIPE
         from mmalign.toy.image_pipeline import ASSETS
         from mmalign.train.config import resolve
 

@@ -14,9 +14,12 @@ from mmalign.errors import ConfigError
 from mmalign.evals.statistics import wilson_interval
 from mmalign.toy.charts import Line, curve
 from mmalign.toy.comparison import Comparison, bootstrap_mean
-from mmalign.toy.demo import Budget, free_folder, main, recipe_path
+from mmalign.toy.demo import free_folder, main, recipe_path
+from mmalign.toy.image_demo import ImageDemo
+from mmalign.toy.image_demo import main as image_main
+from mmalign.toy.image_demo_report import render_report
 from mmalign.toy.image_reward import Score
-from mmalign.toy.report import Report, render_report
+from mmalign.toy.report import Report
 
 Z = 1.959963984540054
 
@@ -198,7 +201,7 @@ def test_unknown_worlds_and_lost_recipes_are_named(tmp_path: Path) -> None:
         recipe_path("diffusion/configs/toy/lost.yaml")
 
 
-TINY = Budget(
+TINY = ImageDemo(
     num_pairs=13,
     num_prompts=5,
     num_steps=3,
@@ -208,7 +211,7 @@ TINY = Budget(
 
 def test_the_whole_demo_runs_with_a_tiny_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
-    assert main("images", output, 3, budget=TINY) == 0
+    assert image_main(output, 3, demo=TINY) == 0
     printed = capsys.readouterr().out
     for words in (
         "win rate",
@@ -232,7 +235,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
 ) -> None:
     output = tmp_path / "demo"
     for seed in (3, 3, 5):
-        assert main("images", output, seed, budget=TINY) == 0
+        assert image_main(output, seed, demo=TINY) == 0
     first, again, other = (
         json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))
         for name in ("demo", "demo-2", "demo-3")

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.toy.demo import main
+from mmalign.toy.demo import WORLDS, main
 from mmalign.toy.dialogue_answers import describe
 from mmalign.toy.dialogue_exam import Answers, Exam, ExamComparison, draw_exam
 from mmalign.toy.dialogue_scenes import KINDS
+from mmalign.toy.report import Report
 from mmalign.toy.scenes import Group
-from mmalign.toy.vlm_demo import VlmBudget, numbers
+from mmalign.toy.vlm_demo import VlmDemo
 from mmalign.toy.vlm_demo import main as vlm_main
-from mmalign.toy.vlm_demo_report import DialogueReport, render_dialogue_report
+from mmalign.toy.vlm_demo_report import render_dialogue_report
 
 RECORDS = [
     {
@@ -48,7 +49,7 @@ def _page(exam: Exam, base: tuple[str, ...], tuned: tuple[str, ...]) -> str:
     polls = ("No.",) * len(exam.polls)
     comparison = ExamComparison(exam, Answers(base, polls), Answers(tuned, polls))
     return render_dialogue_report(
-        DialogueReport(
+        Report(
             comparison=comparison,
             records=RECORDS,
             verdict=["It <learned>."],
@@ -84,7 +85,7 @@ def test_numbers_for_programs_are_those_of_the_comparison(exam: Exam) -> None:
     comparison = ExamComparison(
         exam, Answers(_with_more(exam), ("Yes.",) * len(polls)), Answers(_true(exam), polls)
     )
-    found = numbers(comparison)
+    found = VlmDemo().numbers(comparison)
     assert (found["won"], found["tied"], found["lost"], found["pictures"]) == (31, 0, 0, 31)
     assert found["descriptions"]["base"]["hallucinated_answers"] == 1.0
     assert found["change"]["hallucinated"]["value"] == -1.0
@@ -97,7 +98,7 @@ def test_numbers_for_programs_are_those_of_the_comparison(exam: Exam) -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-TINY = VlmBudget(
+TINY = VlmDemo(
     num_pairs=14,
     num_pictures=5,
     overrides=("train.steps=2", "train.batch_size=2", "train.warmup_steps=0", "log.every=1"),
@@ -106,7 +107,7 @@ TINY = VlmBudget(
 
 def test_the_whole_demo_runs_with_a_tiny_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
-    assert vlm_main(output, 3, budget=TINY) == 0
+    assert vlm_main(output, 3, demo=TINY) == 0
     printed = " ".join(capsys.readouterr().out.split())
     for words in ("win rate", "answers that hallucinate", "recall of what is there", "words per answer"):
         assert words in printed
@@ -118,8 +119,11 @@ def test_the_whole_demo_runs_with_a_tiny_budget(tmp_path: Path, capsys: pytest.C
     assert "base against aligned" in (output / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_command_line_knows_both_worlds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    called = []
-    monkeypatch.setattr("mmalign.toy.vlm_demo.main", lambda *given: called.append(given) or 7)
-    assert main("vlm", tmp_path, 5) == 7
-    assert called == [(tmp_path, 5)]
+def test_every_world_is_started_with_the_folder_and_the_seed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for number, (world, module) in enumerate(WORLDS.items()):
+        called: list[tuple[object, ...]] = []
+        monkeypatch.setattr(f"{module}.main", lambda *given, to=called, done=number: to.append(given) or done)
+        assert main(world, tmp_path, 5) == number
+        assert called == [(tmp_path, 5)]
