@@ -1,4 +1,4 @@
-"""Make preference pairs with a vision-language model, by one of eight recipes.
+"""Make preference pairs with a vision-language model, by a recipe of vlm/configs/pairs.
 
 Own answers, corrected:              python vlm/make_pairs.py vlm/configs/pairs/correct.yaml --output runs/own
 The same once corrections are there: python vlm/make_pairs.py ... correct.file=corrections.jsonl

@@ -18,7 +18,7 @@ from mmalign.methods.row import LikelihoodKind
 from mmalign.objectives import Scores
 from mmalign.objectives.predictions import prediction_drift, safeguard_factor
 
-__all__ = ["RECORDED", "SUPPLIED", "Safeguard", "StepFacts", "Supply"]
+__all__ = ["RECORDED", "SUPPLIED", "Safeguard", "StepFacts", "Supply", "recorded_entry"]
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,20 @@ def _drift(facts: StepFacts) -> Tensor:
     return prediction_drift(_prediction(facts.policy, "drift"), _prediction(facts.reference, "drift"))
 
 
-def _recorded(name: str) -> Callable[[StepFacts], Tensor]:
-    def read(facts: StepFacts) -> Tensor:
-        if name not in facts.batch.recorded:
-            message = f"extras {name!r}: got records {sorted(facts.batch.recorded)}, expected {name!r} too."
-            raise ShapeError(message)
-        return facts.batch.recorded[name]
+def recorded_entry(batch: Batch, name: str) -> Tensor:
+    """What the rollout, or the data, recorded beside every sample.
 
-    return read
+    Raises:
+        ShapeError: it did not.
+    """
+    if name not in batch.recorded:
+        message = (
+            f"extras {name!r}: got records {sorted(batch.recorded)}, expected {name!r} too. "
+            "The rollout or the data have to give it; see `mmalign methods` for what it is."
+        )
+        raise ShapeError(message)
+    return batch.recorded[name]
+
+
+def _recorded(name: str) -> Callable[[StepFacts], Tensor]:
+    return lambda facts: recorded_entry(facts.batch, name)

@@ -18,7 +18,7 @@ from mmalign.likelihood import Evaluation
 from mmalign.likelihood.tokens import HeadStatistic, TokenStates, head_statistics, scatter_scored
 from mmalign.methods.row import OWN, LikelihoodKind, View
 from mmalign.objectives import Scores
-from mmalign.train.supply import StepFacts
+from mmalign.train.supply import StepFacts, recorded_entry
 
 __all__ = ["OF_THE_ROW", "SUPPLIED_TOKENS", "TokenSupply"]
 
@@ -155,13 +155,7 @@ class TokenSupply:
         if "reference_entropy" in self.names:
             made["reference_entropy"] = self._reference_entropy(batch, reference)
         for name in sorted(self.names & OF_THE_ROW):
-            if name not in batch.recorded:
-                message = (
-                    f"extras {name!r}: got rows with {sorted(batch.recorded)}, expected {name!r} too. "
-                    "The data have to give it; see `mmalign methods` for what it is."
-                )
-                raise ShapeError(message)
-            value = batch.recorded[name]
+            value = recorded_entry(batch, name)
             made[name] = value[:, 0] if name in _PER_ROW and value.ndim > 1 else value
         return MappingProxyType(made)
 

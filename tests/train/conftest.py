@@ -19,14 +19,18 @@ from mmalign.train.config import ResolvedRun, load_run
 from mmalign.train.run import RunResult, train
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
+def _forget_accelerator() -> None:
     """Accelerate keeps one state per process; every run here wants its own precision."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    _forget_accelerator()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+    _forget_accelerator()
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +94,29 @@ def _laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def _write_run(path: Path, content: Mapping[str, Any], sections: Mapping[str, Any]) -> Path:
+    """A YAML file of a short run on the CPU into the folder beside it: `content`, and `sections` over it."""
+    short = {
+        "adapter": {"rank": 3, "alpha": 5},
+        "train": {
+            "output": str(path.with_suffix("")),
+            "batch_size": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "num_workers": 0,
+            "device": "cpu",
+        },
+        "log": {"every": 1, "trackers": []},
+    }
+    path.write_text(yaml.safe_dump(_laid_over(_laid_over(short, content), sections)))
+    return path
+
+
+def _train(run: ResolvedRun) -> RunResult:
+    _forget_accelerator()
+    return train(run)
+
+
 @pytest.fixture
 def write_config(tmp_path: Path, sd15_folder: Path, pairs_file: Path) -> Callable[..., Path]:
     """`write_config(name, train={...}, ...)`: a YAML file of a short run into its own folder."""
@@ -101,23 +128,11 @@ def write_config(tmp_path: Path, sd15_folder: Path, pairs_file: Path) -> Callabl
             "image": {"resolution": RESOLUTION},
             "data": {"source": str(pairs_file)},
             "objective": {"beta": 500.0},
-            "adapter": {"rank": 3, "alpha": 5},
-            "train": {
-                "output": str(tmp_path / name),
-                "steps": 3,
-                "batch_size": 2,
-                "learning_rate": 1e-3,
-                "warmup_steps": 0,
-                "num_workers": 0,
-                "device": "cpu",
-            },
-            "log": {"every": 1, "trackers": []},
+            "train": {"steps": 3},
         }
         if sections.get("method", content["method"]) != content["method"]:
             content["objective"] = {}  # beta is another number elsewhere, or none
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(_laid_over(content, sections)))
-        return path
+        return _write_run(tmp_path / f"{name}.yaml", content, sections)
 
     return write
 
@@ -136,13 +151,7 @@ def make_run(write_config: Callable[..., Path]) -> Callable[..., ResolvedRun]:
 def run_to_end(make_run: Callable[..., ResolvedRun]) -> Callable[..., RunResult]:
     """`run_to_end(name, train={...}, ...)`: train it."""
 
-    def run(name: str = "run", **sections: Any) -> RunResult:
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return train(make_run(name, **sections))
-
-    return run
+    return lambda *name, **sections: _train(make_run(*name, **sections))
 
 
 def _dialogue(number: int, kind: str, picture: str) -> dict[str, Any]:
@@ -200,21 +209,9 @@ def write_dialogue_config(
             "method": "dpo",
             "model": {"family": family, "source": str(tiny_vlm_folder(family))},
             "data": {"source": str(dialogues_file)},
-            "adapter": {"rank": 3, "alpha": 5},
-            "train": {
-                "output": str(tmp_path / name),
-                "steps": 2,
-                "batch_size": 2,
-                "learning_rate": 1e-3,
-                "warmup_steps": 0,
-                "num_workers": 0,
-                "device": "cpu",
-            },
-            "log": {"every": 1, "trackers": []},
+            "train": {"steps": 2},
         }
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(_laid_over(content, sections)))
-        return path
+        return _write_run(tmp_path / f"{name}.yaml", content, sections)
 
     return write
 
@@ -233,13 +230,7 @@ def make_dialogue_run(write_dialogue_config: Callable[..., Path]) -> Callable[..
 def train_dialogues(make_dialogue_run: Callable[..., ResolvedRun]) -> Callable[..., RunResult]:
     """`train_dialogues(name, train={...}, ...)`: train it."""
 
-    def run(name: str = "run", **sections: Any) -> RunResult:
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return train(make_dialogue_run(name, **sections))
-
-    return run
+    return lambda *name, **sections: _train(make_dialogue_run(*name, **sections))
 
 
 @pytest.fixture(scope="session")

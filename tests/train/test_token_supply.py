@@ -114,7 +114,7 @@ def test_numbers_of_the_data_arrive_for_the_compared_candidates_and_missing_ones
     extras = only(with_numbers, "severity", "pair_weight").extras
     assert extras["severity"].tolist() == [[0, 1, 2], [5, 6, 7]]
     assert extras["pair_weight"].tolist() == [0.5, 0.5]
-    with pytest.raises(ShapeError, match=r"extras 'phrase': got rows with .*severity.*, expected 'phrase'"):
+    with pytest.raises(ShapeError, match=r"extras 'phrase': got records .*severity.*, expected 'phrase'"):
         only(with_numbers, "phrase")
 
 
