@@ -91,7 +91,8 @@ def compared(
     for example in examples:
         first = len(example["answers"]) - num_versions
         shown = answers_of(example, (twin, *range(first, first + num_versions)))
-        found.append(_choice(model, shown, similar))
+        # What had to be done to the row is counted when the step lays it out.
+        found.append(_choice(model, {**shown, "counts": {}}, similar))
     return found
 
 
@@ -99,7 +100,7 @@ def compared(
 def _choice(model: "VlmModel", example: Example, similar: float) -> Choice:
     """Of one row: its first answer stands beside the true media, the others beside the versions."""
     _require_twins(example["answers"])
-    mode = model.mode if model.mode.shared else replace(_SHARED)
+    mode = model.mode if model.mode.shared else _SHARED
     inputs = cast("VlmInputs", model.encode_laid_out(model.laid_out([example], mode)).context)
     network = bare(model.network)
     if inputs.features is None:
@@ -135,9 +136,8 @@ def _mean_features(inputs: VlmInputs, num_answers: int) -> Float[Tensor, "answer
     features = inputs.features or {}
     values = torch.cat([features[kind].values[seen.source] for kind, seen in inputs.visual.items()]).float()
     rows = torch.cat([seen.place // length for seen in inputs.visual.values()])
-    total = values.new_zeros(inputs.ids.shape[0], values.shape[1]).index_add_(0, rows, values)
-    count = torch.bincount(rows, minlength=inputs.ids.shape[0]).clamp(min=1).unsqueeze(1)
-    return (total / count)[row_of]
+    # One row after another: sums by index would be in another order on a GPU every time.
+    return torch.stack([values[rows == row].mean(0) for row in row_of.tolist()])
 
 
 def encode_chosen(model: "VlmModel", examples: Sequence[Example]) -> Encoded:

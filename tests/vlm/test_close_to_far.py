@@ -156,9 +156,10 @@ def test_a_row_without_a_close_version_weighs_nothing_and_is_counted(tiny_vlm_fo
             similar=1.0,
             weigh=weigh,
         )
-        encoded = encode_chosen(model, [model.example(clip_row(1), key=0)])
-        assert encoded.weight.tolist() == [close]
-        assert model.counts["no_close_version"] == 1
+        example = {**model.example(clip_row(1), key=0), "counts": {"cut_answers": 1}}
+        assert encode_chosen(model, [example]).weight.tolist() == [close]
+        # Reading all versions first counts nothing twice.
+        assert model.counts == {"no_close_version": 1, "cut_answers": 1}
     unweighed = choosing(folder, "llava_onevision", unchanged, reversed_frames, similar=-1.0, weigh=False)
     assert encode_chosen(unweighed, [unweighed.example(clip_row(1), key=0)]).weight.tolist() == [1.0]
 
@@ -194,7 +195,7 @@ def test_methods_that_show_more_than_one_view_take_one_version(tiny_vlm_folder: 
         )
 
 
-# -------------------------------------------------------------------------------------------------- whole runs
+# ------------------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.fixture(autouse=True)
