@@ -95,7 +95,7 @@ class SourceConfig(_Section):
         "captioned (single examples without a label); "
         "of dialogues: trl, llama_factory, ms_swift, rlaif_v, rlhf_v, vlfeedback, mm_rlhf, povid, "
         "mdpo_pairs, hsa_dpo, ha_dpo, mia_dpo, opa_dpo, mllm_dpo, llava_hound, temple, rrpo, chexalign, "
-        "mapped",
+        "trajectories, mapped",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,

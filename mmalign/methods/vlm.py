@@ -341,7 +341,6 @@ _GRAPE = Method(
     year=2024,
     objective="grape_tpo",
     likelihood="tokens",
-    function="mmalign.vlm.trajectories.window_scores",
     defaults={
         "language": _code(
             beta=0.1,

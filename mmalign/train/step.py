@@ -16,6 +16,7 @@ from mmalign.train.metrics import Quantity, panel_values
 from mmalign.train.supply import StepFacts, Supply
 from mmalign.train.token_metrics import token_panel_values
 from mmalign.train.token_supply import TokenSupply
+from mmalign.train.trajectories import holds_steps, trajectory_batch, trajectory_evaluation
 
 __all__ = ["StepOutput", "StepParts", "preference_step"]
 
@@ -92,6 +93,11 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
         compared = reference
         if reference is None and parts.base is not None and is_record:
             compared = parts.base.evaluate(parts.likelihood, batch, draw, keep_prediction=True)
+    if holds_steps(batch):
+        policy = trajectory_evaluation(policy, batch)
+        reference = None if reference is None else trajectory_evaluation(reference, batch)
+        compared = None if compared is None else trajectory_evaluation(compared, batch)
+        batch = trajectory_batch(batch)
     level = _level(parts.likelihood, draw)
     facts = StepFacts(batch, draw, policy, reference, level)
     scores, labels = parts.supply.scores(facts, parts.likelihood.kind), parts.supply.labels(batch)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmalign.batch import PreferenceRow
 from mmalign.data.dialogues import changed_spans, with_revised
+from mmalign.data.dialogues.steps import OF_WORSE, as_steps, has_steps
 from mmalign.data.rows import FieldError
 from mmalign.errors import explain
 from mmalign.methods.row import View
@@ -34,11 +35,23 @@ def completed(row: PreferenceRow, *, views: tuple[View, ...], record: frozenset[
     """The row with what a method reads of it and its file leaves implicit.
 
     A revised answer becomes a candidate where the method shows it to other images; marks of words in which
-    the two answers differ are found where the data have none.
+    the two answers differ are found where the data have none. A window of two trajectories is taken apart
+    into its steps.
 
     Raises:
-        RowError: the method wants a revised answer, and there is none.
+        RowError: the method wants a revised answer, and there is none; or it shows steps of trajectories to
+            other images (`steps_and_views`).
     """
+    if has_steps(row):
+        if views:
+            message = explain(
+                row.source or row.id,
+                got="[steps of two trajectories]",
+                expected="answers: the method shows them to other images",
+                do="Take grape_tpo, dpo or another method without views.",
+            )
+            raise FieldError(message, "steps_and_views", "chosen_steps")
+        return as_steps(row)
     if any(view.answer >= len(row.candidates) for view in views):
         row = with_revised(row)
     missing = [name for name in _FROM_WORDS if name in record and not _is_given(row, name)]
@@ -71,7 +84,7 @@ def numbers_of(
     """
     per_answer: dict[str, float] = {}
     spans: dict[str, tuple[Sequence[Stretch], float]] = {}
-    for name in sorted(names):
+    for name in sorted({*names, *({OF_WORSE} & row.extras.keys())}):
         value = _found(row, candidate, name)
         if name in PER_TOKEN:
             spans[name] = (_stretches(row, name, value), PER_TOKEN[name])

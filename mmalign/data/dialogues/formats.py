@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from mmalign.data.dialogues import special
 from mmalign.data.dialogues.fields import Fields
 from mmalign.data.dialogues.reading import Dialogue, read_dialogue
+from mmalign.data.dialogues.steps import read_trajectories
 
 __all__ = ["FORMATS", "MAPPED", "ROLES", "DialogueFormat", "format_named"]
 
@@ -102,6 +103,18 @@ class DialogueFormat:
 _SEEN = (("images",), ("videos",))
 
 FORMATS: tuple[DialogueFormat, ...] = (
+    DialogueFormat(
+        "trajectories",
+        "windows of two attempts at one task, as steps of pictures and an action (GRAPE)",
+        {
+            "question": ("instruction", "prompt", "task"),
+            "chosen": ("chosen_steps",),
+            "rejected": ("rejected_steps",),
+        },
+        ("question", "chosen", "rejected"),
+        read=read_trajectories,
+        shape=(list,),
+    ),
     DialogueFormat(
         "opa_dpo",
         "OPA-DPO rows with true, own and revised answers",
