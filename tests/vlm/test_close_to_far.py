@@ -159,7 +159,7 @@ def test_a_row_without_a_close_version_weighs_nothing_and_is_counted(tiny_vlm_fo
         example = {**model.example(clip_row(1), key=0), "counts": {"cut_answers": 1}}
         assert encode_chosen(model, [example]).weight.tolist() == [close]
         # Reading all versions first counts nothing twice.
-        assert model.counts == {"no_close_version": 1, "cut_answers": 1}
+        assert +model.counts == {"no_close_version": 1, "cut_answers": 1}
     unweighed = choosing(folder, "llava_onevision", unchanged, reversed_frames, similar=-1.0, weigh=False)
     assert encode_chosen(unweighed, [unweighed.example(clip_row(1), key=0)]).weight.tolist() == [1.0]
 
