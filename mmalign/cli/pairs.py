@@ -65,10 +65,10 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
     """
     parser = commands.add_parser(
         "pairs",
-        help="make preference data: of pictures in three stages, of answers by a recipe",
+        help="make preference data: of pictures in three stages, of answers and sounds by a recipe",
         description="Of pictures: sample candidates, score them, select pairs or rankings, each restartable "
-        "alone. Of answers about images and videos: make. What is stored is not made again; a run that was "
-        "killed ends with the same rows as one that was not.",
+        "alone. Of answers about images and videos, and of sounds: make. What is stored is not made again; a "
+        "run that was killed ends with the same rows as one that was not.",
     )
     stages = parser.add_subparsers(dest="subcommand", metavar="sample|score|select|make", required=True)
     sample = stages.add_parser(
@@ -114,14 +114,15 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
 def _add_make(stages: Any, calls: Callable[[str], Any]) -> None:
     make = stages.add_parser(
         "make",
-        help="pairs of answers of a vision-language model, by one of nine recipes",
-        description="correct, score, claims, self_judged, multi_image, captions, mistakes, bias_driven, "
-        "prompt_writer. Writes rows.jsonl, media and card.yaml; answers and judgements are kept under "
-        "stages/ as they are made. correct and score write answers first and go on once their file is there.",
+        help="pairs of a vision-language model's answers, or of sounds, by a recipe",
+        description="Of answers: correct, score, claims, csr, self_judged, multi_image, captions, clips, "
+        "mistakes, bias_driven, prompt_writer. Of sounds: seeds, quality, events, order, candidates. Writes "
+        "rows.jsonl, media and card.yaml; answers, clips and judgements are kept under stages/ as they are "
+        "made. correct and score write answers first and go on once their file is there.",
     )
     add = make.add_argument
     add("plan_path", metavar="PLAN", type=Path, help="YAML file: recipe, model, data and settings")
     add("overrides", nargs="*", metavar="key=value", help="e.g. limit=8 sampling.temperature=1.0")
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write; the same one goes on")
     add("--device", default=None, help="cuda, cuda:1, cpu, mps (default: the best there is)")
-    make.set_defaults(handler=calls("mmalign.evals.pairs.painter:run_make"))
+    make.set_defaults(handler=calls("mmalign.evals.pairs.make:run_make"))

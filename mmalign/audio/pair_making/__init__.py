@@ -1,0 +1,1 @@
+"""Preference pairs of sounds that a model makes: sampled, scored, selected; see `mmalign pairs make`."""
