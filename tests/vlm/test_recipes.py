@@ -193,6 +193,11 @@ def row_of(kind: str, folder: Path, number: int) -> dict[str, Any]:
             **pair,
         },
         "clips": lambda: {"prompt": asked, "videos": [frames_of(folder, number)], **pair},
+        "trajectories": lambda: {
+            "instruction": f"Put block {number} on the plate.",
+            "chosen_steps": [{"images": [image], "action": f"{step} 0 {number}"} for step in range(3)],
+            "rejected_steps": [{"images": [image], "action": f"9 {step} 9 9"} for step in range(3)],
+        },
         "trl": lambda: {"prompt": asked, "images": [image], **pair},
     }
     return made[kind]()
