@@ -114,7 +114,9 @@ class VlmDemo(Demo["ExamComparison"]):
         base, aligned = comparison.exists()
         for split in base:
             accuracies = base[split].accuracy, aligned[split].accuracy
-            rows.append((f"yes or no, {split}: accuracy", accuracies, None))
+            several = base[split].num > 2  # two questions per picture; one picture shows no spread
+            change = comparison.exists_gain(split) if several else None
+            rows.append((f"yes or no, {split}: accuracy", accuracies, change))
         return rows
 
     def numbers(self, comparison: "ExamComparison") -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _questions(comparison: ExamComparison) -> str:
     }
     rows = "".join(
         f'<tr><th>{split}: {meaning[split]}</th><td class="num">{base[split].accuracy:.1%} &rarr; '
-        f'{aligned[split].accuracy:.1%}</td><td class="num">{base[split].yes_share:.1%} &rarr; '
+        f"{aligned[split].accuracy:.1%}{_change(comparison, split)}</td>"
+        f'<td class="num">{base[split].yes_share:.1%} &rarr; '
         f'{aligned[split].yes_share:.1%}</td><td class="num">{base[split].num}</td></tr>'
         for split in base
     )
@@ -123,8 +124,19 @@ def _questions(comparison: ExamComparison) -> str:
         "<section>\n<h2>Is there a red circle?</h2>\n"
         '<p class="muted">Half of these questions ask for what is there, half for what is not. Right answers '
         'would say yes to 50 %.</p>\n<div class="card"><table><tr><th>questions</th><td class="num">accuracy'
-        f'</td><td class="num">yes</td><td class="num">number</td></tr>{rows}</table></div>\n</section>'
+        f'</td><td class="num">yes</td><td class="num">number</td></tr>{rows}</table>'
+        '<p class="small muted under">Change of accuracy: 95 % interval, paired over pictures.</p></div>'
+        "\n</section>"
     )
+
+
+def _change(comparison: ExamComparison, split: str) -> str:
+    """In accuracy with its interval; nothing where one picture shows no spread."""
+    if len(comparison.exists_differences(split)) < 2:
+        return ""
+    change = comparison.exists_gain(split)
+    said = f"{signed(change.value)}, {signed(change.low)} to {signed(change.high)}"
+    return f'<br><span class="small muted">{said}</span>'
 
 
 # --- pictures -----------------------------------------------------------------------------------------------

@@ -45,9 +45,11 @@ def _with_more(exam: Exam) -> tuple[str, ...]:
     )
 
 
-def _page(exam: Exam, base: tuple[str, ...], tuned: tuple[str, ...]) -> str:
+def _page(
+    exam: Exam, base: tuple[str, ...], tuned: tuple[str, ...], right: tuple[str, ...] | None = None
+) -> str:
     polls = ("No.",) * len(exam.polls)
-    comparison = ExamComparison(exam, Answers(base, polls), Answers(tuned, polls))
+    comparison = ExamComparison(exam, Answers(base, polls), Answers(tuned, right or polls))
     return render_dialogue_report(
         Report(
             comparison=comparison,
@@ -78,6 +80,22 @@ def test_the_page_shows_pictures_with_both_answers_and_what_is_wrong_with_them(e
     assert sum(f"<br>{text}<br>" in page for text in set(_true(exam))) >= 3 * 5
     assert "It &lt;learned&gt;." in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_yes_no_accuracy_stands_beside_its_interval(exam: Exam) -> None:
+    polls = tuple("Yes." if poll.there else "No." for poll in exam.polls)
+    true = _true(exam)
+    comparison = ExamComparison(exam, Answers(true, ("Yes.",) * len(polls)), Answers(true, polls))
+    rows = {title: (values, change) for title, values, change in VlmDemo().results(comparison)}
+    values, change = rows["yes or no, random: accuracy"]
+    assert values == (0.5, 1.0)
+    assert change is not None
+    assert (change.low, change.high) == (0.5, 0.5)
+    one = Exam(exam.pictures, tuple(poll for poll in exam.polls if poll.picture == 0))
+    single = ("Yes.",) * len(one.polls)
+    alone = ExamComparison(one, Answers(true, single), Answers(true, single))
+    assert VlmDemo().results(alone)[-1][2] is None
+    assert "+0.500, +0.500 to +0.500" in _page(exam, true, true, right=polls)
 
 
 def test_numbers_for_programs_are_those_of_the_comparison(exam: Exam) -> None:
