@@ -33,7 +33,10 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "families": Kind(packages=("mmalign.diffusion.families", "mmalign.vlm.families"), attribute="FAMILY"),
+    "families": Kind(
+        packages=("mmalign.diffusion.families", "mmalign.vlm.families", "mmalign.audio.families"),
+        attribute="FAMILY",
+    ),
     "rewards": Kind(packages=("mmalign.rewards.catalogue",), attribute=""),
     "benchmarks": Kind(packages=("mmalign.evals.benchmarks",), attribute="BENCHMARK"),
 }
@@ -97,7 +100,7 @@ def names(kind: str) -> list[str]:
 
 
 def modality(family: str) -> str:
-    """What a family of models makes: "image" or "language". Built-in families are not imported for it.
+    """What a family of models makes: "image", "audio" or "language"; no built-in family is imported for it.
 
     Raises:
         UnknownNameError: no such family.
@@ -105,6 +108,8 @@ def modality(family: str) -> str:
     place = location("families", family)
     if place.startswith("mmalign.vlm."):
         return "language"
+    if place.startswith("mmalign.audio."):
+        return "audio"
     if place.startswith("mmalign."):
         return "image"
     return str(getattr(find("families", family), "modality", "image"))

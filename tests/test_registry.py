@@ -93,3 +93,12 @@ def test_package_that_does_not_exist_yet_has_no_names(monkeypatch):
         registry.KINDS, "nothing", registry.Kind(packages=("mmalign.nothing",), attribute="NOTHING")
     )
     assert registry.names("nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"), [("sdxl", "image"), ("tango", "audio"), ("qwen2_vl", "language")]
+)
+def test_a_family_says_what_it_makes_without_being_imported(family, expected):
+    before = set(sys.modules)
+    assert registry.modality(family) == expected
+    assert not [name for name in set(sys.modules) - before if name.endswith(f"families.{family}")]

@@ -18,13 +18,13 @@ def encode_run(
     batch_size: int = 8,
     dtype: str = "float16",
 ) -> Any:
-    """Encode every image and prompt of a run's data. Returns what was encoded and what could not be read.
+    """Encode every image or clip and every prompt of a run's data. Returns what was encoded, and what not.
 
     Args:
         config_path: YAML file of the run.
         overrides: `section.key=value`.
-        output: folder; default `image.cache` of the config.
-        batch_size: images encoded at once.
+        output: folder; default `image.cache` (or `audio.cache`) of the config.
+        batch_size: images or clips encoded at once.
         dtype: of the stored moments, float16 or float32.
 
     Raises:
@@ -41,21 +41,30 @@ def encode_run(
     from mmalign.train.config import load_run
 
     run = load_run(config_path, overrides).config
-    folder = output or run.image.cache
+    section = "audio" if registry.modality(run.model.family) == "audio" else "image"
+    media = getattr(run, section)
+    folder = output or media.cache
     if folder is None:
-        message = f"{config_path}: neither image.cache nor --output names a folder to write the cache to."
+        message = f"{config_path}: neither {section}.cache nor --output names a folder to write the cache to."
         raise ConfigError(message)
     table = open_rows(run.data)
     print(table.describe())
     # The encoders are loaded for real: the cache they fill does not exist yet.
-    image = run.image.model_copy(update={"cache": None})
+    media = media.model_copy(update={"cache": None})
     use_cuda = torch.cuda.is_available() and run.train.device == "auto"
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.train.mixed_precision, torch.float32)
     family = registry.find("families", run.model.family)
-    model = family.load(run.model, image, device="cuda" if use_cuda else "cpu", dtype=half)
-    loader = ImageLoader(image.resolution, crop=image.crop, flip=image.flip, limits=run.data.images)
+    model = family.load(run.model, media, device="cuda" if use_cuda else "cpu", dtype=half)
+    crop, flip = "center", False
+    loader: Any
+    if section == "audio":
+        model.limit_audio(run.data.audio)
+        loader = model.clips
+    else:
+        crop, flip = media.crop, media.flip
+        loader = ImageLoader(media.resolution, crop=crop, flip=flip, limits=run.data.images)
     # Mean and standard deviation of every candidate, once more for its mirror image.
-    entries = 2 * len(table) * (2 if image.flip else 1)
+    entries = 2 * len(table) * (2 if flip else 1)
     size = entries * 2 * math.prod(model.latent_shape) * (2 if dtype == "float16" else 4)
     Path(folder).mkdir(parents=True, exist_ok=True)
     needed, free = size / 2**30, shutil.disk_usage(folder).free / 2**30
@@ -75,11 +84,11 @@ def encode_run(
             replace(model.cache_identity(), dtype=dtype),
             folder,
             loader=loader,
-            crop=image.crop,
-            flip=image.flip,
+            crop=crop,
+            flip=flip,
             batch_size=batch_size,
             progress=progress,
         )
-    print(f"{folder}: {report.summary()}. Train with image.cache={folder}")
+    print(f"{folder}: {report.summary()}. Train with {section}.cache={folder}")
     report.check(run.data.max_bad_share)
     return report

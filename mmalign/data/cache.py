@@ -40,21 +40,27 @@ class CacheIdentity:
     Args:
         vae: fingerprint of the VAE, its dtype included.
         text: fingerprint of the text encoders.
-        resolution: pixels of the square crop.
+        resolution: pixels of the square crop; 0 where there are no pictures.
         resize: rule between file and crop.
         dtype: of the stored moments.
+        audio: rule between a sound file and what the VAE encodes, with its settings; empty for pictures.
     """
 
     vae: str
     text: str
-    resolution: int
-    resize: str
+    resolution: int = 0
+    resize: str = ""
     dtype: Literal["float16", "float32"] = "float16"
+    audio: str = ""
+
+    def described(self) -> dict[str, Any]:
+        """The fields that say something: caches of pictures keep the description they always had."""
+        return {name: value for name, value in asdict(self).items() if name != "audio" or value}
 
 
 @runtime_checkable
 class CandidateLoader(Protocol):
-    """How the images of a row are read, named and decoded (`diffusion.images.ImageLoader`)."""
+    """How the media of a row are read, named and decoded (`diffusion.images.ImageLoader`)."""
 
     def encoded(self, row: PreferenceRow) -> list[bytes]:
         """Encoded bytes of each candidate. Raises RowError."""
@@ -65,7 +71,7 @@ class CandidateLoader(Protocol):
         ...
 
     def centered(self, row: PreferenceRow, encoded: list[bytes], *, flipped: bool) -> Any:
-        """Something with `pixels` [candidate 3 height width] and `geometry` [candidate 6]."""
+        """Something with the VAE's `inputs` [candidate ...] and their `geometry` [candidate 6]."""
         ...
 
 
@@ -82,7 +88,8 @@ def _check_identity(folder: Path, expected: CacheIdentity, *, ignore: tuple[str,
             "new folder."
         )
         raise ConfigError(message)
-    found, wanted = header["identity"], asdict(expected)
+    # A field that a header of an older version does not have says nothing.
+    found, wanted = asdict(CacheIdentity(**header["identity"])), asdict(expected)
     different = [name for name in wanted if name not in ignore and found.get(name) != wanted[name]]
     if different:
         listed = "; ".join(
@@ -134,7 +141,7 @@ class CacheWriter:
         if (self.folder / HEADER).exists():
             _check_identity(self.folder, identity)
         else:
-            write_json(self.folder / HEADER, {"format": _FORMAT, "identity": asdict(identity)})
+            write_json(self.folder / HEADER, {"format": _FORMAT, "identity": identity.described()})
         for leftover in self.folder.glob(".*.partial"):
             leftover.unlink(missing_ok=True)
         self.known: dict[str, set[str]] = {
@@ -158,11 +165,11 @@ class CacheWriter:
     def add_moments(
         self,
         key: str,
-        mean: Float[Tensor, "channel height width"],
-        std: Float[Tensor, "channel height width"],
+        mean: Float[Tensor, "*shape"],
+        std: Float[Tensor, "*shape"],
         geometry: Int[Tensor, " 6"],
     ) -> None:
-        """Store the moments of one image.
+        """Store the moments of one image or clip.
 
         Raises:
             TrainingError: they are not finite, or overflow the cache's dtype.
@@ -170,11 +177,13 @@ class CacheWriter:
         dtype = _DTYPES[self.identity.dtype]
         stored = {"mean": mean.to("cpu", dtype), "std": std.to("cpu", dtype), "geometry": geometry.to("cpu")}
         if not (stored["mean"].isfinite().all() and stored["std"].isfinite().all()):
-            message = (
-                "data cache: the VAE gave values that are not finite (or do not fit float16). SDXL's own VAE "
-                "overflows in float16: use model.vae: madebyollin/sdxl-vae-fp16-fix, or keep the VAE in "
-                "float32."
+            remedy = (
+                "Keep moments in float32: --dtype float32."
+                if self.identity.audio
+                else "SDXL's own VAE overflows in float16: use model.vae: madebyollin/sdxl-vae-fp16-fix, or "
+                "keep the VAE in float32."
             )
+            message = f"data cache: the VAE gave values that are not finite (or do not fit float16). {remedy}"
             raise TrainingError(message)
         self._add("moments", key, stored)
 
@@ -287,7 +296,7 @@ class LatentCache:
         return self._handles[number], row
 
     def moments(self, key: str) -> tuple[Tensor, Tensor] | None:
-        """(mean, standard deviation) `[channel, height, width]` of unscaled latents; None if absent."""
+        """(mean, standard deviation) `[channel, ...]` of unscaled latents; None if absent."""
         found = self._entry("m", key)
         if found is None:
             return None
@@ -323,7 +332,8 @@ class LatentCache:
         for number, key in enumerate(loader.keys(loader.encoded(row), flipped=flipped)):
             found, geometry = self.moments(key), self.geometry(key)
             if found is None or geometry is None:
-                kind = "mirrored image" if flipped else "image"
+                medium = "clip" if self.identity.audio else "image"
+                kind = "mirrored image" if flipped else medium
                 message = (
                     f"{row.source or row.id} candidate {number}: its {kind} is not in the cache "
                     f"{self.folder}. "

@@ -1,6 +1,6 @@
-"""Filling a cache: every image and every unique prompt of a table is encoded once.
+"""Filling a cache: every image or clip and every unique prompt of a table is encoded once.
 
-Rows are read in order on one thread, images decoded on a few, encoded in batches on the device. What the
+Rows are read in order on one thread, media decoded on a few, encoded in batches on the device. What the
 folder holds already is skipped before anything is decoded, so an interrupted build goes on where it stopped.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mmalign.data.cache import CacheIdentity, CacheWriter, CandidateLoader
@@ -29,12 +29,12 @@ Progress = Callable[[str, int, int], None]
 class EncodingModel(Protocol):
     """What the builder needs of a model."""
 
-    def image_moments(self, pixels: UInt8[Tensor, "row 3 height width"]) -> Any:
+    def cache_moments(self, inputs: Shaped[Tensor, "row ..."]) -> Any:
         """Mean and standard deviation (`mean`, `std`) of unscaled latents."""
         ...
 
-    def text_states(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Text conditioning `[prompt, ...]`."""
+    def cache_text(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Text conditioning `[...]` of each prompt."""
         ...
 
 
@@ -69,16 +69,16 @@ class _Encoder:
                 self.report.read -= 1
                 self.report.add_bad(issue_of(error, job.where))
             return
-        for key, pixels, geometry in zip(job.keys, candidates.pixels, candidates.geometry, strict=True):
+        for key, inputs, geometry in zip(job.keys, candidates.inputs, candidates.geometry, strict=True):
             if not self.writer.has_moments(key):
-                self.ready[key] = (pixels, geometry)
+                self.ready[key] = (inputs, geometry)
         while len(self.ready) >= self.batch_size:
             self.encode(list(self.ready)[: self.batch_size])
 
     def encode(self, keys: list[str]) -> None:
         """Encode some of the images that are ready."""
         entries = [self.ready.pop(key) for key in keys]
-        moments = self.model.image_moments(torch.stack([pixels for pixels, _ in entries]))
+        moments = self.model.cache_moments(torch.stack([inputs for inputs, _ in entries]))
         mean, std = moments.mean.cpu(), moments.std.cpu()
         for number, (key, (_, geometry)) in enumerate(zip(keys, entries, strict=True)):
             self.writer.add_moments(key, mean[number], std[number], geometry)
@@ -95,7 +95,7 @@ def _jobs(
     """Decoding work of every row that is not cached yet."""
     scheduled: set[str] = set()
     for index in range(len(table)):
-        progress("images", index + 1, len(table))
+        progress("clips" if encoder.writer.identity.audio else "images", index + 1, len(table))
         try:
             row = table[index]
             encoded = loader.encoded(row)
@@ -124,8 +124,8 @@ def build_cache(
     folder: str | Path,
     *,
     loader: CandidateLoader,
-    crop: str,
-    flip: bool,
+    crop: str = "center",
+    flip: bool = False,
     batch_size: int = 8,
     text_batch_size: int = 32,
     num_threads: int = 4,
@@ -133,22 +133,22 @@ def build_cache(
     flush_seconds: float = 120.0,
     progress: Progress = _no_progress,
 ) -> RowReport:
-    """Encode every image and every unique prompt that the folder does not hold yet.
+    """Encode every image or clip and every unique prompt that the folder does not hold yet.
 
     Args:
         table: rows to encode.
         model: gives moments and text states.
         identity: what the cache is made for; an existing folder must agree.
         folder: where to write; an interrupted or smaller cache there is completed.
-        loader: reads, names and decodes the images of a row.
-        crop: must be "center".
+        loader: reads, names and decodes the media of a row.
+        crop: of pictures; must be "center".
         flip: also encode mirrored images.
         batch_size: images per call of the VAE.
         text_batch_size: prompts per call of the text encoders.
         num_threads: decoding threads.
         shard_bytes: size of a shard file.
         flush_seconds: longest time between two shards.
-        progress: called with ("images" | "prompts", done, total).
+        progress: called with ("images" | "clips" | "prompts", done, total).
 
     Returns:
         Rows kept, and unreadable ones by reason (they are left out of the cache).
@@ -194,9 +194,8 @@ def _encode_prompts(
     missing = [prompt for prompt in prompts if not writer.has_text(prompt)]
     for start in range(0, len(missing), batch_size):
         part = missing[start : start + batch_size]
-        states = model.text_states(part)
-        for number, prompt in enumerate(part):
-            writer.add_text(prompt, {name: value[number] for name, value in states.items()})
+        for prompt, states in zip(part, model.cache_text(part), strict=True):
+            writer.add_text(prompt, states)
         progress("prompts", start + len(part), len(missing))
 
 

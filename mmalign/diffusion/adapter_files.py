@@ -14,6 +14,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 from torch import Tensor
 
 from mmalign.diffusion.family import ImageModel
+from mmalign.diffusion.model import DiffusionModel
 from mmalign.diffusion.sampling import build_pipeline
 from mmalign.errors import CheckpointError, explain
 from mmalign.files import atomic_write, save_tensors
@@ -22,6 +23,8 @@ __all__ = [
     "LORA_FILE",
     "PEFT_FILE",
     "adapter_file",
+    "adapter_settings",
+    "adapter_state",
     "comfyui_tensors",
     "load_adapter",
     "save_adapter",
@@ -32,17 +35,18 @@ PEFT_FILE = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
 
 
-def _pipeline_reads_adapters(model: ImageModel) -> bool:
-    """Whether the model's pipeline class has `load_lora_weights` (PixArt's have not)."""
-    return hasattr(getattr(diffusers, model.text_to_image), "load_lora_weights")
+def _pipeline_reads_adapters(model: DiffusionModel) -> bool:
+    """Whether the model has a pipeline class with `load_lora_weights` (PixArt's have not)."""
+    pipeline = model.adapter_pipeline
+    return pipeline is not None and hasattr(getattr(diffusers, pipeline), "load_lora_weights")
 
 
-def adapter_file(model: ImageModel) -> str:
+def adapter_file(model: DiffusionModel) -> str:
     """Name of the file that `save_adapter` writes."""
     return LORA_FILE if _pipeline_reads_adapters(model) else PEFT_FILE
 
 
-def _adapter_state(network: Any) -> dict[str, Tensor]:
+def adapter_state(network: Any) -> dict[str, Tensor]:
     """Peft's names and tensors of the network's adapter.
 
     Raises:
@@ -62,7 +66,7 @@ def _adapter_state(network: Any) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu").contiguous() for name, value in state.items()}
 
 
-def save_adapter(model: ImageModel, folder: str | Path) -> Path:
+def save_adapter(model: DiffusionModel, folder: str | Path) -> Path:
     """Write the adapter for `load_lora_weights` of the pipeline, else for `PeftModel`. Returns `folder`.
 
     The file, or the `adapter_config.json` beside it, carries the adapter's settings: without them loaders
@@ -71,15 +75,15 @@ def save_adapter(model: ImageModel, folder: str | Path) -> Path:
     folder, network = Path(folder), model.bare_network
     if not _pipeline_reads_adapters(model):
         return _save_for_peft(network, folder)
-    layers = _adapter_state(network)
+    layers = adapter_state(network)
     if model.network_part == "unet":
         # Pipelines of transformers read peft's names, and drop half of what this converter makes of them.
         layers = convert_state_dict_to_diffusers(layers)
-    pipeline_class = getattr(diffusers, model.text_to_image)
+    pipeline_class = getattr(diffusers, str(model.adapter_pipeline))
     with tempfile.TemporaryDirectory() as scratch:
         keywords: dict[str, Any] = {
             f"{model.network_part}_lora_layers": layers,
-            f"{model.network_part}_lora_adapter_metadata": _adapter_settings(network),
+            f"{model.network_part}_lora_adapter_metadata": adapter_settings(network),
         }
         pipeline_class.save_lora_weights(scratch, **keywords)
         atomic_write(folder / LORA_FILE, (Path(scratch) / LORA_FILE).read_bytes())
@@ -88,14 +92,14 @@ def save_adapter(model: ImageModel, folder: str | Path) -> Path:
 
 def _save_for_peft(network: Any, folder: Path) -> Path:
     """`adapter_model.safetensors` and `adapter_config.json`, as `PeftModel.from_pretrained` reads them."""
-    tensors = {f"{_PEFT_PREFIX}{name}": value for name, value in _adapter_state(network).items()}
+    tensors = {f"{_PEFT_PREFIX}{name}": value for name, value in adapter_state(network).items()}
     save_tensors(folder / PEFT_FILE, tensors)
-    settings = {**_adapter_settings(network), "inference_mode": True}
+    settings = {**adapter_settings(network), "inference_mode": True}
     atomic_write(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
     return folder
 
 
-def _adapter_settings(network: Any) -> dict[str, Any]:
+def adapter_settings(network: Any) -> dict[str, Any]:
     """The adapter's settings, sets in order: equal runs then write equal files."""
     settings = network.peft_config["default"].to_dict()
     return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
@@ -125,7 +129,7 @@ def comfyui_tensors(model: ImageModel) -> dict[str, Tensor]:
             do="Use --to merged, or --to diffusers.",
         )
         raise CheckpointError(message)
-    state = _adapter_state(network)
+    state = adapter_state(network)
     layers = {name: layer for name, layer in network.named_modules() if "default" in _loras(layer)}
     if model.network_part == "unet":
         return _kohya_tensors(state, layers)

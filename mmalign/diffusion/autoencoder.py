@@ -1,8 +1,8 @@
-"""The VAE of a pipeline: pixels to latents and back, in a dtype in which it does not overflow.
+"""The VAE of a pipeline: media to latents and back, in a dtype in which it does not overflow.
 
-SDXL's own VAE gives infinities in float16, so it runs in float32 unless the fp16 fix replaces it; bfloat16
-has too few bits for latents and is never used. Loaded when first needed, freed on request, optionally kept on
-the CPU.
+`LatentCodec` is what all media share, `Autoencoder` the one of pictures. SDXL's own VAE gives infinities in
+float16, so it runs in float32 unless the fp16 fix replaces it; bfloat16 has too few bits for latents and is
+never used. Loaded when first needed, freed on request, optionally kept on the CPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmalign.files import fingerprint
 
-__all__ = ["Autoencoder", "Moments", "on_device", "weight_digest"]
+__all__ = ["Autoencoder", "LatentCodec", "Moments", "on_device", "weight_digest"]
 
 _AT_ONCE = 4
 """Images per call: at 1024 pixels a float32 encode holds about 2 GB of feature maps per image."""
@@ -50,8 +50,79 @@ def on_device(*modules: Any, device: torch.device, home: torch.device) -> Iterat
             module.to(home)
 
 
-class Autoencoder:
-    """A VAE that is there when it is needed.
+class LatentCodec:
+    """A VAE that is there when it is needed; what turns media into its inputs is a subclass's.
+
+    Args:
+        load: reads the VAE in a dtype.
+        device: where it works.
+        home: where it waits between uses.
+        dtype: of the run's frozen parts.
+
+    Attributes:
+        config: of the VAE.
+        wide: float64 in runs of that dtype, else float32; what moments and latents are in.
+        dtype: in which the VAE works.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[torch.dtype], Any],
+        *,
+        device: torch.device,
+        home: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._load, self.device, self.home = load, device, home
+        self._vae: Any = load(torch.float32)
+        self.config: Mapping[str, Any] = dict(self._vae.config)
+        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.dtype = self._working_dtype(dtype)
+        self._vae = (self._vae if self.dtype == torch.float32 else load(self.dtype)).to(home)
+
+    def _working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """In which the VAE works in a run of this dtype; wide unless a subclass knows better."""
+        del dtype
+        return self.wide
+
+    @property
+    def module(self) -> Any:
+        """The VAE itself, loaded again if it was released."""
+        if self._vae is None:
+            self._vae = self._load(self.dtype).to(self.home)
+        return self._vae
+
+    def release(self) -> None:
+        """Free its memory."""
+        self._vae = None
+
+    def scale(self, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Unscaled latents to what the network is trained on."""
+        shift, factor = self._statistics(latents)
+        return (latents - shift) * factor
+
+    def unscale(self, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Inverse of `scale`."""
+        shift, factor = self._statistics(latents)
+        return latents / factor + shift
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """(shift, factor): per channel where the config has statistics, else its two factors."""
+        factor = float(self.config["scaling_factor"])
+        mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
+        if mean is None or std is None:
+            return float(self.config.get("shift_factor") or 0.0), factor
+        return latents.new_tensor(mean).view(-1, 1, 1), factor / latents.new_tensor(std).view(-1, 1, 1)
+
+    def fingerprint(self) -> str:
+        """Identity of what turns media into moments: config, dtype and the encoder's weights."""
+        vae = self.module
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        return fingerprint(config, str(self.dtype), weight_digest(vae.encoder), weight_digest(vae.quant_conv))
+
+
+class Autoencoder(LatentCodec):
+    """The VAE of pictures.
 
     Args:
         load: reads the VAE in a dtype.
@@ -77,29 +148,21 @@ class Autoencoder:
         origin: str,
         remedy: str = "",
     ) -> None:
-        self._load, self.device, self.home = load, device, home
-        self._vae: Any = load(torch.float32)
-        self.config: Mapping[str, Any] = dict(self._vae.config)
-        cannot_halve = overflows and bool(self.config.get("force_upcast", True))
-        half = dtype in (torch.float16, torch.bfloat16) and device.type == "cuda" and not cannot_halve
-        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
-        self.dtype = torch.float16 if half else self.wide
+        self._overflows = overflows
+        super().__init__(load, device=device, home=home, dtype=dtype)
         why = ""
-        if cannot_halve and dtype in (torch.float16, torch.bfloat16):
+        if self._cannot_halve and dtype in (torch.float16, torch.bfloat16):
             why = f" (it may overflow in float16{f'; {remedy}' if remedy else ''})"
         self.note = f"latents: {origin} in {str(self.dtype).removeprefix('torch.')}{why}"
-        self._vae = (self._vae if self.dtype == torch.float32 else load(self.dtype)).to(home)
 
     @property
-    def module(self) -> Any:
-        """The VAE itself, loaded again if it was released."""
-        if self._vae is None:
-            self._vae = self._load(self.dtype).to(self.home)
-        return self._vae
+    def _cannot_halve(self) -> bool:
+        return self._overflows and bool(self.config.get("force_upcast", True))
 
-    def release(self) -> None:
-        """Free its memory."""
-        self._vae = None
+    def _working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """float16 in runs of half precision, where it does not overflow."""
+        half = dtype in (torch.float16, torch.bfloat16) and self.device.type == "cuda"
+        return torch.float16 if half and not self._cannot_halve else self.wide
 
     @property
     def shrink(self) -> int:
@@ -150,30 +213,6 @@ class Autoencoder:
     def _pixels_of(self, latents: Tensor) -> Tensor:
         values: Tensor = self.module.decode(self.unscale(latents).to(self.dtype)).sample
         return (values.to(torch.float32) / 2 + 0.5).clamp(0, 1)
-
-    def scale(self, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Unscaled latents to what the network is trained on."""
-        shift, factor = self._statistics(latents)
-        return (latents - shift) * factor
-
-    def unscale(self, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Inverse of `scale`."""
-        shift, factor = self._statistics(latents)
-        return latents / factor + shift
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """(shift, factor): per channel where the config has statistics, else its two factors."""
-        factor = float(self.config["scaling_factor"])
-        mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
-        if mean is None or std is None:
-            return float(self.config.get("shift_factor") or 0.0), factor
-        return latents.new_tensor(mean).view(-1, 1, 1), factor / latents.new_tensor(std).view(-1, 1, 1)
-
-    def fingerprint(self) -> str:
-        """Identity of what turns pixels into moments: config, dtype and the encoder's weights."""
-        vae = self.module
-        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        return fingerprint(config, str(self.dtype), weight_digest(vae.encoder), weight_digest(vae.quant_conv))
 
 
 def weight_digest(module: Any) -> list[float]:

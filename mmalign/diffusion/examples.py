@@ -6,8 +6,8 @@ With a cache it opens no image at all.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -18,7 +18,7 @@ from mmalign.data.cache import LatentCache
 from mmalign.diffusion.images import ImageLoader
 from mmalign.errors import RowError, ShapeError
 
-__all__ = ["OWN", "ExampleReader", "collate"]
+__all__ = ["OWN", "ExampleReader", "TextReader", "collate"]
 
 OWN = "own_"
 """Before the names of tokens and text states `[candidate, ...]` of candidates with prompts of their own."""
@@ -30,25 +30,66 @@ def _own_prompts(row: PreferenceRow) -> list[str]:
     return own if any(prompt != row.prompt for prompt in own) else []
 
 
-@dataclass(frozen=True)
-class ExampleReader:
-    """Turns rows into examples; calling it with a row gives tensors, decided by the row's key.
+@dataclass(frozen=True, kw_only=True)
+class TextReader:
+    """Turns prompts into token ids, or finds what a cache knows of them.
 
     Args:
         tokenizers: of the pipeline, in the order of its encoders.
-        images: decodes, crops and flips.
         cache: moments and text states by content, or None.
         lengths: tokens of each tokenizer's output; None is its own length, and an empty tuple None for all.
         masks: give each tensor of ids its mask as the next tensor.
         lowercase: lower and strip prompts first.
+        padding: fill all prompts up to the tokenizer's length, or to that of the longest.
     """
 
     tokenizers: tuple[Any, ...]
-    images: ImageLoader
     cache: LatentCache | None = None
     lengths: tuple[int | None, ...] = ()
     masks: bool = False
     lowercase: bool = False
+    padding: Literal["max_length", "longest"] = "max_length"
+
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors `tokens` gives."""
+        return len(self.tokenizers) * (2 if self.masks else 1)
+
+    def tokens(self, prompts: Sequence[str]) -> list[Int[Tensor, "prompt _"]]:
+        """Token ids, padded and cut to each tokenizer's length, with masks if asked."""
+        texts = [prompt.lower().strip() for prompt in prompts] if self.lowercase else list(prompts)
+        tensors = []
+        with warnings.catch_warnings():
+            # Long prompts are cut on purpose; `mmalign data check` counts them.
+            warnings.simplefilter("ignore")
+            for number, tokenizer in enumerate(self.tokenizers):
+                length = self.lengths[number] if self.lengths else None
+                encoded = tokenizer(
+                    texts,
+                    padding=self.padding,
+                    max_length=length or tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                )
+                tensors.append(encoded.input_ids)
+                if self.masks:
+                    tensors.append(encoded.attention_mask)
+        return tensors
+
+    def cached_text(self, prompt: str) -> dict[str, Tensor] | None:
+        """Text states `[1, ...]` of a prompt from the cache; None where there is none."""
+        return None if self.cache is None else self.cache.text(prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleReader(TextReader):
+    """Turns rows into examples; calling it with a row gives tensors, decided by the row's key.
+
+    Args:
+        images: decodes, crops and flips.
+    """
+
+    images: ImageLoader
 
     def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
         """Pixels [candidate 3 height width] or cached moments, geometry, tokens or cached text states.
@@ -93,40 +134,6 @@ class ExampleReader:
                 for name in text[0]
             },
         }
-
-    @property
-    def num_tensors(self) -> int:
-        """How many tensors `tokens` gives."""
-        return len(self.tokenizers) * (2 if self.masks else 1)
-
-    def tokens(self, prompts: Sequence[str]) -> list[Int[Tensor, "prompt _"]]:
-        """Token ids, padded and cut to each tokenizer's length as the pipelines do, with masks if asked."""
-        texts = [prompt.lower().strip() for prompt in prompts] if self.lowercase else list(prompts)
-        tensors = []
-        with warnings.catch_warnings():
-            # Long prompts are cut on purpose; `mmalign data check` counts them.
-            warnings.simplefilter("ignore")
-            for number, tokenizer in enumerate(self.tokenizers):
-                length = self.lengths[number] if self.lengths else None
-                encoded = tokenizer(
-                    texts,
-                    padding="max_length",
-                    max_length=length or tokenizer.model_max_length,
-                    truncation=True,
-                    return_tensors="pt",
-                )
-                tensors.append(encoded.input_ids)
-                if self.masks:
-                    tensors.append(encoded.attention_mask)
-        return tensors
-
-    def cached_text(self, prompt: str) -> dict[str, Tensor] | None:
-        """Text states `[1, ...]` of a prompt from the cache; None where there is none."""
-        return None if self.cache is None else self.cache.text(prompt)
-
-    def with_cache(self, cache: LatentCache) -> "ExampleReader":
-        """A reader that takes moments and text states from `cache`."""
-        return replace(self, cache=cache)
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

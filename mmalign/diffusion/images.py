@@ -65,6 +65,11 @@ class Candidates:
     geometry: Int[Tensor, "candidate 6"]
     flipped: bool
 
+    @property
+    def inputs(self) -> UInt8[Tensor, "candidate 3 height width"]:
+        """What the VAE encodes."""
+        return self.pixels
+
 
 def augmentation_of(key: int, *, crop: Crop, flip: bool) -> Augmentation:
     """The crop window and flip that a row's key decides; all its candidates share them.

@@ -11,20 +11,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from mmalign.errors import ConfigError, explain
 
-__all__ = ["PipelineSource", "load_autoencoder"]
+__all__ = [
+    "HUB_ADVICE",
+    "PartSource",
+    "PipelineSource",
+    "is_offline",
+    "kind_of_source",
+    "load_autoencoder",
+    "quiet_loaders",
+    "told_as_settings",
+]
 
 _LIBRARIES = ("diffusers", "transformers")
 
 
 @contextmanager
-def _told_as_settings(where: str, do: str) -> Iterator[None]:
+def told_as_settings(where: str, do: str) -> Iterator[None]:
     """Turn the loaders' errors into one message about the run's settings."""
     from safetensors import SafetensorError
 
@@ -40,7 +49,7 @@ def _told_as_settings(where: str, do: str) -> Iterator[None]:
         raise ConfigError(message) from error
 
 
-def _quiet_loaders() -> None:
+def quiet_loaders() -> None:
     """One bar per run, not one per file that is loaded."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -49,8 +58,32 @@ def _quiet_loaders() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _offline() -> bool:
+def is_offline() -> bool:
+    """Whether the environment forbids the hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+@runtime_checkable
+class PartSource(Protocol):
+    """Where a model's parts come from, whatever its layout on disk.
+
+    Attributes:
+        source: as the run's `model.source` has it.
+        index: options and classes of the parts, as in `model_index.json`.
+        pipeline_class: name of the pipeline.
+    """
+
+    source: str
+    index: dict[str, Any]
+    pipeline_class: str
+
+    def has(self, name: str) -> bool:
+        """Whether there is a part of this name."""
+        ...
+
+    def part(self, name: str, *, dtype: torch.dtype | None = None) -> Any:
+        """One loaded part: a frozen network in evaluation mode on the CPU, a tokenizer, or a scheduler."""
+        ...
 
 
 class PipelineSource:
@@ -82,8 +115,8 @@ class PipelineSource:
     ) -> None:
         self.source, self.revision, self.variant = source, revision, variant
         self.config_source, self.network = config_source, network
-        _quiet_loaders()
-        self.kind = _kind(source)
+        quiet_loaders()
+        self.kind = kind_of_source(source)
         self.index = self._read_index(pipelines)
         got = str(self.index.get("_class_name", ""))
         if got not in pipelines:
@@ -117,7 +150,7 @@ class PipelineSource:
             index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return index
         revision = self.revision if self.kind == "hub" else None
-        with _told_as_settings(f"model.source {place}", _HUB_ADVICE):
+        with told_as_settings(f"model.source {place}", HUB_ADVICE):
             config: dict[str, Any] = DiffusionPipeline.load_config(place, revision=revision)
         return config
 
@@ -139,7 +172,7 @@ class PipelineSource:
             ConfigError: it is missing, truncated, or not safetensors.
         """
         where = f"model.source {self.source}, part {name}"
-        with _told_as_settings(where, _PART_ADVICE):
+        with told_as_settings(where, _PART_ADVICE):
             if self.kind == "file" and self._in_file(name):
                 loaded = self._part_of_file(name, dtype)
             else:
@@ -214,7 +247,7 @@ class PipelineSource:
                 expected=f"a diffusers folder or hub id: {self.pipeline_class} reads no single files",
             )
             raise ConfigError(message)
-        keywords: dict[str, Any] = {"local_files_only": _offline()}
+        keywords: dict[str, Any] = {"local_files_only": is_offline()}
         if self.config_source:
             keywords["config"] = self.config_source
         part, network_class = self.network
@@ -232,7 +265,7 @@ _VAE_NAMES = ("first_stage_model.", "vae.")
 _TEXT_NAMES = ("cond_stage_model.", "conditioner.", "text_encoders.")
 """How the names of a single file's VAE and text encoders begin."""
 
-_HUB_ADVICE = (
+HUB_ADVICE = (
     "If it is a folder, check the path; if it is a hub id, check its spelling, that you are online "
     "(HF_HUB_OFFLINE is not set) and that you have accepted its licence with `hf auth login`."
 )
@@ -243,7 +276,12 @@ _PART_ADVICE = (
 )
 
 
-def _kind(source: str, setting: str = "model.source") -> Literal["folder", "file", "hub"]:
+def kind_of_source(source: str, setting: str = "model.source") -> Literal["folder", "file", "hub"]:
+    """What a setting names.
+
+    Raises:
+        ConfigError: a file that is no safetensors, or a path where nothing is.
+    """
     path = Path(source)
     if path.is_dir():
         return "folder"
@@ -289,10 +327,10 @@ def load_autoencoder(source: str, *, dtype: torch.dtype) -> Any:
     """
     from diffusers import AutoencoderKL
 
-    kind = _kind(source, "model.vae")
-    with _told_as_settings(f"model.vae {source}", "It must be the hub id or folder of an AutoencoderKL."):
+    kind = kind_of_source(source, "model.vae")
+    with told_as_settings(f"model.vae {source}", "It must be the hub id or folder of an AutoencoderKL."):
         if kind == "file":
-            vae = AutoencoderKL.from_single_file(source, dtype=dtype, local_files_only=_offline())
+            vae = AutoencoderKL.from_single_file(source, dtype=dtype, local_files_only=is_offline())
         else:
             inside = kind == "folder" and (Path(source) / "vae").is_dir()
             place = str(Path(source) / "vae") if inside else source

@@ -1,7 +1,7 @@
-"""What sets one family of image models apart: names of its parts, its inputs, its habits.
+"""What sets one family of diffusion models apart: names of its parts, its inputs, its habits.
 
-A family file overrides what differs from a UNet with one CLIP encoder; the rest of `ImageModel` asks here and
-nowhere else.
+A family file overrides what differs from a UNet with one text encoder; the rest of `DiffusionModel` asks here
+and nowhere else. `ImageTraits` adds what only families of pictures have.
 """
 
 from abc import ABC, abstractmethod
@@ -19,49 +19,41 @@ if TYPE_CHECKING:
     from mmalign.diffusion.autoencoder import Autoencoder
     from mmalign.train.config import ImageConfig, ModelConfig
 
-__all__ = ["FamilyTraits"]
+__all__ = ["FamilyTraits", "ImageTraits"]
 
 
 class FamilyTraits(ABC):
     """The contract of a family file.
 
     Attributes:
-        text_to_image: class name of the diffusers pipeline that paints from text.
         settings: the run's `model` section.
-        image: the run's `image` section.
         notes: what was decided while loading, for the run's opening lines.
         text_parts_present: those of `text_parts` that the pipeline has.
         scheduler_class: the pipeline's own sampler.
         scheduler_config: its settings.
         prediction: what the network predicts.
         schedule: its noise schedule.
-        autoencoder: the VAE.
-        latent_shape: of one picture at the run's resolution.
+        latent_shape: of one sample as the run makes them.
         bare_network: the diffusers network itself.
     """
 
     settings: "ModelConfig"
-    image: "ImageConfig"
     notes: list[str]
     text_parts_present: tuple[tuple[str, str], ...]
     scheduler_class: str
     scheduler_config: dict[str, Any]
     prediction: Prediction
     schedule: Schedule
-    autoencoder: "Autoencoder"
     latent_shape: tuple[int, ...]
     bare_network: Any
 
     # --- names and habits -----------------------------------------------------------------------------------
 
     family: ClassVar[str]
-    text_to_image: str
     network_part: ClassVar[str] = "unet"
     """The trained network's name in the pipeline."""
     network_class: ClassVar[str] = "UNet2DConditionModel"
     """Its class in diffusers."""
-    patch: ClassVar[int] = 1
-    """Latents per token, along one side: the latent size must be a multiple of it."""
     text_parts: ClassVar[tuple[tuple[str, str], ...]] = (("tokenizer", "text_encoder"),)
     """(tokenizer, encoder) names; those the pipeline lacks are left out."""
     long_tokenizer: ClassVar[str | None] = None
@@ -72,10 +64,6 @@ class FamilyTraits(ABC):
     """Whether the pipeline lowers and strips prompts."""
     half_dtype: ClassVar[torch.dtype] = torch.float16
     """The half precision that the model is run in."""
-    vae_overflows: ClassVar[bool] = False
-    """Whether a VAE that asks for `force_upcast` may give infinities in float16."""
-    vae_remedy: ClassVar[str] = ""
-    """What lets it run in float16 all the same."""
     embeds_guidance: bool = False
     """Whether guidance is an input of the network: one call per step then, and no empty prompt."""
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -93,13 +81,6 @@ class FamilyTraits(ABC):
         With `text_masks` each tensor of ids is followed by its mask (1 where a token is no padding).
         """
 
-    def size_conditioning(
-        self, geometry: Shaped[Tensor, "prompt candidate 6"]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(shared, per candidate) conditioning from image geometry; none by default."""
-        del geometry
-        return {}, {}
-
     def network_arguments(self, conditioning: Mapping[str, Tensor]) -> dict[str, Any]:
         """Keyword arguments of the network besides sample and timestep."""
         return {"encoder_hidden_states": conditioning["text"]}
@@ -108,23 +89,13 @@ class FamilyTraits(ABC):
         """The network's own time input of one from 0 to 1000."""
         return timestep
 
-    def pack(self, latents: Float[Tensor, "row channel height width"]) -> Float[Tensor, "row ..."]:
+    def pack(self, latents: Float[Tensor, "row channel *size"]) -> Float[Tensor, "row ..."]:
         """Latents as the network takes them; as they are, by default."""
         return latents
 
-    def unpack(self, packed: Float[Tensor, "row ..."]) -> Float[Tensor, "row channel height width"]:
+    def unpack(self, packed: Float[Tensor, "row ..."]) -> Float[Tensor, "row channel *size"]:
         """Inverse of `pack`."""
         return packed
-
-    @property
-    def generation_pipeline(self) -> str:
-        """Class name of the diffusers pipeline that generates with this model."""
-        return self.text_to_image
-
-    @property
-    def paints_over(self) -> bool:
-        """Whether the model only reworks pictures (a refiner)."""
-        return False
 
     @property
     def sampler_defaults(self) -> tuple[int, float]:
@@ -141,20 +112,15 @@ class FamilyTraits(ABC):
         """Tokens that the pipeline gives its T5 encoder unless told otherwise."""
         return 256
 
-    def sampler_options(self, guidance_scale: float) -> dict[str, Any]:
-        """Keyword arguments of the generating pipeline besides prompts, steps and noise."""
-        length = {} if self.long_tokenizer is None else {"max_sequence_length": self.text_length}
-        return {"guidance_scale": guidance_scale, **length}
+    @property
+    def adapter_pipeline(self) -> str | None:
+        """Class name of the diffusers pipeline that users put adapters on; None where there is none."""
+        return None
 
     def _make_schedule(self) -> Schedule:
-        return schedule_from_config(self.scheduler_config, sequence_length=self.num_image_tokens)
+        return schedule_from_config(self.scheduler_config)
 
-    # --- sizes ----------------------------------------------------------------------------------------------
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Patches of a picture's latents; what resolution-dependent schedules count."""
-        return self.latent_shape[1] * self.latent_shape[2] // self.patch**2
+    # --- text lengths ---------------------------------------------------------------------------------------
 
     @property
     def text_length(self) -> int:
@@ -188,3 +154,59 @@ class FamilyTraits(ABC):
                 do="Set model.family to the one that trains it: `mmalign families`.",
             )
             raise ConfigError(message)
+
+
+class ImageTraits(FamilyTraits):
+    """The contract of a family file of pictures.
+
+    Attributes:
+        text_to_image: class name of the diffusers pipeline that paints from text.
+        image: the run's `image` section.
+        autoencoder: the VAE.
+    """
+
+    image: "ImageConfig"
+    autoencoder: "Autoencoder"
+
+    text_to_image: str
+    patch: ClassVar[int] = 1
+    """Latents per token, along one side: the latent size must be a multiple of it."""
+    vae_overflows: ClassVar[bool] = False
+    """Whether a VAE that asks for `force_upcast` may give infinities in float16."""
+    vae_remedy: ClassVar[str] = ""
+    """What lets it run in float16 all the same."""
+
+    def size_conditioning(
+        self, geometry: Shaped[Tensor, "prompt candidate 6"]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(shared, per candidate) conditioning from image geometry; none by default."""
+        del geometry
+        return {}, {}
+
+    @property
+    def adapter_pipeline(self) -> str | None:
+        """Whatever paints from text, though a refiner generates by another."""
+        return self.text_to_image
+
+    @property
+    def generation_pipeline(self) -> str:
+        """Class name of the diffusers pipeline that generates with this model."""
+        return self.text_to_image
+
+    @property
+    def paints_over(self) -> bool:
+        """Whether the model only reworks pictures (a refiner)."""
+        return False
+
+    def sampler_options(self, guidance_scale: float) -> dict[str, Any]:
+        """Keyword arguments of the generating pipeline besides prompts, steps and noise."""
+        length = {} if self.long_tokenizer is None else {"max_sequence_length": self.text_length}
+        return {"guidance_scale": guidance_scale, **length}
+
+    def _make_schedule(self) -> Schedule:
+        return schedule_from_config(self.scheduler_config, sequence_length=self.num_image_tokens)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Patches of a picture's latents; what resolution-dependent schedules count."""
+        return self.latent_shape[1] * self.latent_shape[2] // self.patch**2

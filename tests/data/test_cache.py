@@ -28,15 +28,15 @@ class FakeModel:
     def __init__(self):
         self.images, self.prompts = 0, []
 
-    def image_moments(self, pixels):
+    def cache_moments(self, pixels):
         self.images += len(pixels)
         small = torch.nn.functional.avg_pool2d(pixels.float(), 4) / 255.0
         return SimpleNamespace(mean=small, std=small * 0.5 + 0.125)
 
-    def text_states(self, prompts):
+    def cache_text(self, prompts):
         self.prompts += prompts
-        states = torch.tensor([[len(prompt), hash(prompt) % 97] for prompt in prompts], dtype=torch.float32)
-        return {"text": states.unsqueeze(1).expand(-1, 5, -1), "pooled": states.to(torch.bfloat16)}
+        states = [torch.tensor([len(prompt), hash(prompt) % 97], dtype=torch.float32) for prompt in prompts]
+        return [{"text": value.expand(5, -1), "pooled": value.to(torch.bfloat16)} for value in states]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_cached_moments_equal_those_of_the_model(table, tmp_path, flipped):
     assert len(cache) == 12
     for row in table:
         candidates = loader.centered(row, loader.encoded(row), flipped=flipped)
-        expected = model.image_moments(candidates.pixels)
+        expected = model.cache_moments(candidates.pixels)
         mean, std, geometry = cache.row(row, loader, flipped=flipped)
         assert torch.equal(mean, expected.mean)
         assert torch.equal(std, expected.std)
@@ -101,10 +101,10 @@ def test_text_states_are_stored_once_per_prompt_with_their_dtype(table, tmp_path
     _, model = build(table, tmp_path / "cache")
     assert model.prompts == ["", "x", "y"]
     cache = LatentCache(tmp_path / "cache")
-    expected = FakeModel().text_states(["y"])
+    (expected,) = FakeModel().cache_text(["y"])
     found = cache.text("y")
-    assert torch.equal(found["text"], expected["text"])
-    assert torch.equal(found["pooled"], expected["pooled"])
+    assert torch.equal(found["text"][0], expected["text"])
+    assert torch.equal(found["pooled"][0], expected["pooled"])
     assert found["pooled"].dtype == torch.bfloat16
     assert cache.text("") is not None
     assert cache.text("never seen") is None
@@ -178,7 +178,7 @@ def test_random_crops_are_refused(table, tmp_path):
 
 def test_values_that_are_not_finite_stop_the_building(table, tmp_path):
     model = FakeModel()
-    model.image_moments = lambda pixels: SimpleNamespace(
+    model.cache_moments = lambda pixels: SimpleNamespace(
         mean=torch.full((len(pixels), 4, 2, 2), 1e6), std=torch.ones(len(pixels), 4, 2, 2)
     )
     with pytest.raises(TrainingError, match="overflows in float16"):
@@ -191,6 +191,15 @@ def test_a_damaged_shard_is_named(table, tmp_path):
     shard.write_bytes(shard.read_bytes()[:40])
     with pytest.raises(CheckpointError, match=r"not a complete cache shard.*Delete the file"):
         len(LatentCache(tmp_path / "cache"))
+
+
+def test_a_cache_from_before_there_was_sound_is_still_read(table, tmp_path):
+    build(table, tmp_path / "cache")
+    header = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    assert set(header["identity"]) == {"vae", "text", "resolution", "resize", "dtype"}
+    LatentCache(tmp_path / "cache", expect=IDENTITY)
+    with pytest.raises(ConfigError, match="audio: cache '', this run 'a rule'"):
+        LatentCache(tmp_path / "cache", expect=replace(IDENTITY, audio="a rule"))
 
 
 def test_a_cache_of_an_older_format_is_refused(table, tmp_path):
@@ -224,9 +233,9 @@ from mmalign.data.cache_build import build_cache
 from mmalign.diffusion.images import ImageLoader
 
 class Slow(FakeModel):
-    def image_moments(self, pixels):
+    def cache_moments(self, pixels):
         time.sleep(0.05)
-        return super().image_moments(pixels)
+        return super().cache_moments(pixels)
 
 table = open_rows(DataConfig(source={{"path": {path!r}}}))
 build_cache(table, Slow(), IDENTITY, {folder!r}, loader=ImageLoader(16), crop="center", flip=False,

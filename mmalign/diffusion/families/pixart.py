@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mmalign.diffusion.family import ImageFamily, ImageModel
-from mmalign.diffusion.loading import PipelineSource
+from mmalign.diffusion.loading import PartSource
 from mmalign.errors import ConfigError, explain
 
 __all__ = ["FAMILY", "PixArt"]
@@ -49,7 +49,7 @@ class PixArt(ImageModel):
         "linear_2",
     )
 
-    def __init__(self, source: PipelineSource, *settings: Any, **options: Any) -> None:
+    def __init__(self, source: PartSource, *settings: Any, **options: Any) -> None:
         self.text_to_image = source.pipeline_class
         super().__init__(source, *settings, **options)
 

@@ -1,0 +1,317 @@
+"""The audio family contract: everything that text-to-audio models share, whatever their networks.
+
+A family file supplies what differs: how its checkpoints are opened, what stands between waveforms and
+latents, how its text becomes conditioning. Clips, prompt dropout, caches, sampling and saving are here, once;
+what sound shares with pictures is in `DiffusionModel`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmalign.audio.clips import AudioReader, ClipLoader, padded
+from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.data.audio_media import DecodedAudio
+from mmalign.data.cache import CacheIdentity
+from mmalign.data.config import AudioLimits, ImageLimits
+from mmalign.diffusion.autoencoder import LatentCodec, Moments
+from mmalign.diffusion.examples import OWN
+from mmalign.diffusion.loading import PartSource
+from mmalign.diffusion.model import DiffusionModel
+from mmalign.errors import ConfigError, explain
+
+if TYPE_CHECKING:
+    from mmalign.train.audio_sections import AudioConfig
+    from mmalign.train.sections import ModelConfig
+
+__all__ = ["AudioFamily", "AudioModel", "OpenSource", "frames_of"]
+
+OpenSource = Callable[..., PartSource]
+"""`open_source(source, *, revision, variant, config_source)`: the parts of a checkpoint."""
+
+
+class AudioModel(DiffusionModel):
+    """A loaded text-to-audio model; what the training loop, the samplers and the exporters work with.
+
+    Args:
+        source: where the parts come from.
+        settings: the run's `model` section.
+        audio: the run's `audio` section.
+        device: where everything runs.
+        dtype: of frozen parts.
+        network_dtype: of the trained network (float32 for full fine-tuning); default `dtype`.
+
+    Attributes:
+        sampling_rate: of its sound, Hz.
+        channels: of its sound.
+        num_samples: of its clips, at the run's duration.
+        codec: waveforms to latents and back (also `autoencoder`).
+    """
+
+    default_level: ClassVar[Literal["peak", "none"]] = "none"
+    """What is done to the level of clips unless the run says otherwise."""
+    default_channel: ClassVar[Literal["first", "mean"]] = "mean"
+    """What a model of one channel hears of several unless the run says otherwise."""
+
+    autoencoder: Any  # a LatentCodec with `moments` of waveforms and `decode`
+    reader: AudioReader
+    sampling_rate: int
+    channels: int
+    num_samples: int
+
+    def __init__(
+        self,
+        source: PartSource,
+        settings: "ModelConfig",
+        audio: "AudioConfig",
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        network_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.audio = audio
+        super().__init__(source, settings, device=device, dtype=dtype, network_dtype=network_dtype)
+
+    @property
+    def media(self) -> "AudioConfig":
+        """The run's `audio` section."""
+        return self.audio
+
+    @property
+    def codec(self) -> LatentCodec:
+        """Waveforms to latents and back."""
+        codec: LatentCodec = self.autoencoder
+        return codec
+
+    @property
+    def duration(self) -> float:
+        """Seconds of its clips."""
+        return self.num_samples / self.sampling_rate
+
+    @abstractmethod
+    def latent_shape_of(self, duration: float) -> tuple[int, ...]:
+        """Event shape of the latents of a clip of so many seconds. Raises ConfigError."""
+
+    # --- data -----------------------------------------------------------------------------------------------
+
+    def _make_reader(self) -> AudioReader:
+        audio = self.audio
+        level = self.default_level if audio.normalise == "family" else audio.normalise
+        channel = self.default_channel if audio.channel == "family" else audio.channel
+        clips = ClipLoader(
+            sampling_rate=self.sampling_rate,
+            num_samples=self.num_samples,
+            channels=self.channels,
+            channel=channel,
+            level=level,
+        )
+        self.notes.append(
+            f"clips: {self.duration:g} s at {self.sampling_rate} Hz, "
+            f"{'stereo' if self.channels == 2 else f'{channel} channel'}, level {level}"
+        )
+        return AudioReader(
+            tokenizers=tuple(self.tokenizers),
+            lengths=self._token_lengths(),
+            masks=self.text_masks,
+            lowercase=self.lowercase,
+            padding="longest",
+            clips=clips,
+            mixed=audio.mix_augmentation,
+        )
+
+    @property
+    def clips(self) -> ClipLoader:
+        """What reads the clips of rows; `mmalign data cache` names entries by it."""
+        return self.reader.clips
+
+    def limit_images(self, limits: ImageLimits) -> None:
+        """Nothing: sound has no pictures."""
+        del limits
+
+    def limit_audio(self, limits: AudioLimits) -> None:
+        """Refuse clips beyond other sizes than the usual ones."""
+        self.reader = replace(self.reader, clips=replace(self.reader.clips, limits=limits))
+
+    def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """Decoded, resampled and cut clips, and prompts; on the CPU, decided by `key`.
+
+        Raises:
+            RowError: a clip cannot be read, or the cache lacks it.
+        """
+        return self.reader(row, key=key)
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One micro-batch of readable examples; texts are filled up to the longest of them."""
+        return self.reader.collate(examples)
+
+    # --- encoding -------------------------------------------------------------------------------------------
+
+    def audio_moments(self, waves: Float[Tensor, "row channel sample"]) -> Moments:
+        """Mean and standard deviation of the unscaled latents of waveforms, float32."""
+        moments: Moments = self.autoencoder.moments(waves)
+        return moments
+
+    def cache_moments(self, inputs: Float[Tensor, "row channel sample"]) -> Moments:
+        """`audio_moments`, under the name that all media have."""
+        return self.audio_moments(inputs)
+
+    def cache_text(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Text states `[...]` of each prompt, without what filled it up to the longest of the batch."""
+        found = []
+        for states in super().cache_text(prompts):
+            length = int(states["text_mask"].sum()) if "text_mask" in states else None
+            cut = {"text", "text_mask"}
+            found.append({name: value[:length] if name in cut else value for name, value in states.items()})
+        return found
+
+    @torch.no_grad()
+    def encode(
+        self, collated: Mapping[str, Any], keys: RowKeys
+    ) -> tuple[Float[Tensor, "prompt candidate channel *size"], Conditioning]:
+        """Clean latents and conditioning of a micro-batch.
+
+        Latents are sampled from the VAE's posterior per candidate (unless `at_mean`), text states computed
+        once per prompt, and the prompt dropped for all candidates of a prompt together; every draw is decided
+        by the rows' keys.
+        """
+        keys = keys.to(self.device)
+        own = any(name.startswith(OWN) for name in collated)
+        clean = self._drawn(self._moments_of(collated, "waves"), keys, own=own)
+        text = self._conditions(collated, keys, count=clean.shape[1])
+        more = self._whole_media(clean.shape[0])
+        if own:
+            return clean, Conditioning(shared=more, per_candidate=text)
+        return clean, Conditioning(shared={**text, **more})
+
+    def _drop(self, text: Mapping[str, Tensor], dropped: Bool[Tensor, " prompt"]) -> dict[str, Tensor]:
+        """Text states with those of the empty prompt, or zeros, where `dropped`; masks of zeros stay."""
+        empty = self._empty_states()
+        if self.audio.dropped_prompt == "zeros":
+            empty = {name: torch.zeros_like(value) for name, value in empty.items() if name != "text_mask"}
+        found = dict(text)
+        for name, stands_in in empty.items():
+            value = text[name]
+            if name in ("text", "text_mask") and self.audio.dropped_prompt == "empty":
+                length = value.shape[-2 if name == "text" else -1]
+                missing = length - stands_in.shape[1]
+                stands_in = F.pad(stands_in, (0, 0, 0, missing) if name == "text" else (0, missing))
+            if value.ndim > stands_in.ndim:  # a prompt per candidate
+                stands_in = stands_in.unsqueeze(1)
+            found[name] = torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), stands_in, value)
+        return found
+
+    def _joined(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Text states of several prompts, filled up to the longest."""
+        return padded(rows)
+
+    # --- sound ----------------------------------------------------------------------------------------------
+
+    def decode_waveforms(
+        self, latents: Float[Tensor, "row channel *size"]
+    ) -> Float[Tensor, "row heard sample"]:
+        """Waveforms in [-1, 1] of scaled latents, on the device; gradients flow where they are on."""
+        waves: Tensor = self.autoencoder.decode(latents)
+        return waves
+
+    def sample(
+        self, prompts: Sequence[str], *, seed: int, num_steps: int, guidance_scale: float, **options: Any
+    ) -> list[DecodedAudio]:
+        """Clips of prompts; the noise of prompt i depends on (seed, i) only. See `sampling.generate`."""
+        from mmalign.audio.sampling import generate
+
+        return generate(
+            self, prompts, seed=seed, num_steps=num_steps, guidance_scale=guidance_scale, **options
+        )
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the adapter for peft and for diffusers' `load_lora_adapter` into a folder; returns it."""
+        from mmalign.audio.saving import save_audio_adapter
+
+        return save_audio_adapter(self, folder)
+
+    def cache_identity(self) -> CacheIdentity:
+        """What a cache of encoded inputs must have been made with to serve this model."""
+        return CacheIdentity(
+            vae=self.vae_fingerprint(), text=self.text_fingerprint(), audio=self.reader.clips.rule
+        )
+
+
+@dataclass(frozen=True)
+class AudioFamily:
+    """What the registry finds under a family's name.
+
+    Args:
+        name: as in configs.
+        model: the class of its loaded models.
+        open_source: finds the parts of a checkpoint.
+        pipelines: pipeline classes of folders it reads.
+    """
+
+    name: str
+    model: type[AudioModel]
+    open_source: OpenSource
+    pipelines: tuple[str, ...] = ()
+    modality: ClassVar[str] = "audio"
+
+    def load(
+        self,
+        settings: "ModelConfig",
+        audio: "AudioConfig",
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        network_dtype: torch.dtype | None = None,
+    ) -> AudioModel:
+        """A model ready to train: frozen, in evaluation mode, on the device.
+
+        Args:
+            settings: the run's `model` section.
+            audio: the run's `audio` section.
+            device: where it runs.
+            dtype: of the frozen parts; VAE and vocoder stay in float32.
+            network_dtype: of the network; pass float32 for full fine-tuning, so that no bit of the checkpoint
+                is lost on the way. Default `dtype`.
+
+        Raises:
+            ConfigError: nothing is there, it is another family's, or a part cannot be loaded.
+        """
+        source = self.open_source(
+            settings.source,
+            revision=settings.revision,
+            variant=settings.variant,
+            config_source=settings.config_source,
+        )
+        return self.model(source, settings, audio, device=device, dtype=dtype, network_dtype=network_dtype)
+
+
+def frames_of(duration: float, *, sampling_rate: int, hop_length: int, multiple: int) -> int:
+    """Spectrogram frames of a clip.
+
+    Args:
+        duration: seconds.
+        sampling_rate: Hz.
+        hop_length: samples per frame.
+        multiple: of frames that the model needs.
+
+    Raises:
+        ConfigError: the duration is no such multiple.
+    """
+    frames = round(duration * sampling_rate / hop_length)
+    if frames < multiple or frames % multiple or abs(frames * hop_length / sampling_rate - duration) > 1e-6:
+        nearest = max(1, round(duration * sampling_rate / hop_length / multiple)) * multiple
+        step = multiple * hop_length / sampling_rate
+        message = explain(
+            "audio.duration",
+            got=duration,
+            expected=f"a multiple of {step:g} seconds ({multiple} frames)",
+            do=f"The nearest is {nearest * hop_length / sampling_rate:g}.",
+        )
+        raise ConfigError(message)
+    return frames
