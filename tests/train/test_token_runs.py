@@ -198,7 +198,8 @@ def test_an_unreadable_picture_costs_its_row_and_nothing_else(
 
 def test_parts_train_as_asked_at_rates_of_their_own(make_dialogue_run) -> None:
     tokens = {"train_projector": True, "projector_learning_rate": 1e-4}
-    run = make_dialogue_run(tokens=tokens, adapter={"kind": "none", "rank": 8, "alpha": None})
+    full = {"kind": "none", "rank": 8, "alpha": None}
+    run = make_dialogue_run(tokens=tokens, adapter=full, train={"schedule": "constant"})
     loop, loader = prepare(run)
     projector = {name for name in loop.trainables.parameters if "multi_modal_projector" in name}
     assert projector
