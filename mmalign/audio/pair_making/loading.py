@@ -2,23 +2,28 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmalign import registry
-from mmalign.audio.pair_making.making import ClipMaker, MadeClip
+from mmalign.audio.pair_making.making import ClipMaker, Made
 from mmalign.audio.pair_making.plan import AudioPairPlan
+from mmalign.data.audio_media import DecodedAudio
 from mmalign.data.pair_making.functions import own_function
 from mmalign.data.pair_making.sections import RewardChoice
+from mmalign.data.pair_making.weights import weights_digest
+from mmalign.diffusion.adapter_files import LORA_FILE
 from mmalign.errors import ConfigError, explain
+from mmalign.files import fingerprint
 from mmalign.rewards.base import Reward
+from mmalign.train.audio_sections import AudioConfig
+
+if TYPE_CHECKING:
+    from mmalign.audio.family import AudioModel
 
 __all__ = ["FunctionMaker", "ModelMaker", "Tools"]
-
-Made = MadeClip | bytes | Path | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class FunctionMaker:
     ) -> Sequence[Made]:
         """What the function makes of the prompts."""
         made = self.function(prompts, keys, seed, num_steps)
-        return [MadeClip(*clip) if isinstance(clip, tuple) else clip for clip in made]
+        return [DecodedAudio(*clip) if isinstance(clip, tuple) else clip for clip in made]
 
 
 @dataclass
@@ -68,23 +73,61 @@ class ModelMaker:
 
     plan: AudioPairPlan
     device: torch.device
-    _loaded: Any = field(default=None, init=False, repr=False)
+    _loaded: "AudioModel | None" = field(default=None, init=False, repr=False)
 
     def identity(self) -> Mapping[str, Any]:
         """Model, weights and sampler; the batch size moves no more than roundings."""
-        sampler = self.plan.sampling.model_dump(
-            mode="json", exclude={"batch_size", "num_samples", "num_steps"}
-        )
-        return {"model": self._model().name, "dtype": self.plan.dtype, **sampler}
+        aside = {"batch_size", "num_samples", "num_steps"}
+        sampler = self.plan.sampling.model_dump(mode="json", exclude=aside)
+        model = self._model()
+        weights = fingerprint(asdict(model.cache_identity()), weights_digest(model.bare_network))
+        name = f"{model.family}:{model.settings.source}@{weights}"
+        return {"model": name, "dtype": self.plan.dtype, **sampler}
 
     def __call__(
         self, prompts: Sequence[str], keys: Sequence[str], seed: int, num_steps: int
     ) -> Sequence[Made]:
         """A clip per prompt; equal keys start from equal noise."""
-        raise NotImplementedError
+        settings = self.plan.sampling
+        return self._model().sample(
+            prompts,
+            keys=list(keys),
+            seed=seed,
+            num_steps=num_steps,
+            guidance_scale=settings.guidance_scale,
+            scheduler=settings.scheduler,
+            batch_size=settings.batch_size,
+        )
 
-    def _model(self) -> Any:
+    def _model(self) -> "AudioModel":
+        if self._loaded is None:
+            config = self.plan.model
+            if config is None:
+                raise ConfigError(explain("model", got=None, expected="a model"))
+            # The family knows what the duration must be a multiple of.
+            audio = AudioConfig(duration=self.plan.sampling.duration)
+            self._loaded = registry.find("families", config.family).load(
+                config, audio, device=self.device, dtype=getattr(torch, self.plan.dtype)
+            )
+            if self.plan.adapter is not None:
+                _put_on(self._loaded, self.plan.adapter)
         return self._loaded
+
+
+def _put_on(model: "AudioModel", adapter: str) -> None:
+    """Load an adapter that training saved.
+
+    Raises:
+        ConfigError: the folder holds none that fits.
+    """
+    try:
+        model.bare_network.load_lora_adapter(
+            adapter, prefix=model.network_part, weight_name=LORA_FILE, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        do = f"({str(error).splitlines()[0]})"
+        expected = f"a folder with {LORA_FILE} of this network"
+        raise ConfigError(explain("adapter", got=adapter, expected=expected, do=do)) from error
 
 
 def _model_maker(plan: AudioPairPlan, device: torch.device) -> ClipMaker:

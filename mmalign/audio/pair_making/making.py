@@ -7,36 +7,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
-from torch import Tensor
-
 from mmalign.audio.pair_making.edits import Edit, edits_of, event_bank
 from mmalign.audio.pair_making.plan import DATA_SCORE, AudioPairPlan
 from mmalign.batch import Candidate, PreferenceRow
-from mmalign.data.audio_media import audio_ending, decode_audio, encode_audio, read_audio
+from mmalign.data.audio_media import DecodedAudio, audio_ending, decode_audio, encode_audio, read_audio
 from mmalign.data.config import DataConfig
 from mmalign.data.media import read_media
 from mmalign.data.pair_making.output import MadeFiles
 from mmalign.data.pair_making.stages import Stages, read_given
 from mmalign.errors import ConfigError, RowError, explain
 
-__all__ = ["CLIPS", "ClipMaker", "Group", "MadeClip", "Variant", "existing", "planned", "sampled"]
+__all__ = ["CLIPS", "ClipMaker", "Group", "Made", "Variant", "existing", "planned", "sampled"]
 
 CLIPS = "clips"
 """Folder of all candidates, under `stages`."""
 
 
-@dataclass(frozen=True)
-class MadeClip:
-    """What a model made of a prompt.
-
-    Args:
-        samples: in [-1, 1].
-        sampling_rate: samples per second.
-    """
-
-    samples: Float[Tensor, "channel sample"]
-    sampling_rate: int
+Made = DecodedAudio | bytes | Path | None
+"""A clip, its encoded bytes or its file; None: making it failed."""
 
 
 @runtime_checkable
@@ -49,7 +37,7 @@ class ClipMaker(Protocol):
 
     def __call__(
         self, prompts: Sequence[str], keys: Sequence[str], seed: int, num_steps: int
-    ) -> Sequence[MadeClip | bytes | Path | None]:
+    ) -> Sequence[Made]:
         """A clip, its encoded bytes or its file per prompt; None where one failed.
 
         Equal keys start from equal noise under one seed, whatever the prompts.
@@ -196,11 +184,9 @@ def sampled(groups: Sequence[Group], make: ClipMaker, stages: Stages, plan: Audi
     return found
 
 
-def _made(
-    variants: Sequence[Variant], make: ClipMaker, plan: AudioPairPlan
-) -> list[MadeClip | bytes | Path | None]:
+def _made(variants: Sequence[Variant], make: ClipMaker, plan: AudioPairPlan) -> list[Made]:
     """A clip per variant; one call for all variants of one number of steps."""
-    found: dict[int, MadeClip | bytes | Path | None] = {}
+    found: dict[int, Made] = {}
     for steps in sorted({variant.num_steps for variant in variants}):
         places = [place for place, variant in enumerate(variants) if variant.num_steps == steps]
         chosen = [variants[place] for place in places]
@@ -212,12 +198,12 @@ def _made(
     return [found[place] for place in range(len(variants))]
 
 
-def _kept(clip: MadeClip | bytes | Path | None, files: MadeFiles, plan: AudioPairPlan) -> dict[str, Any]:
+def _kept(clip: Made, files: MadeFiles, plan: AudioPairPlan) -> dict[str, Any]:
     """The record of a clip, after it was written and read back."""
     if clip is None:
         return {"file": None, "error": "making it failed"}
     try:
-        if isinstance(clip, MadeClip):
+        if isinstance(clip, DecodedAudio):
             data = encode_audio(clip.samples, clip.sampling_rate, container=plan.container)
         else:
             media = str(clip) if isinstance(clip, Path) else clip

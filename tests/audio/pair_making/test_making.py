@@ -15,10 +15,9 @@ import yaml
 
 from mmalign.audio.pair_making.commands import make_pairs
 from mmalign.audio.pair_making.loading import Tools
-from mmalign.audio.pair_making.making import MadeClip
 from mmalign.audio.pair_making.plan import AudioPairPlan
 from mmalign.cli.main import main
-from mmalign.data.audio_media import encode_audio, read_audio
+from mmalign.data.audio_media import DecodedAudio, encode_audio, read_audio
 from mmalign.data.check import check
 from mmalign.data.config import AudioLimits, DataConfig
 from mmalign.data.readers import open_rows
@@ -55,7 +54,7 @@ class Maker:
             raise KeyboardInterrupt
         self.calls.append((list(prompts), list(keys), num_steps))
         return [
-            None if key in self.fails else MadeClip(clip(prompt, key, seed, num_steps), RATE)
+            None if key in self.fails else DecodedAudio(clip(prompt, key, seed, num_steps), RATE)
             for prompt, key in zip(prompts, keys, strict=True)
         ]
 
@@ -290,7 +289,7 @@ def test_clips_that_are_no_numbers_are_failures(plan_of, tmp_path):
         def __call__(self, prompts, keys, seed, num_steps):
             made = super().__call__(prompts, keys, seed, num_steps)
             return [
-                MadeClip(one.samples / 0.0, RATE) if key.endswith("/1") else one
+                DecodedAudio(one.samples / 0.0, RATE) if key.endswith("/1") else one
                 for one, key in zip(made, keys, strict=True)
             ]
 
