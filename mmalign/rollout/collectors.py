@@ -32,6 +32,7 @@ __all__ = [
     "Prompts",
     "SampleReward",
     "SelfPlay",
+    "Stateless",
     "StepReward",
     "Stepwise",
     "Unsampled",
@@ -113,7 +114,7 @@ class Prompts:
         return batch.conditioning.rows(copies), empty
 
 
-class _Stateless:
+class Stateless:
     """Nothing to remember between rounds, nothing to report, every rank for itself."""
 
     facts: ClassVar[tuple[str, ...]] = ()
@@ -142,7 +143,7 @@ def _failed(reward: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BestOfN(_Stateless):
+class BestOfN(Stateless):
     """Online DPO: of n samples per prompt the one with the highest reward against the lowest.
 
     Args:
@@ -187,7 +188,7 @@ class BestOfN(_Stateless):
 
 
 @dataclass(frozen=True)
-class Stepwise(_Stateless):
+class Stepwise(Stateless):
     """SPO: at every step of one trajectory per prompt the best and the worst of a pool of successors.
 
     Args:
@@ -243,7 +244,7 @@ class Stepwise(_Stateless):
 
 
 @dataclass(frozen=True)
-class Groups(_Stateless):
+class Groups(Stateless):
     """Flow-GRPO: stochastic samples of a prompt, their advantages, and every step's log-probability.
 
     Args:
@@ -331,7 +332,7 @@ class Groups(_Stateless):
 
 
 @dataclass(frozen=True)
-class Unsampled(_Stateless):
+class Unsampled(Stateless):
     """Prompts as they are, with the empty prompt beside them: the likelihood itself samples.
 
     Args:
@@ -348,7 +349,7 @@ class Unsampled(_Stateless):
 
 
 @dataclass(frozen=True)
-class SelfPlay(_Stateless):
+class SelfPlay(Stateless):
     """SePPO: the data's chosen sample against what an earlier checkpoint of the run paints for its prompt.
 
     Args:
@@ -373,7 +374,7 @@ class SelfPlay(_Stateless):
 
 
 @dataclass(frozen=True)
-class ExpertStates(_Stateless):
+class ExpertStates(Stateless):
     """Diffusion-DRO: the data's images against states of trajectories that a snapshot of the policy took.
 
     Every round samples the prompts of its batch and puts the trajectories, with their images, into a buffer;

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmalign.batch import Batch, PreferenceRow
 from mmalign.errors import ConfigError, explain
 from mmalign.rollout.choices import best_and_worst
-from mmalign.rollout.collectors import Collected
+from mmalign.rollout.collectors import Collected, Stateless
 from mmalign.rollout.sample_keys import sample_keys
 from mmalign.seeding import derive_seed
 from mmalign.train.model import AnswerMakers
@@ -44,23 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["BestAnswers", "BiasDriven", "DataPairs", "answer_makers"]
 
 
-class _Stateless:
-    """Nothing to remember between rounds, every rank for itself."""
-
-    facts: ClassVar[tuple[str, ...]] = ()
-    together: ClassVar[bool] = False
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to do."""
-        del state
-
-
 @dataclass(frozen=True)
-class BestAnswers(_Stateless):
+class BestAnswers(Stateless):
     """Online DPO: of several answers to a prompt the one with the highest score against the lowest.
 
     Prompts whose answers score alike give no pair. An empty answer is not judged and meets none: whoever
@@ -175,7 +160,7 @@ def _shortened(model: "VlmModel", answer: DrawnAnswer, room: int) -> DrawnAnswer
 
 
 @dataclass(frozen=True)
-class DataPairs(_Stateless):
+class DataPairs(Stateless):
     """The pairs of the data as they are.
 
     Args:
@@ -191,7 +176,7 @@ class DataPairs(_Stateless):
 
 
 @dataclass(frozen=True)
-class BiasDriven(_Stateless):
+class BiasDriven(Stateless):
     """Online BDHS: the data's answer against what the policy writes behind its beginnings, images hidden.
 
     Args:

@@ -40,14 +40,18 @@ def rows_of(path: Path):
 
 def test_the_reward_is_the_judge(prompts: Path) -> None:
     table, pictures = rows_of(prompts), draw_pictures(5, seed=SEED, held_out=False)
-    answers = [describe(picture.groups) for picture in pictures[1:]] + ["There is nothing."]
+    # The truth, and the truth with what the next picture shows.
+    answers = [describe(picture.groups) for picture in pictures[:2]]
+    answers += [describe((*pictures[n].groups, *pictures[n + 1].groups)) for n in (2, 3)]
+    answers.append("There is nothing.")
     samples = [answer_sample(table[number], answer) for number, answer in enumerate(answers)]
     found = score(samples)
     expected = [
         judge(answer, picture).score for answer, picture in zip(answers[:4], pictures[:4], strict=True)
     ]
     assert found[:4] == expected
-    assert len(set(expected)) > 1
+    assert expected[:2] == [1.0, 1.0]
+    assert 0 < min(expected[2:]) < 1
     assert math.isnan(found[4])  # who names nothing could not be judged
     with pytest.raises(RowError, match="got no column 'truth'"):
         score([answer_sample(draw_exam(1, seed=SEED).rows()[0], "There is a red circle.")])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mmalign.batch import PreferenceRow
 from mmalign.errors import ConfigError, explain
 from mmalign.seeding import derive_seed, generator_for
+from mmalign.vlm.generation import stops
 from mmalign.vlm.inputs import PromptTokens
 from mmalign.vlm.network import bare
 from mmalign.vlm.pair_making.requests import Request, Sampling
@@ -155,7 +156,7 @@ class VlmWriter:
         model, tokenizer = self.model, self.model.traits.tokenizer
         inputs = model_inputs(model, begun)
         network = bare(model.network).model
-        stops = _stops(model, network)
+        ends = stops(model, network)
         drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if sampling.temperature > 0:
             drawn = {
@@ -170,8 +171,8 @@ class VlmWriter:
                 **inputs,
                 max_new_tokens=sampling.max_new_tokens,
                 repetition_penalty=sampling.repetition_penalty,
-                eos_token_id=stops,
-                pad_token_id=stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+                eos_token_id=ends,
+                pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
                 use_cache=True,
                 **drawn,
             )
@@ -182,14 +183,6 @@ class VlmWriter:
         )
         lead = model.reader.seam.lead
         return [text.removeprefix(lead).rstrip() for text in texts]
-
-
-def _stops(model: "VlmModel", network: Any) -> list[int]:
-    """Tokens that end an answer."""
-    own = network.generation_config.eos_token_id
-    named = [own] if isinstance(own, int) else list(own or [])
-    end = model.traits.tokenizer(model.reader.seam.end, add_special_tokens=False)["input_ids"]
-    return list(dict.fromkeys([*named, *end[-1:]]))
 
 
 @dataclass(frozen=True)
@@ -218,7 +211,7 @@ class VlmYesNo:
         for start in range(0, len(rows), self.batch_size):
             prompts = [self.model.reader.prompt(row) for row in rows[start : start + self.batch_size]]
             begun = [Begun(one, one.ids, torch.ones_like(one.ids, dtype=torch.bool)) for one in prompts]
-            stops = _stops(self.model, network)
+            ends = stops(self.model, network)
             # Generating one token lets the model count its positions along the filling in front.
             made = network.generate(
                 **model_inputs(self.model, begun),
@@ -227,8 +220,8 @@ class VlmYesNo:
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                eos_token_id=stops,
-                pad_token_id=stops[0],
+                eos_token_id=ends,
+                pad_token_id=ends[0],
                 output_logits=True,
                 return_dict_in_generate=True,
             )
