@@ -1,4 +1,4 @@
-"""Pictures and clips of another program (`images:FOLDER`, `videos:FOLDER`): which file is which sample."""
+"""Media of another program (`images:`, `videos:` or `sounds:` and a folder): which file is which sample."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,22 +7,23 @@ from mmalign.errors import ConfigError, explain
 from mmalign.evals.jobs import Job
 from mmalign.evals.suite import ModelSpec
 
-__all__ = ["adopted_folder", "adopted_media", "chosen_files", "is_clip", "media_of"]
+__all__ = ["adopted_folder", "adopted_media", "chosen_files", "is_clip", "is_sound", "media_of"]
 
 _IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
 _VIDEO_FILES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
-_MEDIA = {"images": "pictures", "videos": "clips"}
-_ENDINGS = {"pictures": _IMAGE_FILES, "clips": _VIDEO_FILES}
+_SOUND_FILES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".au")
+_MEDIA = {"images": "pictures", "videos": "clips", "sounds": "sounds"}
+_ENDINGS = {"pictures": _IMAGE_FILES, "clips": _VIDEO_FILES, "sounds": _SOUND_FILES}
 
 
 def adopted_media(source: str) -> str | None:
-    """`pictures` or `clips` where a model is a folder of them, else None."""
+    """`pictures`, `clips` or `sounds` where a model is a folder of them, else None."""
     kind, colon, _ = source.partition(":")
     return _MEDIA.get(kind) if colon else None
 
 
 def adopted_folder(source: str) -> Path | None:
-    """The folder of `images:FOLDER` or `videos:FOLDER`, None of any other model."""
+    """The folder of `images:FOLDER`, `videos:FOLDER` or `sounds:FOLDER`, None of any other model."""
     return None if adopted_media(source) is None else Path(source.partition(":")[2])
 
 
@@ -31,17 +32,27 @@ def is_clip(path: str | Path) -> bool:
     return Path(path).suffix.lower() in _VIDEO_FILES
 
 
-def media_of(models: Sequence[ModelSpec]) -> str:
-    """What all models of a run make: `pictures` or `clips`.
+def is_sound(path: str | Path) -> bool:
+    """Whether a file is a sound, by its ending."""
+    return Path(path).suffix.lower() in _SOUND_FILES
+
+
+def media_of(models: Sequence[ModelSpec], *, default: str = "pictures") -> str:
+    """What all models of a run make: `pictures`, `clips` or `sounds`.
+
+    Args:
+        models: folders of files say by themselves what they hold.
+        default: what the others make.
 
     Raises:
-        ConfigError: some make pictures, some clips.
+        ConfigError: they make different things.
     """
-    found = {spec.name: adopted_media(spec.source) or "pictures" for spec in models}
+    found = {spec.name: adopted_media(spec.source) or default for spec in models}
     if len(set(found.values())) > 1:
         got = ", ".join(f"{name} of {media}" for name, media in found.items())
-        raise ConfigError(explain("--model", got=got, expected="pictures of all models, or clips of all"))
-    return next(iter(found.values()), "pictures")
+        expected = "pictures of all models, or clips of all, or sounds of all"
+        raise ConfigError(explain("--model", got=got, expected=expected))
+    return next(iter(found.values()), default)
 
 
 def chosen_files(spec: ModelSpec, jobs: Sequence[Job], root: Path) -> dict[str, Path]:
@@ -106,16 +117,16 @@ def _files_under(root: Path, endings: tuple[str, ...]) -> Iterator[Path]:
 def _file_names(job: Job, several: bool, in_group: str | None) -> list[str]:
     """Names a picture may go by, without ending, the surest first.
 
-    The item's id (`/` may be `_`), its number, or the number in a folder of the group's name; of a further
-    copy each with `_copy`. Where a suite has several sets a bare number says nothing: it stands under a
-    folder of the set's name.
+    The item's id (`/` may be `_`), its number (also as `output_NUMBER`, which Tango writes), or the number in
+    a folder of the group's name; of a further copy each with `_copy`. Where a suite has several sets a bare
+    number says nothing: it stands under a folder of the set's name.
     """
     group, identity = job.item.group, job.item.id
     first, _, number = identity.partition("/")
     forms = dict.fromkeys([number, number.lstrip("0") or "0"])
     bases = [identity, identity.replace("/", "_"), *(f"{first}/{form}" for form in forms)]
     if not several:
-        bases += forms
+        bases += [*forms, f"output_{number.lstrip('0') or '0'}"]
     if group:
         numbers = forms if in_group is None else dict.fromkeys([in_group, in_group.lstrip("0") or "0"])
         bases += [f"{first}/{group}/{form}" for form in numbers]

@@ -30,6 +30,9 @@ __all__ = ["ANSWERS", "Given", "How", "Model", "answers_of", "model_of", "part_o
 ANSWERS = "answers:"
 """What the source of a model starts with whose answers are stored in a file."""
 
+_FOLDERS = {"image": "images:", "audio": "sounds:"}
+"""What the source of a model starts with that is a folder of what a benchmark asks for."""
+
 
 @dataclass(frozen=True)
 class How:
@@ -81,13 +84,14 @@ class Model:
 def model_of(benchmark: Benchmark, spec: ModelSpec) -> Model:
     """A model of a suite: `answers:FILE` is stored answers, or the official script's results.
 
-    A pattern (`answers:out/*.jsonl`) takes all files it fits, a folder of pictures is `images:FOLDER`.
+    A pattern (`answers:out/*.jsonl`) takes all files it fits; a folder of pictures is `images:FOLDER`, one of
+    sounds `sounds:FOLDER`.
 
     Raises:
         ConfigError: no such file; or pictures, where words are asked for.
     """
-    pictures = spec.source.startswith("images:") and benchmark.produces == "image"
-    if adopted_folder(spec.source) is not None and not pictures:
+    taken = spec.source.startswith(_FOLDERS.get(benchmark.produces, "\0"))
+    if adopted_folder(spec.source) is not None and not taken:
         expected = f"a model that answers, or {ANSWERS}FILE: {benchmark.name} takes no such folder"
         raise ConfigError(explain(f"--model {spec.name}", got=spec.source, expected=expected))
     if not spec.source.startswith(ANSWERS):
@@ -97,8 +101,9 @@ def model_of(benchmark: Benchmark, spec: ModelSpec) -> Model:
     if not files:
         expected = "a file of answers" if benchmark.produces == "text" else "a file of answers or results"
         raise ConfigError(explain(f"--model {spec.name}", got=str(written), expected=expected))
-    if files == [written] and written.is_dir() and "results" not in benchmark.options:
-        return Model(spec.name, source=f"images:{written}")
+    made = benchmark.produces in _FOLDERS and "results" not in benchmark.options
+    if files == [written] and written.is_dir() and made:
+        return Model(spec.name, source=f"{_FOLDERS[benchmark.produces]}{written}")
     return Model(spec.name, files=files)
 
 
@@ -123,7 +128,7 @@ def answers_of(benchmark: Benchmark, items: Sequence[Item], models: Sequence[Mod
     """Answers of every model, read, asked for or painted."""
     working = [model for model in models if not model.files]
     # All of them are there, before the first one works for hours.
-    if benchmark.produces == "image":
+    if benchmark.produces in _FOLDERS:
         require_models([model.spec() for model in working])
         require_on_hub([model.spec() for model in working])
     elif benchmark.produces == "text" and working:
@@ -140,8 +145,8 @@ def answers_of(benchmark: Benchmark, items: Sequence[Item], models: Sequence[Mod
             found.append(replace(given, answers=part_of(given.answers, how.shard)))
         elif benchmark.produces == "text":
             found.append(_said(items, model, how))
-        elif benchmark.produces == "image":
-            found.append(_painted(items, model, how))
+        elif benchmark.produces in _FOLDERS:
+            found.append(_painted(items, model, how, benchmark.produces))
         else:
             stored = benchmark.options.get("results", "stored answers")
             message = explain(
@@ -160,7 +165,7 @@ def part_of(answers: Sequence[Answer], shard: tuple[int, int]) -> list[Answer]:
     return [answer for answer in answers if shard_of(answer.item.id, count) == number]
 
 
-_KINDS_MADE = {"video": "Clips", "audio": "Sounds"}
+_KINDS_MADE = {"video": "Clips"}
 
 
 def _stored(benchmark: Benchmark, items: Sequence[Item], model: Model) -> Given:
@@ -206,19 +211,20 @@ def _said(items: Sequence[Item], model: Model, how: How) -> Given:
     return Given(answers)
 
 
-def _painted(items: Sequence[Item], model: Model, how: How) -> Given:
-    """Pictures of a model from the noise every other model gets, or those of a folder."""
+def _painted(items: Sequence[Item], model: Model, how: How, produces: str) -> Given:
+    """Pictures or sounds of a model from the noise every other model gets, or those of a folder."""
     from mmalign.evals.generation import generate_missing
     from mmalign.evals.harness import stored_keys
     from mmalign.evals.results import load_pictures
 
     spec = model.spec()
-    adopted = spec.source.startswith("images:")
+    adopted = adopted_folder(spec.source) is not None
+    made, verb = ("sound", "sound") if produces == "audio" else ("picture", "paint")
     jobs = jobs_of(items, how.generation.images_per_prompt)
     if how.make:
         with _progress() as progress:
             total = len(jobs) if how.shard[1] == 1 else None
-            task = progress.add_task(f"paint {escape(model.name)}", total=total)
+            task = progress.add_task(f"{verb} {escape(model.name)}", total=total)
             keys = generate_missing(
                 spec,
                 jobs,
@@ -227,6 +233,7 @@ def _painted(items: Sequence[Item], model: Model, how: How) -> Given:
                 device=how.device,
                 shard=how.shard,
                 progress=partial(progress.advance, task),
+                media="sounds" if produces == "audio" else "pictures",
             )
             progress.update(task, total=len(keys))
         if not adopted:
@@ -245,7 +252,7 @@ def _painted(items: Sequence[Item], model: Model, how: How) -> Given:
             continue
         picture = pictures.pictures.get(job.sample_id)
         answers.append(
-            Answer(job.item, copy=job.copy, error="there is no picture")
+            Answer(job.item, copy=job.copy, error=f"there is no {made}")
             if picture is None
             else Answer(job.item, media=(picture.path,), copy=job.copy)
         )

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import ConfigError, RowError
+from mmalign.evals.adopted_pictures import is_sound
 from mmalign.evals.answering import clip_frames, is_clip
 from mmalign.evals.number_texts import number_text
 from mmalign.evals.report_page import scroll_table
+from mmalign.evals.sound_previews import PLAYED, playable
 from mmalign.evals.thumbnails import priority, thumbnail
 
 __all__ = ["item_cards"]
@@ -83,7 +85,7 @@ def item_cards(record: Record, rows: Rows, max_items: int) -> str:
 
 
 class _Pictures:
-    """Thumbnails as HTML while they fit."""
+    """Thumbnails, and sounds to play, as HTML while they fit."""
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
@@ -91,9 +93,12 @@ class _Pictures:
     def html(self, media: str, caption: str) -> str:
         """A figure; in words where the picture cannot be shown."""
         said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+        played = ""
         try:
             path = _middle_frame(media)
             small = thumbnail(path) if self._left > 0 else None
+            if small is not None and is_sound(media):
+                played = self._player(media, caption)
         except (RowError, ConfigError):
             return f'<figure><div class="absent">cannot be read: {escape(media)}</div>{said}</figure>'
         if small is None:
@@ -102,7 +107,16 @@ class _Pictures:
         text = base64.b64encode(small).decode("ascii")
         alt = escape(caption or "what is asked about")
         image = f'<img alt="{alt}" loading="lazy" src="data:image/webp;base64,{text}">'
-        return f"<figure>{image}{said}</figure>"
+        return f"<figure>{image}{played}{said}</figure>"
+
+    def _player(self, media: str, caption: str) -> str:
+        """What plays a sound."""
+        data = playable(media)
+        self._left -= len(data)
+        text = base64.b64encode(data).decode("ascii")
+        label = escape(f"sound of {caption}" if caption else "the reference")
+        source = f"data:{PLAYED};base64,{text}"
+        return f'<audio controls preload="none" aria-label="{label}" src="{source}"></audio>'
 
 
 def _middle_frame(media: str) -> str | Path:

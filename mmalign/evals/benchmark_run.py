@@ -94,7 +94,9 @@ def run_benchmark(
             for found in given:
                 _ask_tools(benchmark, found, options, tools, part)
             return None
-        clusters = clusters_of(items) if benchmark.produces == "text" and not tools else {}
+        # Rules without tools, and those whose tools only listen, cost nothing to apply again.
+        again = benchmark.produces == "audio" or (benchmark.produces == "text" and not tools)
+        clusters = clusters_of(items) if again else {}
         answered = [
             _scored(benchmark, model, found, options, clusters, suite.groups)
             for model, found in zip(models, given, strict=True)

@@ -27,7 +27,7 @@ from mmalign.rewards.base import Reward, Scored
 from mmalign.rewards.card import Card
 from mmalign.rewards.sample import Sample, media_hash
 
-__all__ = ["StoredDetector", "StoredReward", "StoredTool", "ToolStore"]
+__all__ = ["StoredDetector", "StoredReward", "StoredTool", "ToolStore", "tool_key"]
 
 _ASKED = ("vqa", "yes", "similarity", "colours")
 """Tools that are functions of a picture and of what is asked about it."""
@@ -72,9 +72,17 @@ class ToolStore:
             return tool
         if name == "detector":
             return StoredDetector(tool, self)
-        if name == "reward":
+        if isinstance(tool, Reward):
             return StoredReward(tool, self.folder, ask=self.ask)
+        if callable(getattr(tool, "hear", None)):
+            from mmalign.evals.audio.stored import StoredListener
+
+            return StoredListener(name, tool, self)
         return StoredTool(name, tool, self) if name in _ASKED else tool
+
+    def holds(self, key: str) -> bool:
+        """Whether the value of a key is stored."""
+        return key in self._known
 
     def values(self, tool: str, keys: Sequence[str], ask: Callable[[list[int]], Iterable[Any]]) -> list[Any]:
         """JSON values of some keys.
@@ -100,7 +108,14 @@ class ToolStore:
         return [json.loads(self._known[key]) for key in keys]
 
 
-def _key(name: str, provenance: Mapping[str, Any], *parts: Any) -> str:
+def tool_key(name: str, provenance: Mapping[str, Any], *parts: Any) -> str:
+    """Hexadecimal hash of what was asked of which tool, with all that moves its answers.
+
+    Args:
+        name: of the tool.
+        provenance: what the tool says of itself.
+        parts: what was asked.
+    """
     text = json.dumps([name, provenance, parts], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -151,7 +166,7 @@ class StoredTool:
 
     def __call__(self, picture: Image.Image, *asked: Any) -> Any:
         """What the tool says."""
-        key = _key(self._kind, self._provenance, media_hash(picture), _plain(asked))
+        key = tool_key(self._kind, self._provenance, media_hash(picture), _plain(asked))
         (value,) = self._store.values(self._kind, [key], lambda _: [self._tool(picture, *asked)])
         return value
 
@@ -176,7 +191,7 @@ class StoredDetector:
 
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         """Objects of each picture."""
-        keys = [_key("detector", self._provenance, media_hash(image)) for image in images]
+        keys = [tool_key("detector", self._provenance, media_hash(image)) for image in images]
 
         def look(places: list[int]) -> Iterable[Any]:
             found = self._detector.detect([images[place] for place in places])
@@ -212,12 +227,13 @@ class StoredReward:
         return self._reward.provenance()
 
     def score(self, samples: Sequence[Sample], *, batch_size: int = 16) -> Scored:
-        """Values of the samples; those of pictures that are files are stored.
+        """Values of the samples; those of pictures and sounds that are files are stored.
 
         Raises:
             CheckpointError: a score is not there, and this is a report of what is.
         """
-        files = [sample.image for sample in samples if isinstance(sample.image, str | Path)]
+        media = [sample.image if sample.audio is None else sample.audio for sample in samples]
+        files = [one for one in media if isinstance(one, str | Path)]
         if len(files) < len(samples) or any(sample.extras for sample in samples):
             return self._reward.score(samples, batch_size=batch_size)
         found = [
@@ -228,7 +244,7 @@ class StoredReward:
         fingerprint, needs = self.fingerprint(), self.card.needs
         if not self._ask and (lacking := unscored(readable, needs, fingerprint, self._folder)):
             message = (
-                f"reward {self.card.name}: {lacking} pictures are not scored yet. Run --stage score first."
+                f"reward {self.card.name}: {lacking} samples are not scored yet. Run --stage score first."
             )
             raise CheckpointError(message)
         score_missing(self._reward, readable, self._folder, batch_size=batch_size)

@@ -249,9 +249,10 @@ def _warnings(
         )
     asked = {len({answer.copy for answer in model.answers}) for model in models if model.answers}
     wanted = benchmark.protocol.get("images per prompt")
-    if wanted is not None and benchmark.produces == "image" and asked not in (set(), {wanted}):
+    if wanted is not None and benchmark.produces in ("image", "audio") and asked not in (set(), {wanted}):
         given = ", ".join(map(str, sorted(asked)))
-        found.append(f"The protocol has {wanted} images per prompt; here it is {given}.")
+        kind = "images" if benchmark.produces == "image" else "sounds"
+        found.append(f"The protocol has {wanted} {kind} per prompt; here it is {given}.")
     return found
 
 

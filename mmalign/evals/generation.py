@@ -1,15 +1,15 @@
-"""The first stage: every model paints every prompt from the same noise, once.
+"""The first stage: every model paints, or sounds, every prompt from the same noise, once.
 
-A picture is stored under a hash of everything that made it. What is there is not painted again, whichever
-process, suite or run asks; batches are fixed by the list of prompts, so that a run that was killed ends with
-the same pictures as one that was not.
+A picture or sound is stored under a hash of everything that made it. What is there is not made again,
+whichever process, suite or run asks; batches are fixed by the list of prompts, so that a run that was killed
+ends with the same pictures as one that was not.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "Painter",
     "generate_missing",
     "picture_key",
     "pictures_table",
@@ -37,7 +38,8 @@ __all__ = [
     "require_sampler",
 ]
 
-Paint = Callable[[Sequence[Job]], "Sequence[Image]"]
+Paint = Callable[[Sequence[Job]], "Sequence[Image | bytes]"]
+"""Jobs to pictures, or to the encoded files of sounds."""
 
 
 def pictures_table(folder: Path) -> PartTable:
@@ -88,16 +90,23 @@ def picture_key(fingerprint: str, job: Job, recipe: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Painter:
-    """A loaded model that paints jobs."""
+class Painter:
+    """A loaded model that paints jobs.
+
+    Args:
+        paint: jobs to pictures, or to encoded files.
+        recipe: everything besides model and prompt that decides what is in them.
+        ending: of encoded files; pictures have that of the recipe's format.
+    """
 
     paint: Paint
     recipe: Mapping[str, Any]
+    ending: str = ""
 
 
 @contextmanager
-def _painter(spec: ModelSpec, settings: GenerationConfig, device: str | None) -> Iterator[_Painter]:
-    """Load a model, or the base side of a run."""
+def _painter(spec: ModelSpec, settings: GenerationConfig, device: str | None) -> Iterator[Painter]:
+    """Load a model of pictures, or the base side of a run."""
     from mmalign.diffusion.sampling import generate
     from mmalign.diffusion.trained import load_base, load_trained
 
@@ -121,11 +130,21 @@ def _painter(spec: ModelSpec, settings: GenerationConfig, device: str | None) ->
     recipe = recipe_of(settings, num_steps=num_steps, guidance_scale=scale)
     recipe["resolution"] = loaded.model.image.resolution
     recipe["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
+    painter = Painter(paint, recipe)
     if is_run and spec.weights == "base":
         with loaded.base_weights():
-            yield _Painter(paint, recipe)
+            yield painter
     else:
-        yield _Painter(paint, recipe)
+        yield painter
+
+
+def _encoded(picture: "Image", kind: str) -> bytes:
+    buffer = BytesIO()
+    if kind == "jpeg":
+        picture.save(buffer, format="JPEG", quality=95, subsampling=0)
+    else:
+        picture.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def generate_missing(
@@ -138,6 +157,7 @@ def generate_missing(
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int], None] = lambda _: None,
     fingerprint: str | None = None,
+    media: str = "pictures",
 ) -> dict[str, str]:
     """Paint what is not stored yet. Returns sample id to picture key, of this process's part.
 
@@ -150,6 +170,7 @@ def generate_missing(
         shard: (number, count) of this process.
         progress: called with the number of pictures that are done.
         fingerprint: of the model, where the caller knows it.
+        media: what the model makes: `pictures` or `sounds`.
 
     Raises:
         CheckpointError: the model's files changed while it was loaded.
@@ -169,7 +190,7 @@ def generate_missing(
             progress(len(keys))
             return keys
     keys = {}
-    with _painter(spec, settings, device) as painter, table.writer(rows=64, seconds=30.0) as writer:
+    with _maker(media)(spec, settings, device) as painter, table.writer(rows=64, seconds=30.0) as writer:
         require_unchanged(spec, fingerprint)
         _remember(folder, settings, fingerprint, painter.recipe)
         for batch in mine:
@@ -177,12 +198,12 @@ def generate_missing(
             keys |= named
             if not set(named.values()) <= stored:
                 started = time.perf_counter()
-                pictures = painter.paint(batch)
+                made = painter.paint(batch)
                 seconds = (time.perf_counter() - started) / len(batch)
                 # A batch may hold pictures that are there already (another limit): those stay as they are.
                 writer.add(
-                    _store(folder, spec, job, named[job.sample_id], picture, painter.recipe, seconds)
-                    for job, picture in zip(batch, pictures, strict=True)
+                    _store(folder, spec, job, named[job.sample_id], one, painter, seconds)
+                    for job, one in zip(batch, made, strict=True)
                     if named[job.sample_id] not in stored
                 )
             progress(len(batch))
@@ -209,27 +230,35 @@ def remembered_recipe(folder: Path, settings: GenerationConfig, fingerprint: str
     return recipe
 
 
+def _maker(
+    media: str,
+) -> Callable[[ModelSpec, GenerationConfig, str | None], AbstractContextManager[Painter]]:
+    """What loads a model that makes `pictures` or `sounds`."""
+    if media == "sounds":
+        from mmalign.evals.audio.generation import sound_painter
+
+        return sound_painter
+    return _painter
+
+
 def _store(
     folder: Path,
     spec: ModelSpec,
     job: Job,
     key: str,
-    picture: "Image",
-    recipe: Mapping[str, Any],
+    made: "Image | bytes",
+    painter: Painter,
     seconds: float,
 ) -> dict[str, Any]:
-    """Write a picture, return its row."""
-    buffer = BytesIO()
-    if recipe["format"] == "jpeg":
-        picture.save(buffer, format="JPEG", quality=95, subsampling=0)
-    else:
-        picture.save(buffer, format="PNG", compress_level=1)
-    data = buffer.getvalue()
+    """Write a picture or sound, return its row."""
+    kind = painter.recipe["format"]
+    data = made if isinstance(made, bytes) else _encoded(made, kind)
+    ending = painter.ending or ("jpg" if kind == "jpeg" else "png")
     # Named by its content: two processes that round differently never change the file under a stored hash.
     sha256 = hashlib.sha256(data).hexdigest()
-    name = f"media/{sha256[:2]}/{sha256}.{'jpg' if recipe['format'] == 'jpeg' else 'png'}"
+    name = f"media/{sha256[:2]}/{sha256}.{ending}"
     atomic_write(folder / name, data)
-    return _row(spec, job, key, name, sha256, dict(recipe), seconds)
+    return _row(spec, job, key, name, sha256, dict(painter.recipe), seconds)
 
 
 def _row(
@@ -252,7 +281,7 @@ def _row(
 def _adopt(
     spec: ModelSpec, jobs: Sequence[Job], folder: Path, progress: Callable[[int], None]
 ) -> dict[str, str]:
-    """Take pictures or clips of another program, one file each, named as `adopted_pictures` reads names.
+    """Take media of another program, one file each, named as `adopted_pictures` reads names.
 
     Raises:
         ConfigError: no folder, no picture of the suite in it, or a name that could mean several pictures.

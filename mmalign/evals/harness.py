@@ -43,7 +43,7 @@ from mmalign.evals.run_files import write_run
 from mmalign.evals.scoring import Picture, score_missing, unscored
 from mmalign.evals.suite import GenerationConfig, ModelSpec, Suite
 from mmalign.evals.suite_items import read_items
-from mmalign.evals.suite_rewards import columns_of, load_reward, release, require_names
+from mmalign.evals.suite_rewards import columns_of, load_reward, made_for, release, require_names
 from mmalign.rewards.base import Reward
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def run_suite(
     items = read_items(suite, folder)
     jobs = jobs_of(items, suite.generation.images_per_prompt)
     scores = set(stages) != {"generate"}
-    media = media_of(models)
+    media = media_of(models, default=made_for(suite))
     _require_suited(suite, models, media)
     # Before anything is painted: what rewards lack is found now, not after hours.
     columns = columns_of(suite, items, device=chosen, folder=folder, media=media) if scores else []
@@ -112,7 +112,7 @@ def run_suite(
     with _progress(console) as progress:
         for spec in models:
             work = jobs if "generate" in stages else []
-            found.append(_paint(spec, work, jobs, suite, cache, device, shard, stages, progress))
+            found.append(_paint(spec, work, jobs, suite, cache, device, shard, stages, progress, media))
             release()
         if "score" in stages:
             pictures = [picture for model in found for picture in model.pictures.values()]
@@ -159,7 +159,7 @@ def _require_suited(suite: Suite, models: Sequence[ModelSpec], media: str) -> No
     """Refuse by name alone, before anything is loaded, what a suite or its models cannot do.
 
     Raises:
-        ConfigError: diversity of clips.
+        ConfigError: diversity of clips or sounds.
         UnknownNameError: a reward, sampler or encoder nobody knows.
     """
     require_names(suite)
@@ -167,9 +167,9 @@ def _require_suited(suite: Suite, models: Sequence[ModelSpec], media: str) -> No
         require_sampler(suite.generation)
     if suite.diversity is not None:
         require_encoder(suite.diversity)
-        if media == "clips":
+        if media != "pictures":
             do = "Leave diversity out of the suite."
-            raise ConfigError(explain("diversity", got="clips", expected="models of pictures", do=do))
+            raise ConfigError(explain("diversity", got=media, expected="models of pictures", do=do))
 
 
 def _score(
@@ -221,6 +221,7 @@ def _paint(
     shard: tuple[int, int],
     stages: Sequence[str],
     progress: "Progress",
+    media: str = "pictures",
 ) -> ModelPictures:
     """Paint this process's part and return it; where nothing is to paint, the pictures of all parts."""
     adopted = adopted_folder(spec.source) is not None
@@ -236,6 +237,7 @@ def _paint(
             shard=shard,
             progress=lambda done: progress.advance(task, done),
             fingerprint=fingerprint or None,
+            media=media,
         )
         progress.update(task, total=len(keys))
     if set(stages) == {"generate"}:

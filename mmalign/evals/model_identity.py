@@ -16,7 +16,8 @@ __all__ = ["model_fingerprint", "require_models", "require_on_hub", "require_unc
 
 _MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".json", ".yaml", ".model")
 _VOCABULARIES = ("merges.txt", "vocab.txt")
-_INDEX = "model_index.json"
+_INDICES = ("model_index.json", "main_config.json")
+"""Small files of which a repository of a model has one: diffusers' index, or Tango's settings."""
 _RUN_CONFIG = "mmalign_config.yaml"
 _CHECKPOINTS = "checkpoints"
 _NOT_PAINTING = ("optimizer.safetensors", "state.json")
@@ -76,10 +77,12 @@ def _hub_commit(source: str) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        return Path(hf_hub_download(source, _INDEX)).parent.name
-    except (OSError, ValueError, HFValidationError):  # no network, no such id, no id at all
-        return "unknown"
+    for name in _INDICES:
+        try:
+            return Path(hf_hub_download(source, name)).parent.name
+        except (OSError, ValueError, HFValidationError):  # no network, no such id or file, no id at all
+            continue
+    return "unknown"
 
 
 def require_unchanged(spec: ModelSpec, fingerprint: str) -> None:

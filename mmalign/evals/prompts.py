@@ -18,7 +18,7 @@ from mmalign.evals.base import Item
 
 __all__ = ["PUBLIC_SETS", "PublicSet", "prompts_hash", "read_prompts"]
 
-_PROMPT_COLUMNS = ("prompt", "caption", "Prompt", "Prompts", "text", "TEXT", "question")
+_PROMPT_COLUMNS = ("prompt", "caption", "captions", "Prompt", "Prompts", "text", "TEXT", "question")
 _GROUP_COLUMNS = ("group", "category", "Category", "style", "tag")
 _ID_COLUMNS = ("id", "item_id", "key")
 
@@ -190,6 +190,8 @@ def _json(path: Path) -> list[dict[str, Any]]:
     try:
         loaded = json.loads(_text(path))
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # an object per line, under the ending of a document
+            return _json_lines(path)
         msg = f"{path}: not JSON ({error})."
         raise RowError(msg, reason="not_json") from error
     lists = list(loaded.values()) if isinstance(loaded, Mapping) else [loaded]

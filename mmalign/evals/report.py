@@ -113,6 +113,7 @@ def _data(record: Record, rows: Rows, pictures: Pictures, prefix: str, seed: int
         "prefix": Path(prefix).as_posix(),
         "root": Path(os.path.relpath(pictures.root)).as_posix(),
         "clips": record.get("media") == "clips",
+        "sounds": record.get("media") == "sounds",
         "place": list(pictures.place),
         "problems": {str(number): text for number, text in pictures.problems.items()},
         "chunk": _CHUNK,

@@ -15,6 +15,7 @@ from mmalign.evals.software import software
 from mmalign.evals.statistics.bootstrap import Resampling, bootstrap_mean, bootstrap_median, prompt_means
 from mmalign.evals.statistics.reward_comparison import RewardComparison, compare_rewards
 from mmalign.evals.suite import Suite
+from mmalign.evals.suite_rewards import made_for
 
 __all__ = ["compare_models", "sample_rows", "summarise"]
 
@@ -96,7 +97,7 @@ def summarise(results: Results) -> dict[str, Any]:
             "sha256": prompts_hash(results.items),
             "groups": {group: int(where.sum()) for group, where in of_group.items()},
         },
-        "media": media_of([model.spec for model in results.models]),
+        "media": media_of([model.spec for model in results.models], default=made_for(results.suite)),
         "models": [
             {
                 "name": model.spec.name,

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mmalign.evals.adopted_pictures import is_clip
+from mmalign.evals.adopted_pictures import is_clip, is_sound
 from mmalign.evals.jobs import shard_of
 from mmalign.evals.store import PartTable
 from mmalign.rewards.base import Reward, Scored
@@ -24,7 +24,7 @@ __all__ = ["Picture", "read_scores", "score_key", "score_missing", "scores_table
 
 @dataclass(frozen=True)
 class Picture:
-    """A stored picture or clip with what rewards read.
+    """A stored picture, clip or sound with what rewards read.
 
     Args:
         sample_id: id in the suite.
@@ -183,6 +183,8 @@ def _sample(picture: Picture, needs: Sequence[str]) -> Sample:
     extras = {name: picture.extras[name] for name in needs if name in picture.extras}
     if is_clip(picture.path):
         return Sample(prompt=picture.prompt, video=picture.path, extras=extras, id=picture.sample_id)
+    if is_sound(picture.path):
+        return Sample(prompt=picture.prompt, audio=picture.path, extras=extras, id=picture.sample_id)
     return Sample(prompt=picture.prompt, image=picture.path, extras=extras, id=picture.sample_id)
 
 

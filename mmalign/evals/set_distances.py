@@ -125,6 +125,8 @@ def kernel_distance(
     if not released and (subset_size is None or subset_size > smallest):
         return KernelDistance(float(_discrepancy(one, other)), 0.0, smallest, 1, seed)
     size = min(subset_size or smallest, smallest)
+    if size == len(one) == len(other):  # every subset is everything: drawn again it is the same number
+        return KernelDistance(float(_discrepancy(one, other)), 0.0, size, num_subsets, seed)
     draws = _released_draws if released else _draws
     picked = draws((len(one), len(other)), size, num_subsets, seed)
     found = [float(_discrepancy(one[rows], other[columns])) for rows, columns in picked]
@@ -199,8 +201,11 @@ def frechet_distance(
 
 def _covariance_root(part: Float64[Tensor, "sample feature"]) -> Float64[Tensor, "row feature"]:
     """A with A'A the sample covariance, no more rows than samples or features."""
-    root = (part - part.mean(dim=0)) / (len(part) - 1) ** 0.5
-    return root if root.shape[0] <= root.shape[1] else torch.linalg.qr(root, mode="r").R
+    root: Tensor = (part - part.mean(dim=0)) / (len(part) - 1) ** 0.5
+    if root.shape[0] <= root.shape[1]:
+        return root
+    triangle: Tensor = torch.linalg.qr(root, mode="r").R
+    return triangle
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class ModelSpec(Section):
     """One model of a comparison."""
 
     name: str
-    source: str = Field(description="hub id, diffusers folder, run folder, images:FOLDER or videos:FOLDER")
+    source: str = Field(description="hub id, folder, run, images:FOLDER, videos:FOLDER or sounds:FOLDER")
     weights: Literal["trained", "base"] = Field("trained", description="of a run folder: which side of it")
 
 

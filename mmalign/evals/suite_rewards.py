@@ -18,9 +18,15 @@ from mmalign.evals.suite import RewardSpec, Suite
 if TYPE_CHECKING:
     from mmalign.rewards.base import Reward
 
-__all__ = ["beside", "columns_of", "load_reward", "release", "require_names"]
+__all__ = ["beside", "columns_of", "load_reward", "made_for", "release", "require_names"]
 
 _ENSEMBLE = (".yaml", ".yml")
+
+_READERS = {"clips": ("av", "PyAV", "video"), "sounds": ("soundfile", "soundfile", "audio")}
+"""What models make, to the module, package and extra that reads its files."""
+
+_SCORED = {"pictures": ("image",), "clips": ("image", "video"), "sounds": ("audio",)}
+"""What models make, to the modalities of rewards that score it."""
 
 
 def columns_of(
@@ -38,19 +44,20 @@ def columns_of(
         items: what they score.
         device: where they stand meanwhile.
         folder: of the suite's file, for relative files of ensembles.
-        media: what the models make: `pictures` or `clips`.
+        media: what the models make: `pictures`, `clips` or `sounds`.
 
     Raises:
         ConfigError: a reward that cannot score this suite, or two columns of one title.
-        MissingExtraError: clips, and nothing that reads them.
+        MissingExtraError: clips or sounds, and nothing that reads them.
         CheckpointError: weights are missing or do not fit.
         UnknownNameError: nobody provides a reward.
     """
     require_names(suite)
-    if media == "clips" and find_spec("av") is None:
-        do = "pip install 'mmalign[video]'"
-        message = explain("clips", got="[PyAV is not installed]", expected="it, to read frames", do=do)
-        raise MissingExtraError(message)
+    module, package, extra = _READERS.get(media, ("", "", ""))
+    if module and find_spec(module) is None:
+        do = f"pip install 'mmalign[{extra}]'"
+        got = f"[{package} is not installed]"
+        raise MissingExtraError(explain(media, got=got, expected="it, to read files", do=do))
     found: list[list[Column]] = []
     for spec in suite.rewards:
         found.append(_looked_at(spec, items, device, folder, media))
@@ -85,6 +92,16 @@ def require_names(suite: Suite) -> None:
             if unknown:
                 expected = f"one of its options ({', '.join(known) or 'none'})"
                 raise ConfigError(explain(f"{title} option", got=unknown[0], expected=expected))
+
+
+def made_for(suite: Suite) -> str:
+    """What models of a suite make, by its first reward that says it: `sounds`, else `pictures`."""
+    from mmalign.rewards import card
+
+    for spec in suite.rewards:
+        if ":" not in spec.name and not spec.name.endswith(_ENSEMBLE):
+            return "sounds" if card(spec.name).modality == "audio" else "pictures"
+    return "pictures"
 
 
 def beside(name: str, folder: Path | None) -> str:
@@ -132,6 +149,7 @@ def _require_fit(spec: RewardSpec, reward: "Reward", items: Sequence[Item], medi
     """Refuse what could only fail on every picture or clip of the suite."""
     from mmalign.evals.clip_scoring import FrameMean
     from mmalign.rewards.ensemble import is_relative
+    from mmalign.rewards.functions import FunctionReward
 
     title = f"reward {spec.name}"
     if is_relative(reward.reward if isinstance(reward, FrameMean) else reward):
@@ -142,7 +160,9 @@ def _require_fit(spec: RewardSpec, reward: "Reward", items: Sequence[Item], medi
             do="Name its members as rewards of the suite; the report has their macro average.",
         )
         raise ConfigError(message)
-    if reward.card.modality not in (("image",) if media == "pictures" else ("image", "video")):
+    # A function of the user's says nothing of what it takes.
+    of_user = media == "sounds" and isinstance(reward, FunctionReward)
+    if reward.card.modality not in _SCORED[media] and not of_user:
         raise ConfigError(explain(title, got=f"a reward of {reward.card.modality}", expected=f"of {media}"))
     if "other" in reward.card.needs and not any("other" in item.expected for item in items):
         message = explain(

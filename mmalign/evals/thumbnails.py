@@ -1,6 +1,6 @@
 """Small copies of pictures that travel inside a page, up to a number of bytes; the rest is linked.
 
-Of a clip it is a strip of its first, middle and last frame.
+Of a clip it is a strip of its first, middle and last frame, of a sound its spectrogram.
 
 Which pictures come first matters once the limit is reached: the two ends of the order of gains, which a
 reader opens first, alternate with a fixed random order, from which a fair vote can be drawn.
@@ -20,7 +20,8 @@ from PIL import Image
 from mmalign.data.config import ImageLimits
 from mmalign.data.media import decode_image, read_media
 from mmalign.errors import RowError
-from mmalign.evals.adopted_pictures import is_clip
+from mmalign.evals.adopted_pictures import is_clip, is_sound
+from mmalign.evals.sound_previews import spectrogram_picture
 
 __all__ = ["SIDE", "Pictures", "gather", "priority"]
 
@@ -104,12 +105,12 @@ def gather(
 
 
 def thumbnail(path: str | Path) -> bytes:
-    """WebP of at most `SIDE` pixels, small pictures unchanged; of a clip three such frames side by side.
+    """WebP of at most `SIDE` pixels, small pictures unchanged; three frames of a clip, a sound's spectrum.
 
     Raises:
-        RowError: the file is missing, or neither a picture nor a clip.
+        RowError: the file is missing, or neither a picture nor a clip nor a sound.
     """
-    image = _strip(path) if is_clip(path) else _small(path)
+    image = spectrogram_picture(path) if is_sound(path) else _strip(path) if is_clip(path) else _small(path)
     buffer = io.BytesIO()
     if max(image.size) <= _LOSSLESS_SIDE:
         image.save(buffer, format="WEBP", lossless=True, quality=80)

@@ -1,4 +1,4 @@
-"""What benchmarks of pictures need besides answers, by the names their `tools` list."""
+"""What benchmarks of pictures and sounds need besides answers, by the names their `tools` list."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,20 @@ import torch
 from PIL import Image
 
 from mmalign.errors import unknown_name
+from mmalign.evals.audio.listeners import (
+    ClapListener,
+    load_clap_sounds,
+    load_panns_listener,
+    load_vggish_listener,
+)
 from mmalign.evals.colours import load_colours
 from mmalign.evals.detectors import load_detector
 from mmalign.evals.questions import BlipQuestions, load_questions
+from mmalign.rewards.base import Reward
 from mmalign.rewards.clip_backbones import load_backbone
 from mmalign.rewards.clip_models import DualEncoder
 from mmalign.rewards.clip_scores import cosine
+from mmalign.rewards.loading import load
 
 __all__ = ["TOOLS", "ClipSimilarity", "YesProbabilities", "load_similarity", "load_tool"]
 
@@ -78,12 +86,44 @@ def _yes(*arguments: Any, **options: Any) -> YesProbabilities:
     return YesProbabilities(load_questions(*arguments, **options))
 
 
+def _clap(
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Reward:
+    """CLAP score as a reward: of a checkpoint's short name, a hub id, or a folder."""
+    named = _clap_named(weights)
+    return load("clap", device=device, dtype=dtype, **named)
+
+
+def _clap_sounds(
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ClapListener:
+    """CLAP's embeddings of sounds: of a checkpoint's short name, a hub id, or a folder."""
+    return load_clap_sounds(device=device, dtype=dtype, **_clap_named(weights))
+
+
+def _clap_named(source: str | Path | None) -> dict[str, Any]:
+    """Checkpoint and weights: a folder is itself, anything else a name."""
+    if source is None or Path(source).is_dir():
+        return {"weights": source}
+    return {"checkpoint": str(source)}
+
+
 TOOLS: Mapping[str, Callable[..., Any]] = {
     "detector": load_detector,
     "colours": load_colours,
     "vqa": load_questions,
     "yes": _yes,
     "similarity": load_similarity,
+    "panns": load_panns_listener,
+    "vggish": load_vggish_listener,
+    "clap": _clap,
+    "clap_sounds": _clap_sounds,
 }
 """Name in `Benchmark.tools` to what loads a default for it; `judge` and `reward` are the user's choice."""
 

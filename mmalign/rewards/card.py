@@ -20,7 +20,9 @@ class Weights:
         role: which part of the reward it is ("model", "tokenizer", "head", "base").
         bytes: size of the download, 0 = unknown.
         sha256: file name to hash, where the publisher or we know it.
-        host: "hub" is the Hugging Face hub; a few small heads were published in a "github" repository alone.
+        host: "hub" is the Hugging Face hub; a few small heads were published in a "github" repository alone,
+            networks that hear as files of a "web" page.
+        address: of a "web" page, what stands before "/" and a file's name.
     """
 
     repository: str
@@ -29,7 +31,8 @@ class Weights:
     role: str = "model"
     bytes: int = 0
     sha256: Mapping[str, str] = field(default_factory=dict)
-    host: Literal["hub", "github"] = "hub"
+    host: Literal["hub", "github", "web"] = "hub"
+    address: str = ""
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ def _complete(folder: Path, patterns: Iterable[str]) -> bool:
 
 
 def _cached(weights: Weights) -> Path | None:
-    if weights.host == "github":
-        kept = _github_folder(weights)
+    if weights.host != "hub":
+        kept = _kept_folder(weights)
         return kept if kept.is_dir() and _complete(kept, weights.files) else None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -112,8 +112,8 @@ def resolve(weights: Weights, *, folder: str | Path | None = None, reward: str =
 
 
 def _fetched(weights: Weights) -> Path:
-    if weights.host == "github":
-        return _fetched_from_github(weights)
+    if weights.host != "hub":
+        return _fetched_by_name(weights)
     from huggingface_hub import snapshot_download
 
     return Path(
@@ -121,15 +121,17 @@ def _fetched(weights: Weights) -> Path:
     )
 
 
-def _github_folder(weights: Weights) -> Path:
+def _kept_folder(weights: Weights) -> Path:
     return Path(torch.hub.get_dir()) / "mmalign" / weights.repository / (weights.revision or "main")
 
 
-def _github_address(weights: Weights, name: str) -> str:
+def _address(weights: Weights, name: str) -> str:
+    if weights.host == "web":
+        return f"{weights.address}/{quote(name)}"
     return f"https://github.com/{weights.repository}/raw/{weights.revision or 'main'}/{quote(name)}"
 
 
-def _fetched_from_github(weights: Weights) -> Path:
+def _fetched_by_name(weights: Weights) -> Path:
     """Files by their names, each checked against its hash where the card knows it.
 
     Raises:
@@ -141,10 +143,10 @@ def _fetched_from_github(weights: Weights) -> Path:
     if HF_HUB_OFFLINE:
         message = "HF_HUB_OFFLINE is set"
         raise OSError(message)
-    folder = _github_folder(weights)
+    folder = _kept_folder(weights)
     folder.mkdir(parents=True, exist_ok=True)
     for name in weights.files:
-        address = _github_address(weights, name)
+        address = _address(weights, name)
         try:
             torch.hub.download_url_to_file(
                 address, str(folder / name), hash_prefix=weights.sha256.get(name), progress=False
@@ -156,10 +158,10 @@ def _fetched_from_github(weights: Weights) -> Path:
 
 
 def _command(weights: Weights) -> str:
-    if weights.host == "github":
+    if weights.host != "hub":
         folder = weights.repository.rpartition("/")[2]
         return " && ".join(
-            f"curl -L --create-dirs -o '{folder}/{name}' '{_github_address(weights, name)}'"
+            f"curl -L --create-dirs -o '{folder}/{name}' '{_address(weights, name)}'"
             for name in weights.files
         )
     pinned = f" --revision {weights.revision}" if weights.revision else ""

@@ -270,7 +270,7 @@ def test_painted_pictures_have_the_noise_of_their_sample_for_every_model(
 
         def __enter__(self):
             recipe = {"seed": self.seed, "num_steps": 2, "guidance_scale": 1.0, "format": "png"}
-            return SimpleNamespace(paint=self.paint, recipe=recipe)
+            return SimpleNamespace(paint=self.paint, recipe=recipe, ending="")
 
         def __exit__(self, *error):
             return None

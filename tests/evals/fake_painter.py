@@ -25,7 +25,7 @@ class FakePainter:
             return [self.picture(spec, job, settings.seed) for job in jobs]
 
         recipe = generation.recipe_of(settings, num_steps=settings.num_steps or 7, guidance_scale=3.0)
-        yield generation._Painter(paint, recipe)
+        yield generation.Painter(paint, recipe)
 
     def picture(self, spec, job, seed) -> Image.Image:
         generator = generator_for(seed, "fake", job.sample_id)

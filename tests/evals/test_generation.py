@@ -142,7 +142,7 @@ def test_what_is_stored_stays_when_its_batch_is_painted_again_with_others(tmp_pa
             painted.append(len(jobs))  # a network rounds by the size of its batch
             return [Image.new("L", (2, 2), 10 * len(painted)) for _ in jobs]
 
-        yield generation._Painter(paint, generation.recipe_of(settings, num_steps=1, guidance_scale=1.0))
+        yield generation.Painter(paint, generation.recipe_of(settings, num_steps=1, guidance_scale=1.0))
 
     monkeypatch.setattr(generation, "_painter", painter)
     items = [Item(f"s/{n}", "x") for n in range(5)]

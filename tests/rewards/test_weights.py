@@ -91,7 +91,7 @@ def test_heads_of_a_github_repository_are_fetched_once_and_checked(tmp_path, mon
         asked.append(name)
         return published.as_uri()
 
-    monkeypatch.setattr(module, "_github_address", address)
+    monkeypatch.setattr(module, "_address", address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     wrong = Weights(HEAD.repository, HEAD.files, revision="000", host="github", sha256={"a+b.pth": "0" * 64})
     with pytest.raises(CheckpointError, match="not the file the card names"):

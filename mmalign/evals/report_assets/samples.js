@@ -120,9 +120,19 @@ const samples = (() => {
     return node;
   }
 
-  /** A picture as a node: small or full size, or in words why there is none. A clip is its strip, or plays. */
+  /** A sound that plays under its spectrogram. */
+  function sound(picture, alt) {
+    const node = el("audio", { "aria-label": alt, controls: true, preload: "none", src: link(picture) });
+    const still = data.place[picture] < 0 ? null : el("img", { alt, src: thumbnail(picture) });
+    return el("div", {}, ...[still, node].filter(Boolean));
+  }
+
+  const MISSING = data.clips ? "no clip" : data.sounds ? "no sound" : "no picture";
+
+  /** A picture as a node: small or full size, or in words why there is none. Clips and sounds play at full size. */
   function image(picture, alt, full = false) {
-    if (picture < 0) return el("span", { class: "absent", text: data.clips ? "no clip" : "no picture" });
+    if (picture < 0) return el("span", { class: "absent", text: MISSING });
+    if (data.sounds && (full || data.place[picture] < 0)) return sound(picture, alt);
     if (data.clips && (full || data.place[picture] < 0)) return clip(picture, alt);
     const node = el("img", { alt, decoding: "async", src: thumbnail(picture) });
     node.addEventListener("load", () => node.classList.toggle("pixels", node.naturalWidth < 128));

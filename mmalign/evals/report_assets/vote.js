@@ -2,7 +2,7 @@
 /* The blind vote: sides shuffled, names hidden, the result shown only when the vote has ended. */
 (() => {
   const { $, data, el, gain, image, link, named, percent, state, wilson } = samples;
-  const MEDIA = data.clips ? "clips" : "pictures";
+  const MEDIA = data.clips ? "clips" : data.sounds ? "sounds" : "pictures";
   const VOTES = { 1: "first", 2: "second", 0: "neither" };
   let session = null;
 
@@ -217,16 +217,16 @@
         el("button", { type: "button", class: "strong", id: "vote-export", text: "Save as preference rows", click: download }),
         el("button", { type: "button", id: "vote-again", text: "Start anew", click: settings })),
       el("p", { class: "muted small", text: "One JSON record per vote, as training reads them. Paths start at the folder of "
-        + `the ${MEDIA}${data.clips ? "." : ":"}` }),
-      data.clips ? null : el("pre", {}, el("code", { text: command })));
+        + `the ${MEDIA}${MEDIA === "pictures" ? ":" : "."}` }),
+      MEDIA !== "pictures" ? null : el("pre", {}, el("code", { text: command })));
   }
 
   const quoted = (text) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const fileName = () => `votes-${data.suite.replace(/[^\w.-]+/g, "_")}-${session.seed.replace(/\D/g, "")}.jsonl`;
 
-  /** Votes as rows of the layout two_images (of clips video_a, video_b); label is the probability that a is better. */
+  /** Votes as rows of the layout two_images (of clips video_a, of sounds audio_a); label is the probability that a is better. */
   function exported() {
-    const kind = data.clips ? "video" : "image";
+    const kind = data.clips ? "video" : data.sounds ? "audio" : "image";
     return summary().voted.map((id) => {
       const sample = index.get(id);
       const [one, other] = shuffled(sample);

@@ -199,7 +199,7 @@ def test_a_trained_reward_drives_a_suite(run, tmp_path, monkeypatch):
     @contextmanager
     def painter(spec, settings, device):
         side = "chosen" if spec.name == "tuned" else "rejected"
-        yield generation._Painter(
+        yield generation.Painter(
             lambda jobs: [getattr(pairs[job.item.prompt], side) for job in jobs],
             generation.recipe_of(settings, num_steps=3, guidance_scale=1.0),
         )
