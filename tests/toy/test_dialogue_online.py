@@ -53,7 +53,7 @@ def test_the_reward_is_the_judge(prompts: Path) -> None:
     assert expected[:2] == [1.0, 1.0]
     assert 0 < min(expected[2:]) < 1
     assert math.isnan(found[4])  # who names nothing could not be judged
-    with pytest.raises(RowError, match="no column 'truth'.*expected rows of write_prompts"):
+    with pytest.raises(RowError, match=r"no column 'truth'.*expected rows of write_prompts"):
         score([answer_sample(draw_exam(1, seed=SEED).rows()[0], "There is a red circle.")])
 
 
