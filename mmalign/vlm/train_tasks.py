@@ -16,7 +16,7 @@ Source: arXiv 2412.19326; training code was never released.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ from mmalign.vlm.trajectories import window_batch
 __all__ = ["TaskRow", "TaskTrainer", "main", "read_tasks"]
 
 _COLUMNS: Mapping[Task, tuple[str, int]] = {"region": ("boxes", 4), "temporal": ("spans", 2)}
+
+_LOSSES: Mapping[Task, Callable[[Tensor, Tensor], Tensor]] = {"region": region_loss, "temporal": span_loss}
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,8 @@ class TaskTrainer:
         tokens = batch.clean.flatten().index_select(0, place)
         mllm = -head_log_probs(states.hidden, states.head, tokens).mean()
         losses: dict[Task, Tensor] = {}
-        for task, head, measure in (
-            ("region", self.heads["region"], region_loss),
-            ("temporal", self.heads["temporal"], span_loss),
-        ):
+        for task, measure in _LOSSES.items():
+            head = self.heads[task]
             wanted = torch.cat([item.targets[task] for item in rows]).to(self.model.device)
             found = task_states(states, tokens, self.ids[task])
             losses[task] = measure(head(found.float()), wanted)
@@ -232,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = torch.randint(len(rows), (given.batch_size,), generator=generator).tolist()
         found = trainer.step([rows[number] for number in chosen])
         if step % 10 == 0 or step in (1, given.steps):
-            parts = {"loss": found.total, "mllm": found.mllm, "assign": found.assign, **found.tasks}
+            parts: dict[str, Tensor] = {"loss": found.total, "mllm": found.mllm, "assign": found.assign}
+            parts.update({str(task): loss for task, loss in found.tasks.items()})
             print(json.dumps({"step": step, **{name: round(float(part), 4) for name, part in parts.items()}}))
     trainer.save(given.output)
     return 0
