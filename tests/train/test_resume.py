@@ -140,6 +140,32 @@ def test_full_fine_tuning_with_average_and_accumulation_survives_sigkill_bit_for
     )
 
 
+@pytest.mark.slow
+def test_a_language_run_with_packed_rows_and_a_stored_reference_survives_sigkill_bit_for_bit(
+    write_dialogue_config, tmp_path: Path, without_timings
+) -> None:
+    killed_run_equals_whole_run(
+        write_dialogue_config,
+        tmp_path,
+        without_timings,
+        kills=(1, 6),
+        method="dpo",
+        tokens={"packing": "packed"},
+        reference={"kind": "stored"},
+        train={
+            "steps": 24,
+            "batch_size": 1,
+            "accumulation": 2,
+            "ema_decay": 0.9,
+            "schedule": "cosine",
+            "warmup_steps": 3,
+            "checkpoint_every": 3,
+            "keep_checkpoints": 1,
+        },
+        log={"every": 2},
+    )
+
+
 class Killed(BaseException):
     """What a test raises in place of SIGKILL."""
 
