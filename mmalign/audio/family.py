@@ -6,7 +6,8 @@ what sound shares with pictures is in `DiffusionModel`.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,6 +27,7 @@ from mmalign.diffusion.examples import OWN
 from mmalign.diffusion.loading import PartSource
 from mmalign.diffusion.model import DiffusionModel
 from mmalign.errors import ConfigError, explain
+from mmalign.seeding import derive_seed
 
 if TYPE_CHECKING:
     from mmalign.train.audio_sections import AudioConfig
@@ -77,6 +79,7 @@ class AudioModel(DiffusionModel):
         network_dtype: torch.dtype | None = None,
     ) -> None:
         self.audio = audio
+        self._dropout_seed: int | None = None
         super().__init__(source, settings, device=device, dtype=dtype, network_dtype=network_dtype)
 
     @property
@@ -184,11 +187,41 @@ class AudioModel(DiffusionModel):
         keys = keys.to(self.device)
         own = any(name.startswith(OWN) for name in collated)
         clean = self._drawn(self._moments_of(collated, "waves"), keys, own=own)
-        text = self._conditions(collated, keys, count=clean.shape[1])
+        with self._text_dropout(keys):
+            text = self._conditions(collated, keys, count=clean.shape[1])
         more = self._whole_media(clean.shape[0])
         if own:
             return clean, Conditioning(shared=more, per_candidate=text)
         return clean, Conditioning(shared={**text, **more})
+
+    @contextmanager
+    def _text_dropout(self, keys: RowKeys) -> Iterator[None]:
+        """The text encoder in training mode, if the run says so; its dropout is decided by the keys."""
+        if not self.audio.text_encoder_dropout:
+            yield
+            return
+        self._empty_states()  # what guidance contrasts with is never dropped out
+        host = keys.on_host() or keys
+        self._dropout_seed = derive_seed(int(host.key[0]), "text_encoder_dropout")
+        try:
+            yield
+        finally:
+            self._dropout_seed = None
+
+    def _states_of(self, tokens: Sequence[Tensor]) -> dict[str, Tensor]:
+        """As in the base; in training mode, with a generator of its own, where dropout is wanted."""
+        if self._dropout_seed is None:
+            return super()._states_of(tokens)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._dropout_seed)
+            for encoder in self.encoders:
+                encoder.train()
+            try:
+                return super()._states_of(tokens)
+            finally:
+                for encoder in self.encoders:
+                    encoder.eval()
 
     def _drop(self, text: Mapping[str, Tensor], dropped: Bool[Tensor, " prompt"]) -> dict[str, Tensor]:
         """Text states with those of the empty prompt, or zeros, where `dropped`; masks of zeros stay."""

@@ -1,48 +1,47 @@
 """Training from a cache: the same latents and texts as without one, no encoders, and the right refusals."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmalign.cli.encoding import encode_run
 from mmalign.data import DataConfig, open_rows
 from mmalign.data.cache import LatentCache
 from mmalign.data.cache_build import build_cache
 from mmalign.errors import ConfigError, RowError
+from mmalign.train.audio_sections import AudioConfig
+from mmalign.train.sections import ModelConfig
 
 ROWS = [("hum", 330, 440), ("a long hum", 550, 660), ("hum", 770, 880)]
 
 
-class Table:
-    """Rows in memory, as the builder reads them."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-    def where(self, index):
-        return f"test:{index}"
-
-    def prompts(self):
-        return dict.fromkeys(row.prompt for row in self.rows)
+@pytest.fixture(scope="module")
+def table(clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    records = []
+    for prompt, *frequencies in ROWS:
+        names = [f"{frequency}.wav" for frequency in frequencies]
+        for name, frequency in zip(names, frequencies, strict=True):
+            (folder / name).write_bytes(clip(frequency))
+        records.append({"prompt": prompt, "chosen": names[0], "rejected": names[1]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return open_rows(DataConfig(source={"path": str(folder / "rows.jsonl"), "media": "audio"}))
 
 
 @pytest.fixture(scope="module")
-def rows(pair):
-    return [pair(prompt, *frequencies) for prompt, *frequencies in ROWS]
+def rows(table):
+    return [table[index] for index in range(len(table))]
 
 
 @pytest.fixture(scope="module")
-def filled(load_tango, rows, tmp_path_factory):
+def filled(load_tango, table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     model = load_tango()
     identity = replace(model.cache_identity(), dtype="float32")
-    report = build_cache(Table(rows), model, identity, folder, loader=model.clips, batch_size=4)
+    report = build_cache(table, model, identity, folder, loader=model.clips, batch_size=4)
     assert report.kept == 3
     return folder
 
@@ -82,13 +81,13 @@ def test_no_encoder_is_loaded_for_a_row_of_the_cache(load_tango, filled, rows, k
     assert model.prompt_conditioning(["hum", "a long hum"]).shared["text"].shape[0] == 2
 
 
-def test_a_clip_or_prompt_that_is_not_there_says_what_to_run(load_tango, filled, pair):
+def test_a_clip_or_prompt_that_is_not_there_says_what_to_run(load_tango, filled, pair, rows):
     model = load_tango(cache=str(filled))
     with pytest.raises(RowError, match=r"its clip is not in the cache.*mmalign data cache") as caught:
         model.example(pair("hum", 111, 222), key=0)
     assert caught.value.reason == "not_cached"
     with pytest.raises(RowError, match="its prompt is not in the cache"):
-        model.example(pair("never heard", 330, 440), key=0)
+        model.example(replace(rows[0], prompt="never heard"), key=0)
 
 
 @pytest.mark.parametrize("change", [{"duration": 0.32}, {"normalise": "none"}, {"channel": "mean"}])
@@ -97,13 +96,16 @@ def test_a_cache_made_with_other_settings_is_refused(load_tango, filled, change)
         load_tango(cache=str(filled), **change)
 
 
-def test_a_table_of_a_file_is_encoded_as_well(load_tango, clip, tmp_path):
-    for number, frequency in enumerate((330, 440)):
-        (tmp_path / f"{number}.wav").write_bytes(clip(frequency))
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "hum", "chosen": "0.wav", "rejected": "1.wav"}\n')
-    source = {"path": str(tmp_path / "rows.jsonl"), "media": "audio"}
-    table = open_rows(DataConfig(source=source))
-    model = load_tango()
-    report = build_cache(table, model, model.cache_identity(), tmp_path / "cache", loader=model.clips)
-    assert report.kept == 1
-    assert len(LatentCache(tmp_path / "cache")) == 2
+def test_the_command_encodes_the_clips_of_a_run(table, tango_folder, tmp_path, monkeypatch, capsys):
+    config = SimpleNamespace(
+        model=ModelConfig(family="tango", source=str(tango_folder)),
+        audio=AudioConfig(duration=0.64, cache=str(tmp_path / "cache")),
+        data=DataConfig(source={"path": "rows.jsonl"}),
+        train=SimpleNamespace(device="cpu", mixed_precision="no"),
+    )
+    monkeypatch.setattr("mmalign.train.config.load_run", lambda *_: SimpleNamespace(config=config))
+    monkeypatch.setattr("mmalign.data.readers.open_rows", lambda _: table)
+    report = encode_run(tmp_path / "run.yaml")
+    assert report.kept == 3
+    assert len(LatentCache(tmp_path / "cache")) == 6
+    assert "Train with audio.cache=" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from mmalign.batch import Batch, Labels
 from mmalign.diffusion.sampling import SCHEDULERS
 from mmalign.errors import ConfigError
 from mmalign.likelihood import Elbo, UniformTimesteps
-from mmalign.train.model import PreferenceModel
+from mmalign.train.model import PreferenceModel, TrainedModel
 
 PROMPTS = ["a dog", "rain on a tin roof"]
 
@@ -43,11 +43,15 @@ def test_the_shapes_of_a_model_are_those_of_its_clips(tango):
 
 
 def test_it_is_a_model_as_the_loop_wants_them(tango):
-    missing = [name for name in ("denoise", "encode", "sample", "meta_inputs") if not hasattr(tango, name)]
-    assert missing == []
-    # Everything that the loop asks of a denoising model but pictures.
-    wanted = set(PreferenceModel.__protocol_attrs__) - {"decode_pixels"}
-    assert sorted(name for name in wanted if not hasattr(tango, name)) == []
+    wanted = {
+        name
+        for protocol in (PreferenceModel, TrainedModel)
+        for name in (*vars(protocol), *protocol.__annotations__)
+        if not name.startswith("_")
+    }
+    assert {"denoise", "encode", "meta_inputs", "latent_shape"} <= wanted
+    # Everything but pictures.
+    assert [name for name in sorted(wanted) if not hasattr(tango, name)] == ["decode_pixels"]
 
 
 def test_a_row_is_encoded_the_same_in_any_company(tango, pair, keys):
@@ -130,6 +134,33 @@ class TestDroppedPrompts:
         _, conditioning = encoded(model, [row], keys(1))
         text = conditioning.per_candidate["text"]
         assert torch.equal(text[0, 0], text[0, 1])
+
+
+class TestTextEncoderDropout:
+    def test_it_is_off_by_default_and_the_runs_choice(self, load_tango, pair, keys):
+        calm, restless = load_tango(), load_tango(text_encoder_dropout=True)
+        rows = [pair("a long hum")]
+        expected = encoded(calm, rows, keys(1))[1].shared["text"]
+        first, again, other = (
+            encoded(restless, rows, keys(number))[1].shared["text"] for number in (1, 1, 2)
+        )
+        assert torch.equal(encoded(calm, rows, keys(2))[1].shared["text"], expected)
+        assert torch.equal(first, again)
+        assert not torch.allclose(first, other, atol=1e-3)
+        assert not torch.allclose(first, expected, atol=1e-3)
+
+    def test_samples_and_the_global_generator_know_nothing_of_it(self, load_tango, pair, keys):
+        model = load_tango(text_encoder_dropout=True)
+        before = torch.random.get_rng_state()
+        encoded(model, [pair("a long hum")], keys(1))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert not model.encoders[0].training
+        first, second = (model.prompt_conditioning(["a dog"]).shared["text"] for _ in range(2))
+        assert torch.equal(first, second)
+
+    def test_a_cache_cannot_hold_it(self, load_tango):
+        with pytest.raises(ValueError, match=r"text_encoder_dropout makes other text states at every visit"):
+            load_tango(text_encoder_dropout=True, cache="somewhere")
 
 
 class TestSampling:
