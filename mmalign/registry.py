@@ -8,15 +8,19 @@ they read about.
 
 import importlib
 import importlib.metadata
+import inspect
+import os
 import pkgutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import ConfigError, unknown_name
+from mmalign.errors import ConfigError, explain, unknown_name
 
-__all__ = ["KINDS", "Kind", "find", "location", "modality", "names"]
+__all__ = ["KINDS", "Kind", "find", "location", "modality", "names", "own_function"]
 
 
 @dataclass(frozen=True)
@@ -127,3 +131,38 @@ def find(kind: str, name: str) -> Any:
     for part in attribute.split(".") if attribute else ():
         value = getattr(value, part)
     return value
+
+
+def own_function(name: str, *, what: str) -> tuple[Callable[..., Any], str]:
+    """A function of the user's own by `module:function`, and the text of its module's file.
+
+    Args:
+        name: `module:function`; modules of the current folder are found, too.
+        what: what it stands for ("reward", "painter"), for messages.
+
+    Returns:
+        The function, and the text; "" where nobody can tell (built in a shell, or in C).
+
+    Raises:
+        ConfigError: no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # the `mmalign` command, other than `python -m`, does not look there
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not
+        do = "Run from its folder, or put it on PYTHONPATH."
+        message = explain(f"{what} {name}", got=module_name, expected="a module Python can import", do=do)
+        raise ConfigError(message) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        callables = (n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
+        expected = f"a function of {module_name} ({', '.join(callables)})"
+        raise ConfigError(explain(f"{what} {name}", got=function_name, expected=expected))
+    try:
+        return function, inspect.getsource(module)
+    except (OSError, TypeError):
+        return function, ""

@@ -2,12 +2,9 @@
 
 import functools
 import hashlib
-import importlib
 import inspect
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 import torch
 
 from mmalign.errors import ConfigError, RowError, explain
+from mmalign.registry import own_function
 from mmalign.rewards.base import Scored
 from mmalign.rewards.card import Card
 from mmalign.rewards.sample import Sample, media_hash
@@ -137,32 +135,5 @@ def load_function(name: str, *, scale: str = "") -> FunctionReward:
     Raises:
         ConfigError: no such module or function, or it is not callable.
     """
-    module_name, _, function_name = name.partition(":")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # the `mmalign` command, other than `python -m`, does not look there
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
-        message = explain(
-            f"reward {name}",
-            got=module_name,
-            expected="a module Python can import",
-            do="Run from its folder, or put it on PYTHONPATH.",
-        )
-        raise ConfigError(message) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        public = ", ".join(
-            n for n, value in vars(module).items() if callable(value) and not n.startswith("_")
-        )
-        message = explain(
-            f"reward {name}", got=function_name, expected=f"a function of {module_name} ({public})"
-        )
-        raise ConfigError(message)
-    try:
-        text = inspect.getsource(module)
-    except (OSError, TypeError):  # built in a shell, or in C
-        text = ""
+    function, text = own_function(name, what="reward")
     return FunctionReward(function, name=name, scale=scale, module=text)

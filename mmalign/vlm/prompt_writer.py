@@ -16,13 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from mmalign.batch import ContentItem, Message, PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import ConfigError, explain
 from mmalign.files import atomic_write
 from mmalign.vlm.pair_making.on_policy import OwnAnswers
 from mmalign.vlm.pair_making.output import messages_of, png
 from mmalign.vlm.pair_making.requests import Similarity
 from mmalign.vlm.pair_making.scored_sections import PromptWriterConfig
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = [
     "Painted",

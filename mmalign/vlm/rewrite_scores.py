@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.rewards.base import Reward
 from mmalign.rewards.sample import Sample
 from mmalign.vlm.pair_making.scored_sections import PromptWriterConfig, RewriteReward
-from mmalign.vlm.pair_making.stages import Stages
 from mmalign.vlm.prompt_writer import Rewrites
 
 __all__ = ["scored"]

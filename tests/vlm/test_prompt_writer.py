@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from mmalign.batch import ContentItem, Message, PreferenceRow
 from mmalign.cli.main import main
 from mmalign.data.config import DataConfig
+from mmalign.data.pair_making.stages import Stages
 from mmalign.data.readers import open_rows
 from mmalign.errors import ConfigError, RowError
 from mmalign.rewards.functions import FunctionReward
@@ -25,7 +26,6 @@ from mmalign.toy.images import draw_scene, parse_caption, render
 from mmalign.vlm.pair_making.on_policy import OwnAnswers
 from mmalign.vlm.pair_making.painters import FunctionPainter, Tools
 from mmalign.vlm.pair_making.scored_sections import PromptWriterConfig
-from mmalign.vlm.pair_making.stages import Stages
 from mmalign.vlm.prompt_writer import Rewrites, compared, distances, instructed, painted
 from mmalign.vlm.rewrite_scores import scored
 from mmalign.vlm.rewrite_selection import combined, rewrite_answers, rewrite_pairs

@@ -11,7 +11,6 @@ from mmalign import registry
 from mmalign.audio.pair_making.making import ClipMaker, Made
 from mmalign.audio.pair_making.plan import AudioPairPlan
 from mmalign.data.audio_media import DecodedAudio
-from mmalign.data.pair_making.functions import own_function
 from mmalign.data.pair_making.sections import RewardChoice
 from mmalign.data.pair_making.weights import weights_digest
 from mmalign.diffusion.adapter_files import LORA_FILE
@@ -47,7 +46,7 @@ class FunctionMaker:
         Raises:
             ConfigError: no such module or function.
         """
-        function, source = own_function(name, what="maker")
+        function, source = registry.own_function(name, what="maker")
         return cls(function, name, source)
 
     def identity(self) -> Mapping[str, Any]:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import HyperparameterError, explain
 from mmalign.seeding import derive_seed
 from mmalign.vlm.pair_making.output import MadePair
 from mmalign.vlm.pair_making.requests import Request, Sampling, Similarity, Writer
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = ["BiasConfig", "bias_driven", "guessed", "sentences_of", "swapped"]
 

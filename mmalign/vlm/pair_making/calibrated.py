@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import HyperparameterError, explain
 from mmalign.seeding import derive_seed
 from mmalign.vlm.pair_making.on_policy import OwnAnswers
 from mmalign.vlm.pair_making.output import MadePair
 from mmalign.vlm.pair_making.requests import Request, Sampling, Scorer, Writer
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = ["Search", "calibrated", "calibrated_pairs", "searched", "shares_of"]
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmalign.data.pair_making.stages import Stages
 from mmalign.vlm.pair_making.on_policy import OwnAnswers
 from mmalign.vlm.pair_making.requests import Request, Sampling, Writer, YesNo, question
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = ["DIVIDE", "REPHRASE", "claims_of", "judge_claims", "refuted_score"]
 

@@ -8,24 +8,27 @@ from typing import Any
 
 from PIL import Image
 
-from mmalign.batch import PreferenceRow
+from mmalign.batch import DataKind, PreferenceRow
 from mmalign.data.config import ImageLimits
 from mmalign.data.media import decode_image, read_media
-from mmalign.errors import ConfigError, RowError, explain
+from mmalign.data.pair_making.output import Provenance
+from mmalign.data.pair_making.progress import print_made, stage_bars
+from mmalign.data.pair_making.rows import require_few_bad, rows_to_work_on
+from mmalign.data.pair_making.stages import Stages, read_given
+from mmalign.errors import RowError
 from mmalign.vlm.pair_making import bias_driven as bias
 from mmalign.vlm.pair_making import on_policy, perturbation, self_judging
 from mmalign.vlm.pair_making.claims import judge_claims
 from mmalign.vlm.pair_making.composing import multi_image_pairs
 from mmalign.vlm.pair_making.following import VlmFollowUps
 from mmalign.vlm.pair_making.loading import Models, model_name
-from mmalign.vlm.pair_making.output import Provenance, png, write_pairs, write_records
+from mmalign.vlm.pair_making.output import png, write_pairs, write_records
 from mmalign.vlm.pair_making.painters import Tools
 from mmalign.vlm.pair_making.plan import DialoguePairPlan, read_pair_plan
 from mmalign.vlm.pair_making.rewriting import rewritten
 from mmalign.vlm.pair_making.selection import balance_lengths
 from mmalign.vlm.pair_making.sentence_scores import self_rewarded
 from mmalign.vlm.pair_making.spoilt_clips import spoilt
-from mmalign.vlm.pair_making.stages import Stages, read_given
 from mmalign.vlm.pair_making.work import Made, Work
 from mmalign.vlm.pair_making.writing import VlmWriter, VlmYesNo
 
@@ -182,29 +185,6 @@ def _decoded(media: bytes | str, *, limits: ImageLimits) -> Image.Image:
     return decode_image(data, where=str(media)[:80], limits=limits).image
 
 
-def _rows(plan: DialoguePairPlan, counts: Counter[str]) -> list[PreferenceRow]:
-    """Prompts, with the answers of the data where the recipe needs them; those left out are counted.
-
-    Raises:
-        ConfigError: nothing there, or rows of one id.
-    """
-    from mmalign.data.readers import open_rows
-
-    table = open_rows(plan.data, kind="chosen" if plan.needs_truth else "prompts")
-    number = len(table) if plan.limit is None else min(plan.limit, len(table))
-    rows = []
-    for place in range(number):
-        try:
-            rows.append(table[place])
-        except RowError as error:
-            counts[error.reason] += 1
-    repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
-    if repeated:
-        message = explain(f"{plan.data.all_sources[0].path} id", got=repeated[0], expected="an id per row")
-        raise ConfigError(message)
-    return rows
-
-
 def _usable(
     plan: DialoguePairPlan, rows: list[PreferenceRow], models: Models, stages: Stages, counts: Counter[str]
 ) -> list[PreferenceRow]:
@@ -222,16 +202,7 @@ def _usable(
     problems = [record["problem"] for record in records]
     found = Counter(reason for reason in problems if reason)
     counts.update(found)
-    total = len(rows) + sum(counts.values()) - found.total()
-    if total and counts.total() > plan.data.max_bad_share * total:
-        listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        message = explain(
-            "rows",
-            got=f"[{counts.total()} of {total} unusable: {listed}]",
-            expected=f"at most a share of {plan.data.max_bad_share}",
-            do="Mend them, or raise data.max_bad_share.",
-        )
-        raise ConfigError(message)
+    require_few_bad(counts, len(rows) + counts.total() - found.total(), plan.data)
     return [row for row, problem in zip(rows, problems, strict=True) if not problem]
 
 
@@ -269,7 +240,8 @@ def make_pairs(
     from mmalign.devices import best_device
 
     unusable: Counter[str] = Counter()
-    rows = _rows(plan, unusable)
+    kind: DataKind = "chosen" if plan.needs_truth else "prompts"
+    rows = rows_to_work_on(plan.data, kind=kind, limit=plan.limit, counts=unusable)
     models = Models(plan, str(best_device(device)))
     maker = model_name(models.policy)
     aside = {"data", "limit", "correct", "score"}
@@ -304,25 +276,12 @@ def run_make(
     Raises:
         ConfigError: the plan, its data or a model does not fit.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-
     plan = read_pair_plan(plan_path, overrides)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def told(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        rows, counts, waits_for = make_pairs(plan, output, device=device, report=told, tools=tools)
+    with stage_bars() as report:
+        rows, counts, waits_for = make_pairs(plan, output, device=device, report=report, tools=tools)
     if rows is None:
         print(f"answers are in {output / 'stages' / 'answers.jsonl'} (`key` is the row's id).")
         print(f"Next: write a JSONL file for {waits_for}; then run this again with it.")
         return 0
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if reason != "rows")
-    print(f"{rows}: {counts['rows']} rows ({left_out or 'nothing left out'}), card.yaml")
-    print(f"check them: mmalign data check {rows}")
+    print_made(rows, counts)
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import ConfigError, explain
 from mmalign.seeding import derive_seed
 from mmalign.vlm.pair_making.multi_image import (
@@ -22,7 +23,6 @@ from mmalign.vlm.pair_making.multi_image import (
     sequence,
 )
 from mmalign.vlm.pair_making.output import MadePair
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = ["Looker", "compose", "multi_image_pairs"]
 

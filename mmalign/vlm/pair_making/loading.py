@@ -1,11 +1,11 @@
 """Models of a plan, loaded once each, and what identifies their weights."""
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import torch
 
 from mmalign import registry
+from mmalign.data.pair_making.weights import weights_digest
 from mmalign.errors import ConfigError, explain
 from mmalign.files import fingerprint
 from mmalign.train.sections import ModelConfig
@@ -14,24 +14,7 @@ from mmalign.vlm.pair_making.plan import DialoguePairPlan
 if TYPE_CHECKING:
     from mmalign.vlm.family import VlmModel
 
-__all__ = ["Models", "model_name", "weights_digest"]
-
-_PROBES = 64
-
-
-def weights_digest(network: torch.nn.Module) -> str:
-    """16 characters that change with the weights: of names, shapes and 64 values of every tensor.
-
-    Reading all of a large model would take longer than a small run of it.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        flat = value.detach().flatten()
-        if flat.numel():
-            places = torch.linspace(0, flat.numel() - 1, min(_PROBES, flat.numel()), device=flat.device)
-            digest.update(repr(flat[places.long()].double().tolist()).encode())
-    return digest.hexdigest()
+__all__ = ["Models", "model_name"]
 
 
 def model_name(model: "VlmModel") -> str:

@@ -11,12 +11,12 @@ from typing import Any
 
 from mmalign.batch import PreferenceRow
 from mmalign.data.dialogues.spans import changed_spans
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import ConfigError, explain
 from mmalign.seeding import derive_seed
 from mmalign.vlm.pair_making.output import MadePair
 from mmalign.vlm.pair_making.requests import Request, Sampling, Scorer, Writer
 from mmalign.vlm.pair_making.selection import best_and_worst, pairs_above
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = [
     "Correction",

@@ -4,53 +4,23 @@
 it, named by their content. `card.yaml` says how the rows were made.
 """
 
-import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from mmalign.batch import ContentItem, Media, Message, PreferenceRow
 from mmalign.data.dialogues.media import video_frames
 from mmalign.data.media import image_ending, read_media
-from mmalign.files import atomic_write, fingerprint
+from mmalign.data.pair_making.output import MadeFiles, Provenance, write_rows
 
-__all__ = ["MadeAnswer", "MadePair", "Provenance", "messages_of", "png", "write_pairs", "write_records"]
+__all__ = ["MadeAnswer", "MadePair", "messages_of", "png", "write_pairs", "write_records"]
 
 _MAX_BYTES = 2**40
 """Media were checked when they were read; copying has no limit of its own."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Who made rows, and from what.
-
-    Args:
-        recipe: name of the pair maker.
-        model: what wrote the answers: name and fingerprint.
-        settings: of the recipe.
-        seed: of the run.
-    """
-
-    recipe: str
-    model: str
-    settings: Mapping[str, Any]
-    seed: int
-
-    def columns(self, row_id: str) -> dict[str, Any]:
-        """Columns of one row: `made_by`, `made_from`, `made_model`, `made_settings`, `made_seed`."""
-        return {
-            "made_by": self.recipe,
-            "made_from": row_id,
-            "made_model": self.model,
-            "made_settings": fingerprint(dict(self.settings)),
-            "made_seed": self.seed,
-        }
 
 
 @dataclass(frozen=True)
@@ -110,30 +80,21 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-class _Files:
-    """Media of rows in the output folder, each content once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+class _Files(MadeFiles):
+    """Pictures and videos of rows in the output folder."""
 
     def image(self, value: bytes | str) -> str:
         data = read_media(value, where=str(value)[:80], max_bytes=_MAX_BYTES)
-        return self._put("images", data, image_ending(data))
+        return self.put("images", data, image_ending(data))
 
     def video(self, value: Media) -> Any:
         frames = video_frames(value, where=str(value)[:80])
         if frames:
             return [self.image(frame) for frame in frames]
         if isinstance(value, bytes):
-            return self._put("videos", value, ".mp4")
+            return self.put("videos", value, ".mp4")
         path = Path(str(value))
-        return self._put("videos", path.read_bytes(), path.suffix)
-
-    def _put(self, kind: str, data: bytes, ending: str) -> str:
-        name = f"{kind}/{hashlib.blake2b(data, digest_size=12).hexdigest()}{ending}"
-        if not (self.folder / name).is_file():
-            atomic_write(self.folder / name, data)
-        return name
+        return self.put("videos", path.read_bytes(), path.suffix)
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -184,8 +145,7 @@ def write_pairs(
     """
     folder = Path(folder)
     files = _Files(folder)
-    lines = [json.dumps(_record(files, pair, provenance), ensure_ascii=False) for pair in pairs]
-    return _finish(folder, lines, provenance, counts, facts or {})
+    return write_rows(folder, (_record(files, pair, provenance) for pair in pairs), provenance, counts, facts)
 
 
 def write_records(
@@ -197,35 +157,8 @@ def write_records(
     """Rows in another layout: their own columns beside `images` and provenance; returns `rows.jsonl`."""
     folder = Path(folder)
     files = _Files(folder)
-    lines = [
-        json.dumps(
-            {
-                **columns,
-                "images": [files.image(image) for image in row.images],
-                **provenance.columns(row.id),
-            },
-            ensure_ascii=False,
-        )
+    made = (
+        {**columns, "images": [files.image(image) for image in row.images], **provenance.columns(row.id)}
         for row, columns in records
-    ]
-    return _finish(folder, lines, provenance, counts, {})
-
-
-def _finish(
-    folder: Path,
-    lines: list[str],
-    provenance: Provenance,
-    counts: Mapping[str, int],
-    facts: Mapping[str, Any],
-) -> Path:
-    card = {
-        "recipe": provenance.recipe,
-        "model": provenance.model,
-        "seed": provenance.seed,
-        "settings": dict(provenance.settings),
-        "rows": len(lines),
-        "counts": dict(counts),
-        **facts,
-    }
-    atomic_write(folder / "card.yaml", yaml.safe_dump(card, sort_keys=False, allow_unicode=True))
-    return atomic_write(folder / "rows.jsonl", "".join(line + "\n" for line in lines))
+    )
+    return write_rows(folder, made, provenance, counts)

@@ -5,10 +5,6 @@ has them, and `mmalign pairs make` brings them along.
 """
 
 import hashlib
-import importlib
-import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +12,7 @@ from typing import Any
 import torch
 
 from mmalign.errors import ConfigError, explain
+from mmalign.registry import own_function
 from mmalign.rewards.base import Reward
 from mmalign.vlm.pair_making.requests import Similarity
 from mmalign.vlm.pair_making.scored_sections import PainterConfig, RewriteReward
@@ -47,26 +44,8 @@ class FunctionPainter:
         Raises:
             ConfigError: no such module or function.
         """
-        module_name, _, function_name = name.partition(":")
-        if not {"", os.getcwd()} & set(sys.path):
-            sys.path.append(os.getcwd())  # the `mmalign` command, other than `python -m`, does not look there
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # the module is there; something that it imports is not
-            message = explain(
-                f"painter {name}",
-                got=module_name,
-                expected="a module Python can import",
-                do="Run from its folder, or put it on PYTHONPATH.",
-            )
-            raise ConfigError(message) from error
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            message = explain(f"painter {name}", got=function_name, expected=f"a function of {module_name}")
-            raise ConfigError(message)
-        return cls(function, name, inspect.getsource(module))
+        function, source = own_function(name, what="painter")
+        return cls(function, name, source)
 
     def identity(self) -> Mapping[str, Any]:
         """Its name and the hash of its file."""

@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.batch import Media, PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import HyperparameterError, explain
 from mmalign.seeding import derive_seed, generator_for
 from mmalign.vlm.corruptions.frames import groups_of, kept_of, shuffled
 from mmalign.vlm.pair_making.output import MadePair
 from mmalign.vlm.pair_making.requests import Request, Sampling, Writer, question
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = [
     "DIFFICULTIES",

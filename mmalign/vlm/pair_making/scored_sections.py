@@ -1,9 +1,10 @@
 """Sections of a pair plan about scored answers: what becomes of them, and how rewrites are scored."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmalign.data.pair_making.sections import RewardChoice
 from mmalign.train.sections import Section
 
 __all__ = [
@@ -63,25 +64,12 @@ class PainterConfig(Section):
     medium: Literal["pictures", "videos"] = "pictures"
 
 
-class RewriteReward(Section):
+class RewriteReward(RewardChoice):
     """One reward of what was painted."""
 
-    name: str = Field(description="name, module:function, http address or ensemble file")
-    output: str = Field("", description="which of its values; default: the first")
-    title: str = Field("", description="what columns call it; default: its name")
     weight: float = Field(1.0, ge=0, description="in the combination")
     least: float | None = Field(None, description="what a chosen rewrite must exceed, in the reward's unit")
-    weights: str | None = Field(None, description="folder with its files")
-    dtype: str = "float32"
-    batch_size: int = Field(16, ge=1)
     frames: int = Field(8, ge=1, description="of a video that a reward of pictures reads, for their mean")
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def column(self) -> str:
-        """What columns call it."""
-        own = self.name.rpartition(":")[2] or self.name
-        return self.title or (f"{own}.{self.output}" if self.output else own)
 
 
 class PromptWriterConfig(Section):

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import ConfigError, explain
 from mmalign.vlm.pair_making.on_policy import OwnAnswers, own_answers
 from mmalign.vlm.pair_making.output import MadePair
 from mmalign.vlm.pair_making.requests import Sampling, Writer, YesNo, question
-from mmalign.vlm.pair_making.stages import Stages
 
 __all__ = ["FOLLOW_UPS", "JUDGE", "WORDINGS", "greedy_and_sampled", "judged", "mean_likelihood", "sima_pairs"]
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.errors import RowError
 from mmalign.methods.row import View
 from mmalign.seeding import derive_seed
@@ -20,7 +21,6 @@ from mmalign.vlm.corruptions import corruption
 from mmalign.vlm.corruptions.others import OtherRows
 from mmalign.vlm.media import Clip, Picture
 from mmalign.vlm.pair_making.output import MadePair, png
-from mmalign.vlm.pair_making.stages import Stages
 from mmalign.vlm.pair_making.work import Made, Work
 from mmalign.vlm.reader import DialogueReader
 from mmalign.vlm.spoilt_media import Opened, SpoiltMedia

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmalign.batch import PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.vlm.pair_making.baselines import best_answers, conditioned_answers
 from mmalign.vlm.pair_making.loading import Models
 from mmalign.vlm.pair_making.on_policy import OwnAnswers, own_answers
@@ -13,7 +14,6 @@ from mmalign.vlm.pair_making.output import MadeAnswer, MadePair
 from mmalign.vlm.pair_making.painters import Tools
 from mmalign.vlm.pair_making.plan import DialoguePairPlan
 from mmalign.vlm.pair_making.requests import Sampling
-from mmalign.vlm.pair_making.stages import Stages
 from mmalign.vlm.pair_making.writing import VlmWriter
 
 __all__ = ["Made", "Work"]

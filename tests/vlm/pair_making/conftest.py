@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mmalign.batch import Candidate, PreferenceRow
+from mmalign.data.pair_making.stages import Stages
 from mmalign.vlm.pair_making.requests import Request, Sampling
-from mmalign.vlm.pair_making.stages import Stages
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:

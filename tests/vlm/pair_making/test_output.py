@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmalign.data.config import DataConfig
+from mmalign.data.pair_making.output import Provenance
 from mmalign.data.readers import open_rows
-from mmalign.vlm.pair_making.output import MadePair, Provenance, write_pairs
+from mmalign.vlm.pair_making.output import MadePair, write_pairs
 
 MADE = Provenance("score", "tiny@1", {"spread": 0.5}, 3)
 

@@ -10,9 +10,10 @@ import torch
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.cli.main import main
 from mmalign.data.config import DataConfig
+from mmalign.data.pair_making.output import Provenance
 from mmalign.data.readers import open_rows
 from mmalign.testing.vlm_dialogues import load_vlm, photo
-from mmalign.vlm.pair_making.output import Provenance, write_pairs
+from mmalign.vlm.pair_making.output import write_pairs
 from mmalign.vlm.pair_making.spoilt_clips import spoilt_pairs
 
 

@@ -15,13 +15,13 @@ from mmalign import registry
 from mmalign.batch import ContentItem, Message
 from mmalign.cli.main import main
 from mmalign.data.config import DataConfig
+from mmalign.data.pair_making.weights import weights_digest
 from mmalign.data.readers import open_rows
 from mmalign.errors import ConfigError
 from mmalign.train.sections import ModelConfig
 from mmalign.train.token_sections import TokensConfig
 from mmalign.vlm.pair_making.embedding import SentenceSimilarity
 from mmalign.vlm.pair_making.following import VlmFollowUps, differing_span
-from mmalign.vlm.pair_making.loading import weights_digest
 from mmalign.vlm.pair_making.looking import VlmLooker
 from mmalign.vlm.pair_making.plan import RECIPES, read_pair_plan
 from mmalign.vlm.pair_making.requests import Request, Sampling

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mmalign.data.pair_making.stages import Stages, read_given
 from mmalign.errors import ConfigError
-from mmalign.vlm.pair_making.stages import Stages, read_given
 
 
 class Work:
