@@ -7,13 +7,10 @@ folder that `StableDiffusionXLPipeline.from_pretrained` loads.
 """
 
 import argparse
-import json
-import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from mmalign.files import load_tensors, save_tensors
 from mmalign.seeding import generator_for
+from mmalign.toy.base_training import Trained, cosine_share, log_line
 from mmalign.toy.image_pipeline import LATENT_SIZE, evaluate, new_pipeline, new_vae, save
 from mmalign.toy.scenes import (
     CORRUPTIONS,
@@ -42,21 +39,6 @@ from mmalign.toy.tokenizers import MAX_TOKENS
 PROMPT_DROPOUT = 0.1
 
 
-def _cosine(step: int, steps: int, *, warmup: int) -> float:
-    """The learning rate's share of its peak: linear warm-up, then a half cosine to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return 0.02 + 0.49 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _log(stage: str, **values: float | int) -> None:
-    print(
-        json.dumps({"stage": stage} | {key: round(float(value), 5) for key, value in values.items()}),
-        flush=True,
-    )
-
-
 def _pictures(rng: random.Random, num: int) -> Float[Tensor, "image 3 height width"]:
     """Random scenes in both styles, in [-1, 1], for the autoencoder."""
     arrays = [render_array(draw_scene(draw_facts(rng), rng, style=rng.choice(STYLES))) for _ in range(num)]
@@ -70,7 +52,7 @@ def train_vae(*, seed: int, steps: int, batch_size: int = 32) -> AutoencoderKL:
         torch.manual_seed(seed)
         vae = new_vae().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, warmup=50))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_share(step, steps, warmup=50))
     generator = generator_for(seed, "vae")
     started = time.time()
     for step in range(steps):
@@ -86,7 +68,7 @@ def train_vae(*, seed: int, steps: int, batch_size: int = 32) -> AutoencoderKL:
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            _log(
+            log_line(
                 "vae",
                 step=step,
                 loss=loss.item(),
@@ -196,61 +178,6 @@ def _denoise_loss(
     return loss
 
 
-class _Trained:
-    """Parameters with their optimizer and their moving average; saved and restored as one file."""
-
-    def __init__(self, modules: Sequence[nn.Module], *, learning_rate: float, decay: float) -> None:
-        self.parameters = [parameter for module in modules for parameter in module.parameters()]
-        self.values: list[Tensor] = [
-            parameter.detach() for parameter in self.parameters
-        ]  # share their memory
-        self.shadow = [value.clone() for value in self.values]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
-        )
-        self.learning_rate, self.decay = learning_rate, decay
-
-    def update(self, loss: Float[Tensor, ""], *, step: int, steps: int) -> None:
-        """One optimizer step (the first is step 1) and one step of the average, whose decay warms up."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * _cosine(step - 1, steps, warmup=100)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        torch._foreach_lerp_(self.shadow, self.values, 1.0 - min(self.decay, (1 + step) / (10 + step)))
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged values inside, the trained ones after."""
-        trained = [value.clone() for value in self.values]
-        torch._foreach_copy_(self.values, self.shadow)
-        yield
-        torch._foreach_copy_(self.values, trained)
-
-    def save(self, path: Path, step: int) -> None:
-        """Write everything that the next step depends on."""
-        tensors = {"step": torch.tensor(step)}
-        for index, (parameter, shadow) in enumerate(zip(self.parameters, self.shadow, strict=True)):
-            moments = self.optimizer.state.get(parameter, {})  # none where no gradient arrives
-            named = {"value": parameter.detach(), "shadow": shadow, **moments}
-            tensors |= {f"{index}.{name}": value.contiguous() for name, value in named.items()}
-        save_tensors(path, tensors)
-
-    @torch.no_grad()
-    def load(self, path: Path) -> int:
-        """Restore what `save` wrote; returns the step after which it was written."""
-        tensors = load_tensors(path)
-        for index, (value, shadow) in enumerate(zip(self.values, self.shadow, strict=True)):
-            value.copy_(tensors.pop(f"{index}.value"))
-            shadow.copy_(tensors.pop(f"{index}.shadow"))
-        step = int(tensors.pop("step"))
-        for name, moment in tensors.items():
-            number, kind = name.split(".")
-            self.optimizer.state[self.parameters[int(number)]][kind] = moment
-        return step
-
-
 def train_denoiser(
     pipeline: StableDiffusionXLPipeline,
     data: BaseData,
@@ -270,7 +197,7 @@ def train_denoiser(
     """
     pipeline.unet.to(memory_format=torch.channels_last)
     modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
-    trained = _Trained(modules, learning_rate=1.2e-3, decay=0.998)
+    trained = Trained(modules, learning_rate=1.2e-3, decay=0.998)
     state = _training_folder(output) / "denoiser.safetensors"
     first = trained.load(state) + 1 if state.exists() else 1
     started, running = time.time(), 0.0
@@ -281,12 +208,12 @@ def train_denoiser(
         trained.update(loss, step=step, steps=steps)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0:
-            _log("denoiser", step=step, loss=running, seconds=time.time() - started)
+            log_line("denoiser", step=step, loss=running, seconds=time.time() - started)
         if step % save_every == 0 or step == steps:
             trained.save(state, step)
             with trained.averaged():
                 save(pipeline, output)
-                _log("held out", step=step, **evaluate(pipeline, num=num_evaluated))
+                log_line("held out", step=step, **evaluate(pipeline, num=num_evaluated))
     torch._foreach_copy_(trained.values, trained.shadow)
 
 

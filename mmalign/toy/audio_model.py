@@ -1,0 +1,376 @@
+"""Training of the toy world's base model of sound, and the command that rebuilds the shipped weights.
+
+    python -m mmalign.toy.audio_model --output DIR
+
+trains the autoencoder of spectrograms, then the vocoder, then text encoder and UNet together by plain
+denoising, and writes a folder of Tango's official layout. One thread is enough.
+"""
+
+import argparse
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmalign.files import load_tensors, save_tensors
+from mmalign.seeding import generator_for
+from mmalign.toy.audio_pipeline import (
+    FRONT,
+    NUM_FRAMES,
+    Parts,
+    evaluate,
+    load_base,
+    new_text_encoder,
+    new_unet,
+    new_vae,
+    new_vocoder,
+    write_model,
+    write_tokenizer,
+)
+from mmalign.toy.audio_scenes import disorder, draw_facts, draw_scene, misheard, render
+from mmalign.toy.base_training import Trained, log_line
+
+__all__ = [
+    "BaseData",
+    "base_data",
+    "clips",
+    "main",
+    "train_base",
+    "train_denoiser",
+    "train_vae",
+    "train_vocoder",
+]
+
+PROMPT_DROPOUT = 0.1
+_SPECTRA = ((256, 64), (512, 128), (1024, 256))
+"""Windows and hops of the vocoder's loss."""
+
+
+def clips(num: int, *, seed: int) -> Float[Tensor, "clip sample"]:
+    """Random clips of all orders that may be trained on, for autoencoder and vocoder."""
+    rng = random.Random(f"sounds {seed}")
+    waves = [render(draw_scene(draw_facts(rng, held_out=False), rng)) for _ in range(num)]
+    return _levelled(torch.from_numpy(np.stack(waves)))
+
+
+def _levelled(waves: Float[Tensor, "clip sample"]) -> Float[Tensor, "clip sample"]:
+    """As the model's own reader gives them: the peak at 0.5."""
+    from mmalign.audio.mel import prepared
+
+    return prepared(waves, waves.shape[-1])
+
+
+def _mels(waves: Float[Tensor, "clip sample"]) -> Float[Tensor, "clip 1 frame mel"]:
+    frames = waves.shape[-1] // FRONT.hop_length
+    parts = [FRONT.log_mel(part, num_frames=frames) for part in waves.split(256)]
+    return torch.cat(parts).unsqueeze(1)
+
+
+def train_vae(
+    waves: Float[Tensor, "clip sample"], *, seed: int, steps: int, batch_size: int = 8, num_frames: int = 64
+) -> Any:
+    """An autoencoder of spectrograms; its scaling factor is 1 / std of its latents."""
+    mels = _mels(waves)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = new_vae()
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.fill_(mels.mean())
+    trained = Trained([vae], learning_rate=2e-3, decay=0.99, warmup=30)
+    started = time.time()
+    for step in range(1, steps + 1):
+        generator = generator_for(seed, "vae", step)
+        rows = torch.randint(0, len(mels), (batch_size,), generator=generator)
+        first = int(torch.randint(0, NUM_FRAMES - num_frames + 1, (), generator=generator))
+        given = mels[rows, :, first : first + num_frames]
+        posterior = vae.encode(given).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        error = vae.decode(posterior.mean + posterior.std * noise).sample - given
+        loss = error.abs().mean() + 0.5 * error.square().mean() + 2e-4 * posterior.kl().mean() / num_frames
+        trained.update(loss, step=step, steps=steps)
+        if step % 25 == 0:
+            log_line("vae", step=step, l1=error.abs().mean().item(), seconds=time.time() - started)
+    torch._foreach_copy_(trained.values, trained.shadow)
+    with torch.no_grad():
+        spread = torch.cat([vae.encode(part).latent_dist.sample() for part in mels[:128].split(32)]).std()
+    vae.register_to_config(scaling_factor=round(1.0 / spread.item(), 4))
+    return vae.eval()
+
+
+def _spectral_loss(
+    made: Float[Tensor, "clip sample"], true: Float[Tensor, "clip sample"]
+) -> Float[Tensor, ""]:
+    """Distance of log magnitudes and of magnitudes at several resolutions (as 1910.11480, eq. 3 to 5)."""
+    total = made.new_zeros(())
+    for size, hop in _SPECTRA:
+        window = torch.hann_window(size)
+        first, second = (
+            torch.stft(wave, size, hop_length=hop, window=window, return_complex=True).abs()
+            for wave in (made, true)
+        )
+        floor = 1e-3 * size**0.5
+        logs = ((first + floor).log() - (second + floor).log()).abs().mean()
+        total = total + logs + (first - second).norm() / (second.norm() + floor)
+    return total / len(_SPECTRA)
+
+
+@torch.no_grad()
+def _centre(layer: Any, mels: Float[Tensor, "clip frame mel"]) -> None:
+    """Make a convolution answer spectrograms as it would numbers of mean 0 and deviation 1."""
+    layer.weight.div_(mels.std())
+    layer.bias.copy_(-layer.weight.sum(-1) @ mels.mean((0, 1)))
+
+
+def train_vocoder(
+    waves: Float[Tensor, "clip sample"], *, seed: int, steps: int, batch_size: int = 6, num_frames: int = 40
+) -> Any:
+    """A vocoder trained on true spectrograms by spectral distances; phases are its own affair."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vocoder = new_vocoder()
+    mels, hop = _mels(waves).squeeze(1), FRONT.hop_length
+    _centre(vocoder.conv_pre, mels)
+    trained = Trained([vocoder], learning_rate=2e-3, decay=0.99, warmup=50)
+    started, running = time.time(), 0.0
+    for step in range(1, steps + 1):
+        generator = generator_for(seed, "vocoder", step)
+        rows = torch.randint(0, len(mels), (batch_size,), generator=generator).tolist()
+        starts = torch.randint(0, NUM_FRAMES - num_frames + 1, (batch_size,), generator=generator).tolist()
+        given = torch.stack([mels[row, at : at + num_frames] for row, at in zip(rows, starts, strict=True)])
+        true = torch.stack(
+            [waves[row, at * hop : (at + num_frames) * hop] for row, at in zip(rows, starts, strict=True)]
+        )
+        loss = _spectral_loss(vocoder(given)[:, : num_frames * hop], true)
+        trained.update(loss, step=step, steps=steps)
+        running = loss.item() if step == 1 else 0.95 * running + 0.05 * loss.item()
+        if step % 25 == 0:
+            log_line("vocoder", step=step, loss=running, seconds=time.time() - started)
+    torch._foreach_copy_(trained.values, trained.shadow)
+    return vocoder.eval()
+
+
+@dataclass(frozen=True)
+class BaseData:
+    """What the base is trained on: moments of scaled latents, token ids of captions, where they are real."""
+
+    mean: Float[Tensor, "clip 8 16 4"]
+    std: Float[Tensor, "clip 8 16 4"]
+    ids: Int[Tensor, "clip token"]
+    mask: Bool[Tensor, "clip token"]
+
+
+def base_data(
+    vae: Any, *, seed: int, num: int, disordered_share: float = 0.35, misheard_share: float = 0.1
+) -> BaseData:
+    """Encoded clips with captions, some of which are wrong: room for alignment.
+
+    Args:
+        vae: encodes; trained.
+        seed: of the clips.
+        num: of clips.
+        disordered_share: share of the clips whose events sound in another order than their caption says.
+        misheard_share: share with one event that the caption does not name.
+    """
+    from transformers import T5Tokenizer
+
+    rng = random.Random(f"base sounds {seed}")
+    captions, means, stds = [], [], []
+    for start in range(0, num, 256):
+        waves = []
+        for _ in range(min(256, num - start)):
+            facts = draw_facts(rng, held_out=False)
+            captions.append(facts.caption())
+            drawn = rng.random()
+            if drawn < disordered_share:
+                facts = disorder(facts, rng)
+            elif drawn < disordered_share + misheard_share:
+                facts = misheard(facts, rng)
+            waves.append(render(draw_scene(facts, rng)))
+        with torch.no_grad():
+            for part in _mels(_levelled(torch.from_numpy(np.stack(waves)))).split(32):
+                posterior = vae.encode(part).latent_dist
+                means.append(posterior.mean)
+                stds.append(posterior.std)
+    with TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        tokenizer = T5Tokenizer.from_pretrained(folder)
+        encoded = tokenizer(captions, padding="longest", return_tensors="pt")
+    scale = float(vae.config["scaling_factor"])
+    return BaseData(
+        torch.cat(means) * scale,
+        torch.cat(stds) * scale,
+        encoded["input_ids"],
+        encoded["attention_mask"].bool(),
+    )
+
+
+def _denoise_loss(
+    parts: Parts, data: BaseData, rows: Int[Tensor, " row"], generator: torch.Generator, alphas: Tensor
+) -> Float[Tensor, ""]:
+    """Mean squared error of the predicted velocity sqrt(a) e - sqrt(1 - a) x, as Tango's network predicts.
+
+    10 % of the prompts are empty: the end of the text alone.
+    """
+    ids, mask = data.ids[rows], data.mask[rows]
+    dropped = torch.rand(len(rows), generator=generator) < PROMPT_DROPOUT
+    empty = torch.zeros_like(ids)
+    empty[:, 0] = 1
+    ids = torch.where(dropped[:, None], empty, ids)
+    mask = torch.where(dropped[:, None], empty.bool(), mask)
+    states = parts["text_encoder"](ids, attention_mask=mask.long())[0]
+    clean = data.mean[rows] + data.std[rows] * torch.randn(data.mean[rows].shape, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    timestep = torch.randint(0, 1000, (len(rows),), generator=generator)
+    alpha = alphas[timestep][:, None, None, None]
+    noised = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    predicted = parts["unet"](
+        noised, timestep, encoder_hidden_states=states, encoder_attention_mask=mask
+    ).sample
+    return F.mse_loss(predicted, velocity)
+
+
+def train_denoiser(
+    parts: Parts,
+    data: BaseData,
+    *,
+    seed: int,
+    steps: int,
+    output: Path,
+    batch_size: int = 32,
+    save_every: int = 250,
+    num_evaluated: int = 48,
+) -> None:
+    """Train the UNet and the text encoder in place.
+
+    Every `save_every` steps the averaged weights are written to `output` and judged on held-out captions, and
+    the state of training is written to a folder beside it. Where that state exists, training continues from
+    there, with the same draws as if it had never stopped.
+    """
+    from diffusers import DDPMScheduler
+
+    from mmalign.audio.official_configs import SCHEDULER
+
+    alphas = DDPMScheduler(**SCHEDULER).alphas_cumprod
+    trained = Trained([parts["unet"], parts["text_encoder"]], learning_rate=2e-3, decay=0.995)
+    state = _training_folder(output) / "denoiser.safetensors"
+    first = trained.load(state) + 1 if state.exists() else 1
+    started, running = time.time(), 0.0
+    for step in range(first, steps + 1):
+        generator = generator_for(seed, "denoiser", step)
+        rows = torch.randint(0, len(data.mean), (batch_size,), generator=generator)
+        loss = _denoise_loss(parts, data, rows, generator, alphas)
+        trained.update(loss, step=step, steps=steps)
+        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+        if step % 50 == 0:
+            log_line("denoiser", step=step, loss=running, seconds=time.time() - started)
+        if step % save_every == 0 or step == steps:
+            trained.save(state, step)
+            with trained.averaged():
+                write_model(parts, output)
+                log_line("held out", step=step, **evaluate(load_base(output), num=num_evaluated))
+    torch._foreach_copy_(trained.values, trained.shadow)
+
+
+def _training_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.training")
+
+
+def _kept(path: Path, module: Any, scale: str | None = None) -> Any:
+    """The module with the weights of a file."""
+    state = load_tensors(path)
+    if scale is not None:
+        module.register_to_config(**{scale: float(state.pop("scale"))})
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def _vae_of(folder: Path, seed: int, steps: int, num_clips: int) -> Any:
+    """The autoencoder of an earlier run, or a new one."""
+    path = folder / "vae.safetensors"
+    if not path.exists():
+        vae = train_vae(clips(num_clips, seed=seed), seed=seed, steps=steps)
+        scale = torch.tensor(float(vae.config["scaling_factor"]), dtype=torch.float64)
+        save_tensors(path, {**vae.state_dict(), "scale": scale})
+    return _kept(path, new_vae(), "scaling_factor")
+
+
+def _vocoder_of(folder: Path, seed: int, steps: int, num_clips: int) -> Any:
+    """The vocoder of an earlier run, or a new one."""
+    path = folder / "vocoder.safetensors"
+    if not path.exists():
+        save_tensors(path, train_vocoder(clips(num_clips, seed=seed), seed=seed, steps=steps).state_dict())
+    return _kept(path, new_vocoder())
+
+
+def train_base(
+    output: Path,
+    *,
+    seed: int = 0,
+    vae_steps: int = 500,
+    vocoder_steps: int = 700,
+    steps: int = 2500,
+    num_clips: int = 1000,
+    num_scenes: int = 12_000,
+    num_evaluated: int = 48,
+) -> None:
+    """A base like the shipped one, written to `output`: autoencoder, vocoder, then text encoder and UNet.
+
+    Each stage is kept in a folder beside `output` until all are done, so that a stopped run goes on.
+    """
+    folder = _training_folder(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = _vae_of(folder, seed, vae_steps, num_clips)
+    vocoder = _vocoder_of(folder, seed, vocoder_steps, num_clips)
+    with TemporaryDirectory() as words:
+        vocabulary = write_tokenizer(Path(words))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts: Parts = {
+            "unet": new_unet(),
+            "text_encoder": new_text_encoder(vocabulary),
+            "vae": vae,
+            "vocoder": vocoder,
+        }
+    data = base_data(vae, seed=seed, num=num_scenes)
+    train_denoiser(parts, data, seed=seed, steps=steps, output=output, num_evaluated=num_evaluated)
+    write_model(parts, output)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: rebuild the base weights."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmalign.toy.audio_model", description="Train a base model of the toy world of sound."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the new model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vae-steps", type=int, default=500)
+    parser.add_argument("--vocoder-steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=2500, help="steps of text encoder and UNet")
+    parser.add_argument("--num-scenes", type=int, default=12_000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    train_base(
+        options.output,
+        seed=options.seed,
+        vae_steps=options.vae_steps,
+        vocoder_steps=options.vocoder_steps,
+        steps=options.steps,
+        num_scenes=options.num_scenes,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the training of toy base models shares: the rate of learning, averaged weights, lines of a log."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmalign.files import load_tensors, save_tensors
+
+__all__ = ["Trained", "cosine_share", "log_line"]
+
+
+def cosine_share(step: int, steps: int, *, warmup: int) -> float:
+    """The learning rate's share of its peak: linear warm-up, then a half cosine to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return 0.02 + 0.49 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def log_line(stage: str, **values: float | int) -> None:
+    """Print a JSON line."""
+    print(
+        json.dumps({"stage": stage} | {key: round(float(value), 5) for key, value in values.items()}),
+        flush=True,
+    )
+
+
+class Trained:
+    """Parameters with their optimizer and their moving average; saved and restored as one file."""
+
+    def __init__(
+        self, modules: Sequence[nn.Module], *, learning_rate: float, decay: float, warmup: int = 100
+    ) -> None:
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.values: list[Tensor] = [
+            parameter.detach() for parameter in self.parameters
+        ]  # share their memory
+        self.shadow = [value.clone() for value in self.values]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
+        )
+        self.learning_rate, self.decay, self.warmup = learning_rate, decay, warmup
+
+    def update(self, loss: Float[Tensor, ""], *, step: int, steps: int) -> None:
+        """One optimizer step (the first is step 1) and one step of the average, whose decay warms up."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * cosine_share(step - 1, steps, warmup=self.warmup)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        torch._foreach_lerp_(self.shadow, self.values, 1.0 - min(self.decay, (1 + step) / (10 + step)))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged values inside, the trained ones after."""
+        trained = [value.clone() for value in self.values]
+        torch._foreach_copy_(self.values, self.shadow)
+        yield
+        torch._foreach_copy_(self.values, trained)
+
+    def save(self, path: Path, step: int) -> None:
+        """Write everything that the next step depends on."""
+        tensors = {"step": torch.tensor(step)}
+        for index, (parameter, shadow) in enumerate(zip(self.parameters, self.shadow, strict=True)):
+            moments = self.optimizer.state.get(parameter, {})  # none where no gradient arrives
+            named = {"value": parameter.detach(), "shadow": shadow, **moments}
+            tensors |= {f"{index}.{name}": value.contiguous() for name, value in named.items()}
+        save_tensors(path, tensors)
+
+    @torch.no_grad()
+    def load(self, path: Path) -> int:
+        """Restore what `save` wrote; returns the step after which it was written."""
+        tensors = load_tensors(path)
+        for index, (value, shadow) in enumerate(zip(self.values, self.shadow, strict=True)):
+            value.copy_(tensors.pop(f"{index}.value"))
+            shadow.copy_(tensors.pop(f"{index}.shadow"))
+        step = int(tensors.pop("step"))
+        for name, moment in tensors.items():
+            number, kind = name.split(".")
+            self.optimizer.state[self.parameters[int(number)]][kind] = moment
+        return step
