@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmalign.audio.checkpoint import LAYOUTS, MAIN_FILE, VAE_FILE
 from mmalign.audio.key_maps import vae_to_official, vocoder_to_official
 from mmalign.audio.mel import MelFrontEnd
 from mmalign.audio.official_configs import HIFIGAN, SCHEDULER, STFT_FILE, unet_config, vae_config
 from mmalign.audio.official_configs import VAE_FILE as VAE_SETTINGS
+from mmalign.audio.official_layout import LAYOUTS, MAIN_FILE, VAE_FILE
 from mmalign.files import atomic_directory, write_json
 from mmalign.toy.audio_reward import Score, score_clips
 from mmalign.toy.audio_scenes import DURATION, EVENTS, held_out_prompts

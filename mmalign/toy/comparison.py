@@ -6,6 +6,7 @@ So every number here is paired, and an interval says how it would move with othe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,11 +18,14 @@ from mmalign.evals import statistics
 from mmalign.seeding import generator_for
 from mmalign.toy.image_reward import Score
 
-__all__ = ["AXES", "Comparison", "Interval", "bootstrap_mean", "with_ends"]
+__all__ = ["AXES", "Comparison", "Interval", "Paired", "bootstrap_mean", "with_ends"]
 
 AXES: tuple[str, ...] = ("total", "faithfulness", "style")
 
 _NUM_RESAMPLES = 10_000
+
+MadeT = TypeVar("MadeT")
+ScoreT = TypeVar("ScoreT")
 
 
 @dataclass(frozen=True)
@@ -66,22 +70,25 @@ def bootstrap_mean(values: Float[Tensor, " prompt"], *, seed: int = 0) -> Interv
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Both models' pictures of the same prompts and their exact scores, in the order of the prompts."""
+class Paired(Generic[MadeT, ScoreT]):
+    """What both models made of the same prompts and its exact scores, in the order of the prompts.
+
+    Scores have a `total`; an axis is the name of a number among their attributes.
+    """
 
     prompts: Sequence[str]
-    base: Sequence[Image.Image]
-    aligned: Sequence[Image.Image]
-    base_scores: Sequence[Score]
-    aligned_scores: Sequence[Score]
+    base: Sequence[MadeT]
+    aligned: Sequence[MadeT]
+    base_scores: Sequence[ScoreT]
+    aligned_scores: Sequence[ScoreT]
 
     def means(self, axis: str) -> tuple[float, float]:
-        """Mean of one of `AXES` for base and aligned."""
+        """Mean of an axis for base and aligned."""
         base, aligned = (_axis(scores, axis) for scores in (self.base_scores, self.aligned_scores))
         return float(base.mean()), float(aligned.mean())
 
     def differences(self, axis: str = "total") -> Float[Tensor, " prompt"]:
-        """Aligned minus base on one of `AXES`, per prompt, float64."""
+        """Aligned minus base on an axis, per prompt, float64."""
         return _axis(self.aligned_scores, axis) - _axis(self.base_scores, axis)
 
     def gain(self, axis: str = "total") -> Interval:
@@ -105,5 +112,9 @@ class Comparison:
         return sorted(range(len(change)), key=lambda index: (-change[index], index))
 
 
-def _axis(scores: Sequence[Score], axis: str) -> Float[Tensor, " prompt"]:
+class Comparison(Paired[Image.Image, Score]):
+    """Both models' pictures of the same prompts and their exact scores."""
+
+
+def _axis(scores: Sequence[object], axis: str) -> Float[Tensor, " prompt"]:
     return torch.tensor([float(getattr(score, axis)) for score in scores], dtype=torch.float64)
