@@ -6,6 +6,7 @@ from pathlib import Path
 from mmalign import registry
 from mmalign.cli.reward_serving import parsed_options
 from mmalign.errors import ConfigError, explain
+from mmalign.evals.adopted_pictures import adopted_folder
 from mmalign.evals.base import Benchmark
 from mmalign.evals.benchmark_answers import ANSWERS, Model, model_of
 from mmalign.evals.benchmark_jackknife import GROUPS
@@ -119,7 +120,8 @@ def _models(benchmark: Benchmark, answers: Sequence[str], models: Sequence[str])
     for written in models:
         name, equals, source = written.partition("=")
         source = source if equals else written
-        name = name if equals else Path(source.removeprefix("images:").rstrip("/")).name
+        folder = adopted_folder(source)
+        name = name if equals else Path(folder or source.rstrip("/")).name
         if name in found:
             do = "Write --model NAME=SOURCE."
             raise ConfigError(explain("--model", got=name, expected="a name of its own", do=do))

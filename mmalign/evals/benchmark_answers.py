@@ -1,6 +1,6 @@
 """Where the answers of a benchmark come from: files, a model that is asked now, painted pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
-from mmalign.evals.adopted_pictures import adopted_folder
+from mmalign.evals.adopted_pictures import adopted_folder, is_sound
 from mmalign.evals.answers import read_answers
 from mmalign.evals.base import Answer, Benchmark, Item
 from mmalign.evals.benchmark_suite import AnsweringConfig
@@ -257,7 +257,14 @@ def _painted(items: Sequence[Item], model: Model, how: How, produces: str) -> Gi
             else Answer(job.item, media=(picture.path,), copy=job.copy)
         )
     missing = sum(answer.error is not None for answer in answers)
-    return Given(answers, missing)
+    return Given(answers, missing, _unmatched(spec, keys) if adopted and produces == "audio" else 0)
+
+
+def _unmatched(spec: ModelSpec, keys: Mapping[str, str]) -> int:
+    """Sounds in a folder that are of no prompt."""
+    folder = adopted_folder(spec.source)
+    files = [] if folder is None else [path for path in folder.rglob("*") if is_sound(path)]
+    return max(0, len(files) - len(keys))
 
 
 @contextmanager

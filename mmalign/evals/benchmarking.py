@@ -238,7 +238,8 @@ def _warnings(
         if counts["failed"]:
             found.append(f"{model.name}: {counts['failed']} {of_all} failed; they are in no metric.")
         if counts["unused records"]:
-            found.append(f"{model.name}: {counts['unused records']} stored answers belong to no item.")
+            kind = "files" if benchmark.produces == "audio" else "stored answers"
+            found.append(f"{model.name}: {counts['unused records']} {kind} belong to no item.")
         unread = sum(model.outcome.counts.get(name, 0) for name in _UNREAD)
         if unread:
             found.append(f"{model.name}: {unread} answers could not be read as what was asked.")

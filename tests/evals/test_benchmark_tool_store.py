@@ -152,7 +152,7 @@ def test_scores_are_those_of_the_reward_and_are_kept_with_those_of_suites(tmp_pa
         again = store.wrap("reward", reward).score([samples[1], samples[0], samples[1]]).values
         assert again[:, 0].tolist() == direct[[1, 0, 1], 0].tolist()
         other = [Sample(prompt="a cat", image=samples[0].image)]
-        with pytest.raises(CheckpointError, match=r"1 pictures are not scored yet\. Run --stage score first"):
+        with pytest.raises(CheckpointError, match=r"1 samples are not scored yet\. Run --stage score first"):
             store.wrap("reward", reward).score(other)
 
 

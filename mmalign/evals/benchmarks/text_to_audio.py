@@ -102,15 +102,23 @@ def _names(item: Item, number: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Listened:
-    """What one network heard of all clips and references; None where it could not."""
+    """What one network heard; None where it could not.
+
+    Args:
+        clips: of every answer.
+        references: of every answer, again for each of several answers to an item.
+        of_items: every reference once.
+        problems: why something was not heard.
+    """
 
     clips: Sequence[Heard | None]
     references: Sequence[Heard | None]
+    of_items: Sequence[Heard | None]
     problems: tuple[str, ...]
 
     def pooled(self) -> tuple[Tensor, Tensor]:
-        """Features of all clips and of all references."""
-        return _features(self.clips), _features(self.references)
+        """Features of all clips and of all references, each reference once."""
+        return _features(self.clips), _features(self.of_items)
 
     def paired(self) -> list[int]:
         """Places of which both sides were heard."""
@@ -124,20 +132,25 @@ def _features(heard: Sequence[Heard | None]) -> Tensor:
 
 
 def _listen(listener: Listener, answers: Sequence[Answer], loading: Loading) -> _Listened:
-    """Every answer and its reference, in order; a reference of several answers is heard once."""
-    references: dict[str, Heard | str | None] = {}
-    clips: list[Heard | str | None] = []
+    """Every answer and its reference, in order."""
+    references: dict[str, Heard | None] = {}
+    clips: list[Heard | None] = []
+    problems: dict[str, None] = {}
+
+    def heard(media: Any) -> Heard | None:
+        (found,) = listener.hear([_file(media)], loading=loading)
+        if isinstance(found, str):
+            problems[found] = None
+            return None
+        return found
+
     for answer in answers:
         made = answer.error is None and answer.media
-        clips.append(listener.hear([_file(answer.media[0])], loading=loading)[0] if made else None)
+        clips.append(heard(answer.media[0]) if made else None)
         if answer.item.id not in references:
-            media = answer.item.media
-            heard = listener.hear([_file(media[0])], loading=loading)[0] if media else None
-            references[answer.item.id] = heard
-    sides = (clips, [references[answer.item.id] for answer in answers])
-    problems = tuple(dict.fromkeys(one for side in sides for one in side if isinstance(one, str)))
-    heard_sides = [[None if isinstance(one, str) else one for one in side] for side in sides]
-    return _Listened(heard_sides[0], heard_sides[1], problems)
+            references[answer.item.id] = heard(answer.item.media[0]) if answer.item.media else None
+    each = [references[answer.item.id] for answer in answers]
+    return _Listened(clips, each, list(references.values()), tuple(problems))
 
 
 def _file(media: Any) -> str | Path | bytes:
@@ -266,7 +279,7 @@ def _counts(
         whole = [one and not lost for one, lost in zip(whole, deaf, strict=True)]
         found[f"clips {name} could not hear"] = sum(deaf) - made.count(False)
         found[f"references {name} could not hear"] = (
-            sum(one is None for one in listened.references) if references else 0
+            sum(one is None for one in listened.of_items) if references else 0
         )
     if texts is not None:
         unscored = [math.isnan(texts.per_item[answer.item.id]) for answer in answers]

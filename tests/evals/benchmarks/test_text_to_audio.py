@@ -118,6 +118,18 @@ def test_without_references_only_what_needs_none_is_measured(folder):
         BENCHMARK.score(answers)
 
 
+def test_several_clips_of_a_prompt_share_one_reference(folder):
+    from mmalign.evals.set_distances import frechet_distance
+
+    items = read_items(folder)
+    answers = [Answer(item, media=(sound(100 + 7 * copy),), copy=copy) for item in items for copy in range(2)]
+    ears = AmplitudeListener("VGGish")
+    found = named(BENCHMARK.score(answers, vggish=ears))
+    clips = torch.cat([ears.hear([answer.media[0]])[0].features for answer in answers])
+    references = torch.cat([ears.hear([item.media[0]])[0].features for item in items])
+    assert found["FAD (VGGish)"].value == pytest.approx(float(frechet_distance(clips, references)))
+
+
 def test_fewer_clips_than_splits_have_no_inception_score(folder):
     answers = EXAMPLE.answers(read_items(folder))
     found = named(BENCHMARK.score(answers, panns=AmplitudeListener("PANNs", classify=True), splits=11))
@@ -188,12 +200,15 @@ def test_numbers_of_other_networks_or_loading_refuse_to_stand_in_one_column(fold
 def test_a_folder_that_lacks_a_clip_says_so_and_one_of_other_names_is_refused(folder, tmp_path, loaded):
     source = folder_of(tmp_path, "one", 100)
     (tmp_path / "one" / "output_4.wav").unlink()
+    (tmp_path / "one" / "output_70.wav").write_bytes(sound(1))
+    (tmp_path / "one" / "output_71.wav").write_bytes(sound(2))
     record = ran(suite(folder), {"base": source}, tmp_path, "run")
     assert lacking(record)
     assert any("1 of 7 answers are missing" in text for text in record["warnings"])
+    assert any("2 files belong to no item" in text for text in record["warnings"])
     for number, path in enumerate(sorted((tmp_path / "one").iterdir())):
         path.rename(path.with_name(f"clip-{number}.wav"))
-    with pytest.raises(ConfigError, match=r"6 sounds in .*, none of them of the suite"):
+    with pytest.raises(ConfigError, match=r"8 sounds in .*, none of them of the suite"):
         ran(suite(folder), {"base": source}, tmp_path, "refused")
     with pytest.raises(ConfigError, match="text_to_audio takes no such folder"):
         model_of(BENCHMARK, ModelSpec(name="pictures", source=f"images:{tmp_path}"))
