@@ -175,10 +175,10 @@ def _promised(file: Any) -> int | None:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether the file ends where it says: libsndfile shortens WAV and Ogg to what is there."""
+    """Whether the file ends where it says: libsndfile shortens what was cut off to what is there."""
     if data[:4] == b"OggS":
         return _ogg_ends(data)
-    size, offset = _wav_data(data)
+    size, offset = _promised_bytes(data)
     return size is None or size in _STREAMED or len(data) - offset >= size
 
 
@@ -190,8 +190,12 @@ def _ogg_ends(data: bytes) -> bool:
     return len(data) >= page + size and bool(data[page + 5] & 0x04)
 
 
-def _wav_data(data: bytes) -> tuple[int | None, int]:
-    """(Promised bytes, where they begin) of the data chunk of a WAV file; (None, 0) for other files."""
+def _promised_bytes(data: bytes) -> tuple[int | None, int]:
+    """(Promised bytes, where they begin) of the samples of a WAV, AIFF or AU file; (None, 0) for others."""
+    if data[:4] == b"FORM" and data[8:11] == b"AIF":
+        return struct.unpack_from(">I", data, 4)[0], 8
+    if data[:4] == b".snd" and len(data) >= 12:
+        return struct.unpack_from(">I", data, 8)[0], struct.unpack_from(">I", data, 4)[0]
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return None, 0
     place = 12

@@ -73,6 +73,7 @@ def refused(reason, data, match, **limits):
         ("FLAC", "PCM_16", 2**-15),
         ("FLAC", "PCM_24", 2**-22),
         ("AIFF", "PCM_16", 2**-15),
+        ("AU", "PCM_16", 2**-15),
     ],
 )
 def test_lossless_files_give_the_samples_that_were_written(container, coding, close):
@@ -184,7 +185,7 @@ def test_a_picture_is_no_sound():
     refused("not_audio", file.getvalue(), r"starts with b'\\x89PNG")
 
 
-@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "AU"])
 @pytest.mark.parametrize("part", [0.004, 0.5, 0.9])
 def test_files_that_were_cut_off_are_refused(container, part):
     data = encoded(np.random.default_rng(3).normal(0, 0.1, (32_000, 1)), container, rate=16_000)
