@@ -102,3 +102,17 @@ def test_a_family_says_what_it_makes_without_being_imported(family, expected):
     before = set(sys.modules)
     assert registry.modality(family) == expected
     assert not [name for name in set(sys.modules) - before if name.endswith(f"families.{family}")]
+
+
+def test_functions_of_a_users_own_come_with_the_text_of_their_file(tmp_path, monkeypatch) -> None:
+    (tmp_path / "own_tools.py").write_text("def make():\n    return 3\n\n\nnumber = 5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function, text = registry.own_function("own_tools:make", what="maker")
+    assert function() == 3
+    assert text.startswith("def make")
+    with pytest.raises(
+        ConfigError, match=r"maker own_tools:number: got 'number', expected a function .*make"
+    ):
+        registry.own_function("own_tools:number", what="maker")
+    with pytest.raises(ConfigError, match=r"painter no_tools:x: got 'no_tools', expected a module"):
+        registry.own_function("no_tools:x", what="painter")
