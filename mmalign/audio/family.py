@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.audio.clips import AudioReader, ClipLoader, padded
+from mmalign.audio.traits import AudioTraits
 from mmalign.batch import Conditioning, PreferenceRow, RowKeys
 from mmalign.data.audio_media import DecodedAudio
 from mmalign.data.cache import CacheIdentity
@@ -25,7 +26,6 @@ from mmalign.data.config import AudioLimits, ImageLimits
 from mmalign.diffusion.autoencoder import LatentCodec, Moments
 from mmalign.diffusion.examples import OWN
 from mmalign.diffusion.loading import PartSource
-from mmalign.diffusion.model import DiffusionModel
 from mmalign.errors import ConfigError, explain
 from mmalign.seeding import derive_seed
 
@@ -39,7 +39,7 @@ OpenSource = Callable[..., PartSource]
 """`open_source(source, *, revision, variant, config_source)`: the parts of a checkpoint."""
 
 
-class AudioModel(DiffusionModel):
+class AudioModel(AudioTraits):
     """A loaded text-to-audio model; what the training loop, the samplers and the exporters work with.
 
     Args:

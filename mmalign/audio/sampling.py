@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmalign.audio.clips import padded
 from mmalign.data.audio_media import DecodedAudio
-from mmalign.diffusion.sampling import initial_noise, scheduler_for
+from mmalign.diffusion.sampling import initial_noise
 from mmalign.errors import ConfigError, explain
 from mmalign.seeding import generator_for
 
@@ -66,20 +66,21 @@ def denoised_latents(
 ) -> Float[Tensor, "row channel *size"]:
     """Scaled latents at the end of the sampler's way.
 
-    `v = v_empty + g (v_prompt - v_empty)` at every step. An ancestral sampler draws once per step, the last
-    included where its grid ends before timestep 0.
+    `v = v_empty + g (v_prompt - v_empty)` at every step, unless the family guides otherwise. An ancestral
+    sampler draws once per step, the last included where its grid ends before timestep 0.
 
     Args:
         model: adapters are used as they stand.
         start: standard normal.
         conditioning: of the prompts, one row each.
         empty: of what guidance contrasts with, one row each; None without guidance.
-        scheduler: from `mmalign.diffusion.sampling.scheduler_for`; its state is changed.
+        scheduler: from `model.sampler`; its state is changed.
         num_steps: of the sampler.
         guidance_scale: g.
         generators: one per row, for samplers that draw on the way.
     """
-    scheduler.set_timesteps(num_steps, device=model.device)
+    model.set_steps(scheduler, num_steps)
+    guide = model.guide(guidance_scale)
     latents: Tensor = start.to(model.device) * scheduler.init_noise_sigma
     both = _with_contrast(conditioning, empty)
     accepted = inspect.signature(scheduler.step).parameters
@@ -97,7 +98,7 @@ def denoised_latents(
         ).to(latents.dtype)
         if empty is not None:
             without, prompted = prediction.chunk(2)
-            prediction = without + guidance_scale * (prompted - without)
+            prediction = guide(prompted, without)
         stepped: Tensor = scheduler.step(prediction, timestep, latents, return_dict=False, **draws)[0]
         latents = stepped
     return latents
@@ -145,18 +146,20 @@ def generate(
     seconds = model.duration if duration is None else duration
     num_samples = round(seconds * model.sampling_rate)
     names = range(len(prompts)) if keys is None else keys
-    against = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
+    against = None if negative_prompts is None else list(negative_prompts)
     jobs = [(number, copy) for number in range(len(prompts)) for copy in range(copies)]
     half = model.dtype in (torch.float16, torch.bfloat16)
     found: list[DecodedAudio] = []
-    with _evaluating(model.bare_network):
+    with _evaluating(model.bare_network), model.asked_for(seconds):
         for first in range(0, len(jobs), batch_size):
             part = jobs[first : first + batch_size]
             drawn = [(names[number], copy) for number, copy in part]
-            conditioning = model.prompt_conditioning([prompts[number] for number, _ in part]).rows(1)
+            texts = [prompts[number] for number, _ in part]
+            conditioning = model.prompt_conditioning(texts).rows(1)
             contrast = None
             if guidance_scale > 1:
-                contrast = model.prompt_conditioning([against[number] for number, _ in part]).rows(1)
+                negatives = None if against is None else [against[number] for number, _ in part]
+                contrast = model.contrast_conditioning(texts, negatives).rows(1)
             start = torch.stack([initial_noise(shape, seed=seed, prompt=n, copy=c) for n, c in drawn])
             with torch.autocast(model.device.type, dtype=model.dtype, enabled=half):
                 latents = denoised_latents(
@@ -164,7 +167,7 @@ def generate(
                     start.to(model.codec.wide),
                     conditioning,
                     contrast,
-                    scheduler=scheduler_for(model, scheduler),
+                    scheduler=model.sampler(scheduler),
                     num_steps=num_steps,
                     guidance_scale=guidance_scale,
                     # Samplers that add noise on the way draw it per clip too.
