@@ -18,6 +18,7 @@ from mmalign.likelihood.base import (
     TokenDraw,
     TokenPolicy,
 )
+from mmalign.likelihood.cosine_schedule import CosineSchedule
 from mmalign.likelihood.elbo import BetaUnits, Elbo, beta_conventions, squared_error
 from mmalign.likelihood.inversion import Inversion, InversionMethod
 from mmalign.likelihood.inversion_steps import Landing
@@ -77,6 +78,7 @@ __all__ = [
     "AnyDraw",
     "AnyPolicy",
     "BetaUnits",
+    "CosineSchedule",
     "Ddim",
     "Denoiser",
     "DpmSolver",
