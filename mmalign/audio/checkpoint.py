@@ -5,10 +5,7 @@ Weight files are read with `weights_only`: nothing in them is run. What the repo
 name by places that are gone (the noise schedule, the network's settings, the vocoder's), is shipped here.
 """
 
-import json
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,15 @@ from mmalign.audio.official_configs import (
     unet_config,
     vae_config,
 )
+from mmalign.audio.official_layout import (
+    LAYOUTS,
+    MAIN_FILE,
+    VAE_FILE,
+    Layout,
+    layout_of,
+    read_config,
+    read_weights,
+)
 from mmalign.diffusion.loading import (
     HUB_ADVICE,
     PartSource,
@@ -36,118 +42,17 @@ from mmalign.diffusion.loading import (
     told_as_settings,
 )
 from mmalign.errors import ConfigError, explain
+from mmalign.rewards.checkpoints import fill
 
-__all__ = [
-    "LAYOUTS",
-    "MAIN_FILE",
-    "PIPELINE_CLASS",
-    "STFT_WEIGHTS",
-    "VAE_FILE",
-    "VAE_WEIGHTS",
-    "Layout",
-    "OfficialSource",
-    "load_front_end_config",
-    "open_source",
-    "read_weights",
-]
+__all__ = ["PIPELINE_CLASS", "OfficialSource", "load_front_end_config", "open_source"]
 
 PIPELINE_CLASS = "TangoPipeline"
 """What `model_index.json` of a converted folder names; no library has a class of this name."""
 
-MAIN_FILE, VAE_FILE = "main_config.json", "vae_config.json"
-VAE_WEIGHTS, STFT_WEIGHTS = "pytorch_model_vae.bin", "pytorch_model_stft.bin"
-
 _WIDTH_KEY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-
-_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError)
-"""What `torch.load` raises on files that are cut off, of another kind, or hold more than tensors."""
 
 _MUSTANGO = ("beat_embedding_layer.", "chord_embedding_layer.", ".attentions2.", ".attentions3.")
 """Parts of the names of weights that only Mustango has."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where an official repository keeps its files.
-
-    Args:
-        name: for messages.
-        configs: folder of the settings, relative to the repository's.
-        main: weights of network and text encoder.
-        vae: weights of VAE and vocoder.
-    """
-
-    name: str
-    configs: str
-    main: str
-    vae: str
-
-    @property
-    def files(self) -> list[str]:
-        """What is fetched of a hub repository; the weights of the Fourier transform are computed."""
-        prefix = f"{self.configs}/" if self.configs else ""
-        settings = [f"{prefix}{name}" for name in (MAIN_FILE, VAE_FILE, STFT_FILE)]
-        return [*settings, self.main, self.vae]
-
-
-LAYOUTS = (
-    Layout("Tango", "", "pytorch_model_main.bin", VAE_WEIGHTS),
-    Layout("Mustango", "configs", "ldm/pytorch_model_ldm.bin", f"vae/{VAE_WEIGHTS}"),
-)
-"""Source: declare-lab/tango, tango2/tango.py; AMAAI-Lab/mustango, mustango.py."""
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a PyTorch weight file, by name, on the CPU; nothing in it is run.
-
-    Raises:
-        ConfigError: it is missing, cut off, or holds something else than tensors.
-    """
-    if not path.is_file():
-        message = explain(
-            str(path),
-            got="no such file",
-            expected="the weights of an official Tango repository",
-            do="Download the whole repository: `hf download declare-lab/tango2 --local-dir FOLDER`.",
-        )
-        raise ConfigError(message)
-    import pickle
-
-    try:
-        # Mapped files are read as far as they are used; old files can only be read whole.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (*_DAMAGED, pickle.UnpicklingError) as error:
-        lines = str(error).strip().splitlines()
-        message = (
-            f"{path}: cannot be read as PyTorch weights ({lines[0] if lines else type(error).__name__}). "
-            "Was it copied completely? Files that hold more than tensors are not opened: they can run code."
-        )
-        raise ConfigError(message) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        message = explain(
-            str(path), got=type(state).__name__, expected="tensors by name, as Tango saves them"
-        )
-        raise ConfigError(message)
-    return state
-
-
-def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    """Settings of a JSON file.
-
-    Raises:
-        ConfigError: it is missing, no JSON, or lacks one of the needed settings.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"{path}: cannot be read as JSON ({error}). It is part of every official Tango repository."
-        raise ConfigError(message) from error
-    missing = [name for name in needed if not isinstance(content, dict) or name not in content]
-    if missing:
-        message = explain(str(path), got=content, expected=f"settings with {', '.join(missing)}")
-        raise ConfigError(message)
-    found: dict[str, Any] = content
-    return found
 
 
 class OfficialSource:
@@ -172,9 +77,9 @@ class OfficialSource:
         self.source, self.folder, self.layout = source, folder, layout
         self.index: dict[str, Any] = {}
         configs = folder / layout.configs
-        self.main_config = _read_config(configs / MAIN_FILE, ("text_encoder_name",))
-        self.vae_config = _read_config(configs / VAE_FILE, ("scale_factor", "embed_dim", "ddconfig"))
-        self.stft_config = _read_config(configs / STFT_FILE, ("filter_length",))
+        self.main_config = read_config(configs / MAIN_FILE, ("text_encoder_name",))
+        self.vae_config = read_config(configs / VAE_FILE, ("scale_factor", "embed_dim", "ddconfig"))
+        self.stft_config = read_config(configs / STFT_FILE, ("filter_length",))
         self._text_source = text_source
 
     def has(self, name: str) -> bool:
@@ -263,29 +168,11 @@ class OfficialSource:
         """The module with these weights, all of them and no others.
 
         Raises:
-            ConfigError: names or shapes differ.
+            CheckpointError: names or shapes differ.
         """
-        expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in state.items()}
-        problems = [
-            *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
-            *(f"{name} is unknown" for name in sorted(found.keys() - expected.keys())),
-            *(
-                f"{name} is {list(found[name])} and not {list(expected[name])}"
-                for name in sorted(expected.keys() & found.keys())
-                if expected[name] != found[name]
-            ),
-        ]
-        if problems:
-            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            message = (
-                f"model.source {self.source}, part {part} of {file}: the weights do not fit its settings: "
-                f"{'; '.join(problems[:3])}{more}. Is this file of the same repository as its configs?"
-            )
-            raise ConfigError(message)
         # Copies: the network is trained, and the mapped file may go.
         own = {name: value.to(dtype or value.dtype, copy=True) for name, value in state.items()}
-        module.load_state_dict(own, strict=True, assign=True)
+        fill(module, own, where=f"model.source {self.source}, part {part} of {file}", assign=True)
         return module
 
     # --- parts ----------------------------------------------------------------------------------------------
@@ -314,7 +201,7 @@ class OfficialSource:
         """
         own = self._inside(self.main_config.get("unet_model_config_path"))
         if own is not None:
-            return _read_config(own, ("block_out_channels",))
+            return read_config(own, ("block_out_channels",))
         width = self._main[_WIDTH_KEY].shape[-1] if _WIDTH_KEY in self._main else None
         if width not in UNET_WIDTHS:
             known = " or ".join(f"{size} ({name})" for size, name in UNET_WIDTHS.items())
@@ -396,20 +283,12 @@ class OfficialSource:
 
         own = self.folder / "scheduler" / "scheduler_config.json"
         if own.is_file():
-            return DDPMScheduler.from_config(_read_config(own, ("beta_schedule",)))
+            return DDPMScheduler.from_config(read_config(own, ("beta_schedule",)))
         # What main_config.json names was removed from the hub.
         return DDPMScheduler(**SCHEDULER)
 
 
 # --- opening ------------------------------------------------------------------------------------------------
-
-
-def _layout_of(folder: Path) -> Layout | None:
-    """How a folder is laid out, if it is an official one; a folder that lacks some files counts."""
-    for layout in LAYOUTS:
-        if (folder / layout.configs / MAIN_FILE).is_file() or (folder / layout.vae).is_file():
-            return layout
-    return None
 
 
 def _fetched(source: str, revision: str | None) -> Path | None:
@@ -423,7 +302,7 @@ def _fetched(source: str, revision: str | None) -> Path | None:
                 source, revision=revision, allow_patterns=patterns, local_files_only=is_offline()
             )
         )
-    return folder if _layout_of(folder) is not None else None
+    return folder if layout_of(folder) is not None else None
 
 
 def open_source(
@@ -454,7 +333,7 @@ def open_source(
     folder: Path | None = Path(source)
     if kind == "hub":
         folder = _fetched(source, revision)
-    layout = None if folder is None else _layout_of(folder)
+    layout = None if folder is None else layout_of(folder)
     if folder is not None and layout is not None:
         return OfficialSource(source, folder, layout, text_source=config_source)
     if folder is not None and not (folder / "model_index.json").is_file():
@@ -475,4 +354,4 @@ def load_front_end_config(source: PartSource) -> dict[str, Any] | None:
     if isinstance(source, OfficialSource):
         return source.stft_config
     path = Path(source.source) / STFT_FILE
-    return _read_config(path, ("filter_length",)) if path.is_file() else None
+    return read_config(path, ("filter_length",)) if path.is_file() else None

@@ -13,18 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmalign.audio.checkpoint import (
-    LAYOUTS,
-    MAIN_FILE,
-    PIPELINE_CLASS,
-    STFT_WEIGHTS,
-    VAE_FILE,
-    OfficialSource,
-)
+from mmalign.audio.checkpoint import PIPELINE_CLASS, OfficialSource
 from mmalign.audio.key_maps import vae_to_official, vocoder_to_official
 from mmalign.audio.mel import MelFrontEnd
 from mmalign.audio.official_configs import STFT_FILE
 from mmalign.audio.official_configs import VAE_FILE as VAE_SETTINGS
+from mmalign.audio.official_layout import LAYOUTS, MAIN_FILE, STFT_WEIGHTS, VAE_FILE
 from mmalign.diffusion.adapter_files import LORA_FILE, adapter_settings, adapter_state, save_adapter
 from mmalign.diffusion.export import merged_network
 from mmalign.files import atomic_directory, save_tensors, write_json

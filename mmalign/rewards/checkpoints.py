@@ -1,5 +1,6 @@
 """Weights from a file into a network, strictly: every key is accounted for, by name."""
 
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,7 +20,9 @@ _SHOWN = 6
 """Keys an error lists; more are counted."""
 
 
-def read_state(path: str | Path, *, inside: tuple[str, ...] = ("state_dict",)) -> dict[str, Tensor]:
+def read_state(
+    path: str | Path, *, inside: tuple[str, ...] = ("state_dict",), mapped: bool = False
+) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, on the CPU.
 
     `.safetensors` is read as such, all else by `torch.load(weights_only=True)`: nothing in a file is run.
@@ -27,6 +30,7 @@ def read_state(path: str | Path, *, inside: tuple[str, ...] = ("state_dict",)) -
     Args:
         path: the file.
         inside: keys under which training frameworks nest the weights; the first that is there is taken.
+        mapped: read the file as far as its tensors are used, where its format allows that.
 
     Raises:
         CheckpointError: the file is no such checkpoint, or holds something other than tensors by name.
@@ -38,8 +42,9 @@ def read_state(path: str | Path, *, inside: tuple[str, ...] = ("state_dict",)) -
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(str(path)))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (_REFUSED, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        mmap = mapped and zipfile.is_zipfile(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (_REFUSED, OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
         message = (
             f"{path}: no checkpoint that can be read without running code ({type(error).__name__}). "
             f"Download it again, or save its plain state dict with safetensors."

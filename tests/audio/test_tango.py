@@ -212,6 +212,25 @@ class TestSampling:
             tango.sample(PROMPTS, seed=0, num_steps=1, guidance_scale=1.0, **{name: ["x"]})
 
 
+def test_half_precision_is_for_network_and_text_and_not_for_sound(load_tango, pair, keys):
+    model = load_tango(dtype=torch.bfloat16)
+    clean, conditioning = encoded(model, [pair("hum")], keys(1))
+    assert clean.dtype == torch.float32
+    assert conditioning.shared["text"].dtype == torch.bfloat16
+    assert conditioning.shared["text_mask"].dtype == torch.bool
+    assert {value.dtype for value in model.autoencoder.vocoder.parameters()} == {torch.float32}
+    (found,) = model.sample(["a dog"], seed=0, num_steps=2, guidance_scale=3.0)
+    assert found.samples.dtype == torch.float32
+    assert found.samples.isfinite().all()
+
+
+def test_memory_is_counted_without_running_anything(tango):
+    noised, timestep, rows = tango.meta_inputs(3)
+    assert noised.shape == (3, 8, 16, 16)
+    assert {value.device.type for value in (noised, timestep, *rows.values())} == {"meta"}
+    assert rows["text_mask"].dtype == torch.bool
+
+
 def test_sound_of_latents_is_as_long_as_the_vocoder_makes_it(tango):
     waves = tango.decode_waveforms(torch.zeros(2, 8, 4, 16))
     assert waves.shape == (2, 1, 160 * 16 + 32)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from mmalign.audio.checkpoint import LAYOUTS, MAIN_FILE, STFT_WEIGHTS, VAE_FILE
 from mmalign.audio.key_maps import vae_to_official, vocoder_to_official
 from mmalign.audio.mel import MelFrontEnd
 from mmalign.audio.official_configs import HIFIGAN, STFT_FILE, unet_config, vae_config
 from mmalign.audio.official_configs import VAE_FILE as VAE_SETTINGS
+from mmalign.audio.official_layout import LAYOUTS, MAIN_FILE, STFT_WEIGHTS, VAE_FILE
 from mmalign.audio.saving import fourier_bases
 from mmalign.files import atomic_directory, write_json
 from mmalign.testing.tiny_transformers import write_t5_tokenizer
