@@ -7,8 +7,9 @@ import pytest
 from mmalign import rewards
 from mmalign.cli import main as cli
 from mmalign.cli.main import build_parser, main
+from mmalign.data.pair_making.rows import normalised_prompt
 from mmalign.evals.pairs import commands
-from mmalign.evals.pairs.contamination import normalised_prompt, read_excluded
+from mmalign.evals.pairs.contamination import read_excluded
 from mmalign.evals.pairs.plan import read_plan
 from mmalign.evals.prompts import PUBLIC_SETS, read_prompts
 

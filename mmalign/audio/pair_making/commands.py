@@ -13,7 +13,7 @@ from mmalign.audio.pair_making.plan import AudioPairPlan, read_audio_plan
 from mmalign.audio.pair_making.scoring import scored
 from mmalign.data.pair_making.output import Provenance, write_rows
 from mmalign.data.pair_making.progress import print_made, stage_bars
-from mmalign.data.pair_making.rows import require_few_bad, rows_to_work_on
+from mmalign.data.pair_making.rows import require_few_bad, rows_to_work_on, without_held_out
 from mmalign.data.pair_making.stages import Stages
 from mmalign.devices import best_device
 
@@ -48,6 +48,7 @@ def make_pairs(
     sampling = plan.recipe != "candidates"
     rows = rows_to_work_on(plan.data, kind="prompts" if sampling else None, limit=plan.limit, counts=counts)
     require_few_bad(counts, len(rows) + counts.total(), plan.data)
+    rows = without_held_out(rows, plan.exclude, counts)
     stages = Stages(output / "stages", {}, plan.seed, plan.block_rows, report)
     maker: Mapping[str, Any] = {}
     if sampling:

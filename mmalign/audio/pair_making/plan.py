@@ -79,6 +79,9 @@ class AudioPairPlan(Section):
     )
     data: DataConfig
     limit: int | None = Field(None, ge=1, description="prompts")
+    exclude: tuple[str, ...] = Field(
+        (), description="data files whose prompts must not be trained on: held-out captions, in any layout"
+    )
     seed: int = 0
     block_rows: int = Field(8, ge=1, description="prompts worked on and written down together")
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"

@@ -1,27 +1,15 @@
 """Prompts of benchmarks stay out of training data: they are found by their normalised text."""
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmalign.data.pair_making.rows import normalised_prompt
 from mmalign.errors import ConfigError
 from mmalign.evals.base import Item
 from mmalign.evals.prompts import PUBLIC_SETS, read_prompts
 
-__all__ = ["CleanPrompts", "clean_prompts", "normalised_prompt", "read_excluded"]
-
-_NO_WORD = re.compile(r"[\W_]+")
-
-
-def normalised_prompt(text: str) -> str:
-    """A prompt without what does not tell prompts apart: case, punctuation, spacing, forms of characters.
-
-    Texts of nothing but signs keep them.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return _NO_WORD.sub(" ", folded).strip() or folded.strip()
+__all__ = ["CleanPrompts", "clean_prompts", "read_excluded"]
 
 
 def read_excluded(

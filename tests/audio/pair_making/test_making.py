@@ -184,6 +184,18 @@ def test_edited_prompts_lose_and_are_scored_under_the_original(plan_of, tmp_path
         torch.testing.assert_close(heard(tmp_path / record["rejected"]), expected, atol=1e-4, rtol=0)
 
 
+def test_held_out_prompts_never_enter(plan_of, tmp_path):
+    held_out = tmp_path / "test.jsonl"
+    held_out.write_text(json.dumps({"captions": f"  {PROMPTS[1].upper()}.", "location": "x.wav"}))
+    make = Maker()
+    rows, counts = make_pairs(
+        plan_of(exclude=[str(held_out)]), tmp_path / "out", device="cpu", tools=tools(make)
+    )
+    assert counts["held_out"] == 1
+    assert {record["prompt"] for record in records(rows)} == {PROMPTS[0], PROMPTS[2]}
+    assert all(PROMPTS[1] not in prompts for prompts, _, _ in make.calls)
+
+
 def test_prompts_that_no_edit_fits_are_counted(plan_of, tmp_path):
     plan = plan_of("order", prompts=[*PROMPTS, "A duck quacks"])
     _, counts = make_pairs(plan, tmp_path, device="cpu", tools=tools(Maker()))

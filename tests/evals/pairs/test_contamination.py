@@ -1,8 +1,9 @@
 import pytest
 
+from mmalign.data.pair_making.rows import normalised_prompt
 from mmalign.errors import ConfigError
 from mmalign.evals.base import Item
-from mmalign.evals.pairs.contamination import clean_prompts, normalised_prompt, read_excluded
+from mmalign.evals.pairs.contamination import clean_prompts, read_excluded
 
 
 def items(*prompts):
