@@ -93,7 +93,10 @@ class AudioFacts:
 
     def advice(self) -> list[str]:
         """Sentences about what may spoil training."""
-        found = [f"{count} clips: {AUDIO_NOTES[name]} ({name})." for name, count in self.notes.most_common()]
+        found = [
+            f"{count} {'clip' if count == 1 else 'clips'} noted as {name}: {AUDIO_NOTES[name]}."
+            for name, count in self.notes.most_common()
+        ]
         if len(self.rates) > 1:
             listed = ", ".join(f"{count} at {rate} Hz" for rate, count in self.rates.most_common())
             found.append(f"Sampling rates differ ({listed}); clips are resampled to the model's.")

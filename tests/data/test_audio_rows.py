@@ -269,7 +269,7 @@ def test_check_counts_sounds_by_reason_and_notes_doubts(mixed, config_of):
     assert found.audio["sampling_rates"] == {RATE: found.audio["looked_at"]}
     assert found.audio["notes"] == {"silent": 1}
     assert found.duplicates == {"repeated_rows": 0, "sounds_used_more_than_once": 0}
-    assert any("nothing to hear (silent)" in line for line in found.advice)
+    assert any("1 clip noted as silent: nothing to hear" in line for line in found.advice)
     assert not found.ok
 
 
