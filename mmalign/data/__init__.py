@@ -5,8 +5,9 @@ numbers (length bias, contradictions, score gaps, separability); `mmalign data d
 over files.
 """
 
+from mmalign.data.audio_media import DecodedAudio, decode_audio, read_audio
 from mmalign.data.conditioning import directional, few_shot, reward_augmented
-from mmalign.data.config import DataConfig, ImageLimits, SourceConfig
+from mmalign.data.config import AudioLimits, DataConfig, ImageLimits, SourceConfig
 from mmalign.data.curation import consistency, keep_lowest, length_bias, score_gaps
 from mmalign.data.curriculum import curriculum_stages
 from mmalign.data.media import DecodedImage, decode_image, read_media, safe_path
@@ -17,7 +18,9 @@ from mmalign.data.sampler import RowOrder, step_positions
 from mmalign.data.separability import linear_separability
 
 __all__ = [
+    "AudioLimits",
     "DataConfig",
+    "DecodedAudio",
     "DecodedImage",
     "FieldError",
     "ImageLimits",
@@ -30,6 +33,7 @@ __all__ = [
     "cap_per_prompt",
     "consistency",
     "curriculum_stages",
+    "decode_audio",
     "decode_image",
     "directional",
     "few_shot",
@@ -39,6 +43,7 @@ __all__ = [
     "linear_separability",
     "make_pairs",
     "open_rows",
+    "read_audio",
     "read_media",
     "reward_augmented",
     "safe_path",

@@ -32,7 +32,7 @@ def player(media: bytes | str, where: str, limits: AudioLimits) -> str:
     encoded = base64.b64encode(sound).decode()
     facts = " · ".join([f"{clip.seconds:.2f} s", f"{clip.sampling_rate} Hz", *clip.notes])
     return (
-        f'{outline(clip.samples)}<audio controls preload="none" src="data:audio/{kind};base64,{encoded}">'
+        f'{outline(clip.samples)}<audio controls preload="metadata" src="data:audio/{kind};base64,{encoded}">'
         f'</audio><div class="facts">{html.escape(facts)}</div>'
     )
 
