@@ -161,10 +161,17 @@ def test_every_row_names_things_that_exist(row: Method) -> None:
         module, _, name = row.function.rpartition(".")
         assert name in importlib.import_module(module).__all__
     assert row.likelihood in {"", *get_args(LikelihoodKind)}
-    assert set(row.defaults) <= {"*", "image", "language", *registry.names("families")}
+    assert set(row.defaults) <= {"*", "image", "audio", "language", *registry.names("families")}
     assert row.formula
     assert row.title
     assert [case for case in row.parity if not (CASES / f"{case}.json").is_file()] == []
+
+
+def modality_of(layer: str, row: Method) -> str:
+    """What a layer of defaults is laid over; layers are named for families or for what they make."""
+    if row.likelihood == "tokens":
+        return "language"
+    return registry.modality(layer) if layer in registry.names("families") else layer
 
 
 @pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.name)
@@ -180,7 +187,7 @@ def test_every_row_builds_its_objective(row: Method) -> None:
     if not row.likelihood:
         return  # a bare objective: its arguments are the user's to choose
     for family in set(row.defaults) - {"*"}:
-        found = row.defaults_for(family, "language" if row.likelihood == "tokens" else "image")
+        found = row.defaults_for(family, modality_of(family, row))
         numbers = {name: default.value for name, default in found.items() if name in parameters}
         built = objectives.build(row.objective, **numbers, **row.objective_arguments)
         assert ("reference" in built.needs) == ("reference" in row.needs) == (row.reference != "none")

@@ -12,6 +12,7 @@ from functools import cache
 from types import MappingProxyType
 
 from mmalign.errors import ConfigError, explain, unknown_name
+from mmalign.methods import audio
 from mmalign.methods.row import FIXES, ON_ERRORS, Default, Mark, Method, Status, Taxonomy, View
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
 
 _TABLES = (
     "mmalign.methods.image",
+    "mmalign.methods.audio",
+    "mmalign.methods.segments",
     "mmalign.methods.vlm",
     "mmalign.methods.imitation",
     "mmalign.methods.text",
@@ -46,9 +49,8 @@ _CATALOGUE = "mmalign.objectives"
 def _table() -> Mapping[str, Method]:
     tables = [importlib.import_module(module).ROWS for module in _TABLES]
     catalogue = importlib.import_module(_CATALOGUE)
-    return merge(
-        [row for table in tables for row in table], [catalogue.row(name) for name in catalogue.names()]
-    )
+    rows = audio.with_strengths(row for table in tables for row in table)
+    return merge(rows, [catalogue.row(name) for name in catalogue.names()])
 
 
 def merge(of_modalities: Iterable[Method], of_catalogue: Iterable[Method]) -> Mapping[str, Method]:

@@ -48,7 +48,7 @@ from mmalign.objectives.composites import (
     three_properties,
 )
 from mmalign.objectives.curricula import curry_dpo
-from mmalign.objectives.denoising import crpo, diffusion_dro, dmpo, flow_dpo, flow_rwr, smpo
+from mmalign.objectives.denoising import crpo, diffusion_dro, dmpo, flow_dpo, flow_rwr, smpo, tango2_dpo
 from mmalign.objectives.discovered import discopop, discovered_cell, discovered_padll, discovered_pfl
 from mmalign.objectives.discovered_quantiles import discovered_aqfl, discovered_aql, discovered_dbaql
 from mmalign.objectives.divergences import fdpo_alpha, fdpo_forward_kl, fdpo_js
@@ -348,6 +348,7 @@ __all__ = [
     "sppo_single",
     "sspo",
     "structures",
+    "tango2_dpo",
     "tdpo1",
     "tdpo2",
     "tgdpo",

@@ -22,7 +22,9 @@ from mmalign.objectives.reductions import reduce_inner
 from mmalign.objectives.structures import ListReverse, Pair
 from mmalign.objectives.terms import Term
 
-__all__ = ["crpo", "diffusion_dro", "dmpo", "flow_dpo", "flow_rwr", "smpo", "soft_preference"]
+__all__ = [
+    *("crpo", "diffusion_dro", "dmpo", "flow_dpo", "flow_rwr", "smpo", "soft_preference", "tango2_dpo"),
+]
 
 # ------------------------------------------------------------------------------------------ links and margins
 
@@ -315,3 +317,42 @@ def crpo(*, beta: float, coefficient: float = 1.0) -> Objective:
     positive_beta("crpo", beta)
     require("crpo coefficient", coefficient, 0 <= coefficient < float("inf"), "a number >= 0")
     return Objective("crpo", (Term(Pair(), beta=beta),), (denoising_error(coefficient),))
+
+
+@objective(
+    "tango2_dpo",
+    fixes="displacement",
+    title="Tango 2: Aligning Diffusion-based Text-to-Audio Generations through Direct Preference "
+    "Optimization",
+    paper="2404.09956",
+    year=2024,
+    sample={"beta": 0.5, "sft_weight": 0.25},
+    parity=("tango2_dpo",),
+    official_code="declare-lab/tango 34ecd38",
+    status="parity",
+    published={"beta": (2000.0, "paper", "the README agrees; 5000 is the script's default")},
+    departures=(
+        "released: the epoch of supervised training ends on the first process alone, so that on two GPUs the "
+        "others keep imitating winners; sft_weight=1 with the learning rate halved says that openly",
+        "a dropped prompt is dropped for both sides of a pair (released: for winners alone)",
+    ),
+)
+def tango2_dpo(*, beta: float, sft_weight: float = 0.0) -> Objective:
+    """DPO on denoising errors, and, where asked for, imitation of the chosen sample beside it.
+
+    z = beta * (u of chosen - u of rejected)
+    loss = -log sigmoid(z) + sft_weight * e of chosen
+
+    Args:
+        beta: > 0, per unit of score; 2000 released.
+        sft_weight: >= 0, of the chosen sample's mean squared error; 0 is the paper's method.
+
+    Raises:
+        HyperparameterError: out of range.
+
+    Source: arXiv 2404.09956; declare-lab/tango, tango2/models.py, `DPOAudioDiffusion`, and tango2-train.py.
+    """
+    positive_beta("tango2_dpo", beta)
+    require("tango2_dpo sft_weight", sft_weight, 0 <= sft_weight < float("inf"), "a number >= 0")
+    imitation = (denoising_error(sft_weight),) if sft_weight else ()
+    return Objective("tango2_dpo", (Term(Pair(), beta=beta),), imitation)

@@ -46,6 +46,7 @@ class AudioConfig(MediaConfig):
         le=1,
         description="share of rows mixed with another row of the micro-batch, captions joined by `and`",
     )
+
     @model_validator(mode="after")
     def _what_changes_is_not_cached(self) -> "AudioConfig":
         if self.cache is not None and self.mix_augmentation > 0:
@@ -86,7 +87,7 @@ class AudioRunConfig(RunConfig):
     @classmethod
     def _no_sections_of_images(cls, value: Any) -> Any:
         if isinstance(value, dict) and "image" in value:
-            message = "got the section image for a model of sound; its settings are those of the section audio"
+            message = "got the section image for a model of sound: its settings are in the section audio"
             raise ValueError(message)
         return value
 

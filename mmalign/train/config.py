@@ -12,6 +12,7 @@ from typing import Any
 from mmalign import registry
 from mmalign.config_files import ConfigFile, read_config, validated
 from mmalign.errors import UnknownNameError
+from mmalign.train.audio_sections import AudioRunConfig
 from mmalign.train.resolve import ROW_SETTINGS, Difference, ResolvedRun, resolve_with_row
 from mmalign.train.sections import (
     AdapterConfig,
@@ -32,6 +33,7 @@ from mmalign.train.token_sections import TokenRunConfig
 
 __all__ = [
     "ROW_SETTINGS",
+    "RUN_SECTIONS",
     "AdapterConfig",
     "Difference",
     "ImageConfig",
@@ -89,10 +91,14 @@ def _sections_of(file: ConfigFile) -> type[RunConfig]:
     model = file.content.get("model")
     family = model.get("family") if isinstance(model, dict) else None
     try:
-        language = isinstance(family, str) and registry.modality(family) == "language"
+        modality = registry.modality(family) if isinstance(family, str) else ""
     except UnknownNameError:
         return RunConfig
-    return TokenRunConfig if language else RunConfig
+    return RUN_SECTIONS.get(modality, RunConfig)
+
+
+RUN_SECTIONS: Mapping[str, type[RunConfig]] = {"language": TokenRunConfig, "audio": AudioRunConfig}
+"""What a run may set, by what its family makes; images are the default."""
 
 
 def resolved_content(run: ResolvedRun) -> dict[str, Any]:

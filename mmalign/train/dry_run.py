@@ -55,7 +55,7 @@ def _memory(
     """Device memory per component."""
     online = is_online(run)
     encoders = _encoders(model)
-    if run.config.image.cache:  # who samples has to decode
+    if run.config.media.cache:  # who samples has to decode
         encoders = {name: module for name, module in encoders.items() if online and name == "VAE"}
     found = memory_estimate(
         run,
@@ -88,8 +88,8 @@ def describe(
         reward_bytes: size of the reward that scores the samples; None: none, or not known.
     """
     console = console or Console()
-    is_image = tokens_of(run.config) is None
-    plan = _plan_images(run, reward_bytes) if is_image else plan_dialogues(run)
+    denoises = tokens_of(run.config) is None
+    plan = _plan_media(run, reward_bytes) if denoises else plan_dialogues(run)
     console.print(
         yaml.safe_dump(resolved_content(plan.run), sort_keys=False).rstrip(), highlight=False, markup=False
     )
@@ -106,7 +106,7 @@ def describe(
     }
 
 
-def _plan_images(run: ResolvedRun, reward_bytes: int | None) -> Plan:
+def _plan_media(run: ResolvedRun, reward_bytes: int | None) -> Plan:
     device = torch.device(
         "cuda" if torch.cuda.is_available() and run.config.train.device == "auto" else "cpu"
     )

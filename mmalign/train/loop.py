@@ -497,6 +497,9 @@ def peak_memory_gib(device: torch.device) -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
+_SIZES = {"image": "image.resolution", "audio": "audio.duration"}
+
+
 def _out_of_memory(run: ResolvedRun) -> str:
     """Which settings would help, largest effect first."""
     config = run.config
@@ -518,11 +521,11 @@ def _out_of_memory(run: ResolvedRun) -> str:
             helps.append("train.optimizer=adamw_8bit (6 bytes per network weight)")
     if (tokens := tokens_of(config)) is not None:
         helps += _smaller_dialogues(tokens)
-    elif config.image.cache is None:
-        helps.append("image.cache from `mmalign data cache` (VAE and text encoders)")
+    elif config.media.cache is None:
+        helps.append(f"{config.media_name}.cache from `mmalign data cache` (VAE and text encoders)")
     if config.train.mixed_precision == "no":
         helps.append("train.mixed_precision=bf16 (half of the frozen weights and activations)")
-    listing = "\n  ".join(helps) or "a smaller image.resolution"
+    listing = "\n  ".join(helps) or f"a smaller {_SIZES[config.media_name]}"
     return f"out of memory on the device. Settings that help, largest first:\n  {listing}"
 
 

@@ -31,6 +31,7 @@ from mmalign.likelihood import (
 from mmalign.likelihood.reference import make_reference
 from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.tokens import Tokens
+from mmalign.likelihood.weighting import MinSnr
 from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
@@ -109,6 +110,8 @@ def make_likelihood(config: LikelihoodConfig, model: PreferenceModel) -> Elbo:
         "error_space": None if config.error_space == "native" else config.error_space,
         "reduction": config.reduction,
     }
+    if config.snr_gamma is not None:
+        shared["weighting"] = MinSnr(config.snr_gamma, config.snr_form or "exact")
     if config.share_noise is not None:
         shared["share_noise"] = config.share_noise
     if config.kind != "inversion":
@@ -124,7 +127,7 @@ def make_likelihood(config: LikelihoodConfig, model: PreferenceModel) -> Elbo:
 
 
 def likelihood_of(run: ResolvedRun, model: TrainedModel) -> Elbo | Tokens:
-    """How a run scores candidates: denoising errors of image models, tokens of language models."""
+    """How a run scores candidates: denoising errors, or tokens of language models."""
     tokens = tokens_of(run.config)
     if tokens is None:
         return make_likelihood(run.config.likelihood, denoising(model))
@@ -228,7 +231,7 @@ def load_model(run: ResolvedRun, device: torch.device) -> TrainedModel:
         return language_model(run, tokens, family, device=device, dtype=dtype)
     model: TrainedModel = family.load(
         run.config.model,
-        run.config.image,
+        run.config.media,
         device=device,
         dtype=dtype,
         network_dtype=torch.float32 if full else None,

@@ -241,7 +241,7 @@ def memory_estimate(
     if run.method.rollout == "one_step":
         items += _score_model_memory(run, frozen, trained, per_weight, has_copy=reference_kind == "frozen")
     for name, module in encoders.items():
-        items.append(MemoryItem(name, _bytes(module.parameters()), "none with image.cache"))
+        items.append(MemoryItem(name, _bytes(module.parameters()), f"none with {config.media_name}.cache"))
     note = (
         "with gradient checkpointing"
         if config.model.gradient_checkpointing

@@ -54,8 +54,9 @@ class ResolvedRun:
     path: str = ""
 
 
-def _require_suits(method: Method, path: str, *, language: bool) -> None:
+def _require_suits(method: Method, path: str, *, modality: str) -> None:
     """Refuse a row whose objective means nothing on this likelihood, or needs what no step supplies."""
+    language = modality == "language"
     from mmalign import objectives
     from mmalign.train.supply import RECORDED, SUPPLIED
     from mmalign.train.token_supply import SUPPLIED_TOKENS
@@ -69,8 +70,8 @@ def _require_suits(method: Method, path: str, *, language: bool) -> None:
         supplied = SUPPLIED if method.rollout in ROLLOUTS else SUPPLIED - RECORDED
     missing = row.needs - supplied
     if (likelihood == "tokens") != language:
-        kinds = ("image models", "language models")
-        reason = f"is for {kinds[not language]}, and this family is one of {kinds[language]}"
+        kinds = ("language models", "image models" if language else f"{modality} models")
+        reason = f"is for {kinds[language]}, and this family is one of {kinds[not language]}"
     elif likelihood in row.refuses:
         reason = f"makes no sense on the likelihood {likelihood!r}: {row.refuses[likelihood]}"
     elif missing:
@@ -103,11 +104,9 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
             do=f"This one needs {method.function}: call it in a loop of your own.",
         )
         raise ConfigError(message)
-    language = registry.modality(config.model.family) == "language"
-    _require_suits(method, path, language=language)
-    defaults = method.defaults_for(config.model.family, "language" if language else "image")
-    if language:
-        defaults = _over_preset(defaults)
+    modality = registry.modality(config.model.family)
+    _require_suits(method, path, modality=modality)
+    defaults = _defaults(method, config.model.family, modality)
     parameters = objectives.signature(method.objective).parameters
     arguments: dict[str, float | int | str | bool] = {
         name: item.value for name, item in defaults.items() if name in parameters
@@ -156,12 +155,26 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
     )
 
 
-def _over_preset(defaults: Mapping[str, Default]) -> dict[str, Default]:
-    """The row's settings over those of any language model; of steps and epochs only what the row names."""
-    from mmalign.methods.vlm import PRESET
+def _defaults(method: Method, family: str, modality: str) -> dict[str, Default]:
+    """What is recommended: each layer over those before it; of steps and epochs only the upper one's.
 
-    left = {name: value for name, value in PRESET.items() if _ALTERNATIVES.get(name) not in defaults}
-    return {**left, **defaults}
+    Numbers of training that hold for any language model lie under everything that a row says; those of sound
+    over what a row says of all media, which are numbers of pictures.
+    """
+    from mmalign.methods import audio, vlm
+
+    def of(name: str) -> Mapping[str, Default]:
+        return method.defaults.get(name, {})
+
+    layers = {
+        "language": (vlm.PRESET, {**of("*"), **of("language"), **of(family)}),
+        "audio": (of("*"), audio.PRESET, {**of("audio"), **of(family)}),
+    }
+    found: dict[str, Default] = {}
+    for layer in layers.get(modality, (method.defaults_for(family, modality),)):
+        left = {name: value for name, value in found.items() if _ALTERNATIVES.get(name) not in layer}
+        found = {**left, **layer}
+    return found
 
 
 _ALTERNATIVES = {"steps": "epochs", "epochs": "steps"} | {
@@ -304,6 +317,10 @@ _CHOICE: Mapping[str, tuple[str, object]] = {
     "similar": ("corruption_similar", 0.8),
     "weigh": ("corruption_weigh", True),
 }
+_LEVELS: Mapping[str, tuple[str, object]] = {
+    "snr_gamma": ("snr_gamma", None),
+    "snr_form": ("snr_form", None),
+}
 _ONE_STEP: Mapping[str, tuple[str, object]] = {
     "timestep": ("generator_timestep", None),
     "teacher_guidance": ("teacher_guidance", 1.0),
@@ -319,7 +336,7 @@ ROW_SETTINGS: frozenset[str] = frozenset(
         *("mu", "lora_alpha"),
         *(
             key
-            for table in (_INVERSION, _ROLLOUT, _ANSWERS, _ONE_STEP, _CORRUPTION, _CHOICE)
+            for table in (_INVERSION, _ROLLOUT, _ANSWERS, _ONE_STEP, _CORRUPTION, _CHOICE, _LEVELS)
             for key, _ in table.values()
         ),
     }
@@ -382,8 +399,14 @@ def _resolve_likelihood(
             do="Set likelihood.kind=inversion, or take the section out.",
         )
         raise ConfigError(message)
+    levels = _fill(likelihood, _LEVELS, "likelihood", defaults, filled) if kind != "tokens" else {}
+    if levels and levels["snr_form"] is not None and levels["snr_gamma"] is None:
+        message = explain(
+            f"{path}: likelihood.snr_form", got=levels["snr_form"], expected="likelihood.snr_gamma beside it"
+        )
+        raise ConfigError(message)
     return LikelihoodConfig.model_validate(
-        {**likelihood.model_dump(), "kind": kind, "inversion": inversion.model_dump()}
+        {**likelihood.model_dump(), **levels, "kind": kind, "inversion": inversion.model_dump()}
     )
 
 
@@ -426,10 +449,10 @@ def _resolve_rollout(
             )
             raise ConfigError(message)
         return rollout
-    if method.data == "prompts" and config.image.prompt_dropout > 0:
+    if method.data == "prompts" and config.media.prompt_dropout > 0:
         message = explain(
-            f"{path}: image.prompt_dropout",
-            got=config.image.prompt_dropout,
+            f"{path}: {config.media_name}.prompt_dropout",
+            got=config.media.prompt_dropout,
             expected=f"0: method {method.name} trains on samples of the prompt, not of the empty one",
         )
         raise ConfigError(message)
@@ -655,8 +678,8 @@ def _differences(
             config.train.batch_size * config.train.accumulation,
         ),
         "ema_decay": ("train.ema_decay", config.train.ema_decay or "none"),
-        "resolution": ("image.resolution", config.image.resolution),
-        "prompt_dropout": ("image.prompt_dropout", config.image.prompt_dropout),
+        "resolution": ("image.resolution", getattr(config.media, "resolution", None)),
+        "prompt_dropout": (f"{config.media_name}.prompt_dropout", config.media.prompt_dropout),
         "rank": ("adapter.rank", config.adapter.rank if config.adapter.kind == "lora" else None),
         "lora_alpha": ("adapter.alpha", config.adapter.alpha if config.adapter.kind == "lora" else None),
         **{name: (f"reference.{name}", getattr(config.reference, name)) for name in _SYNC},

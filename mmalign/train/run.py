@@ -20,6 +20,7 @@ from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.sampler import RowOrder
 from mmalign.files import atomic_write, read_json_lines, write_json
 from mmalign.train.adapters import Trainables
+from mmalign.train.audio_sections import AudioRunConfig
 from mmalign.train.checkpoint import load_checkpoint, prune, set_aside_later
 from mmalign.train.config import ResolvedRun, load_run, resolved_content
 from mmalign.train.dry_run import describe
@@ -42,6 +43,7 @@ from mmalign.train.plan import (
 from mmalign.train.rollouts import is_online, make_online, opening_lines
 from mmalign.train.run_identity import identity_of, require_agreement, start_of
 from mmalign.train.sample_answers import SampleAnswers
+from mmalign.train.sample_sounds import SampleSounds
 from mmalign.train.samples import SampleGrids
 from mmalign.train.steps import learning_rates, with_steps
 from mmalign.train.token_metrics import token_verdict
@@ -187,6 +189,8 @@ def prepare(
     table.report.check(config.data.max_bad_share, quarantine=quarantine_path(run))
     model = model if model is not None else load_model(run, accelerator.device)
     model.limit_images(config.data.images)
+    if (limit_audio := getattr(model, "limit_audio", None)) is not None:
+        limit_audio(config.data.audio)
     if (show_rows := getattr(model, "show_rows", None)) is not None:
         show_rows(table)  # for corruptions that show another row's picture
     order = RowOrder.for_table(
@@ -325,7 +329,7 @@ def _sample_hook(
     tracking: Tracking,
     folder: Path,
 ) -> Callable[[int], None]:
-    """Draw pictures or write answers every so many steps, on the main process, with the unwrapped network."""
+    """Make pictures, sounds or answers every so many steps, on the main process, by the bare network."""
     config = run.config
     written = isinstance(config, TokenRunConfig)
     settings = config.answers if isinstance(config, TokenRunConfig) else config.samples
@@ -338,13 +342,16 @@ def _sample_hook(
             path = maker.write(step)
         if written:
             return
-        if config.image.cache is not None:
+        if config.media.cache is not None:
             denoising(model).release_encoders()  # the plan of a cached run has no room for them
-        tracking.log_picture("samples", path, step)
+        if path.suffix == ".png":
+            tracking.log_picture("samples", path, step)
 
-    maker: SampleGrids | SampleAnswers
+    maker: SampleGrids | SampleSounds | SampleAnswers
     if isinstance(config, TokenRunConfig):
         maker = SampleAnswers(model, trainables, config.answers, folder)
+    elif isinstance(config, AudioRunConfig):
+        maker = SampleSounds(denoising(model), trainables, config.samples, folder)
     else:
         maker = SampleGrids(denoising(model), trainables, config.samples, folder)
     return hook

@@ -8,8 +8,8 @@ import yaml
 from mmalign import registry
 from mmalign.errors import CheckpointError, UnknownNameError, explain
 from mmalign.train.checkpoint import find_latest
+from mmalign.train.config import RUN_SECTIONS
 from mmalign.train.sections import RunConfig
-from mmalign.train.token_sections import TokenRunConfig
 
 __all__ = ["locate_run", "read_run_config", "run_modality"]
 
@@ -50,10 +50,11 @@ def read_run_config(folder: Path) -> RunConfig:
     """
     content = _content(folder)
     try:
-        if _modality(content) == "language":
+        modality = _modality(content)
+        if modality == "language":
             # Their pictures need not be there any more.
-            return TokenRunConfig.model_validate({**content, "answers": {}})
-        return RunConfig.model_validate(content)
+            content = {**content, "answers": {}}
+        return RUN_SECTIONS.get(modality, RunConfig).model_validate(content)
     except ValueError as error:
         message = f"{folder / _CONFIG_FILE}: cannot be read as the configuration of a run ({error})."
         raise CheckpointError(message) from error

@@ -55,12 +55,15 @@ def identity_of(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> d
             "synced": f"synced, every {config.reference.sync_every}, mixing {config.reference.mixing}",
             "stored": f"stored, {config.reference.draws_per_row} draws",
         }.get(kind, kind),
-        "likelihood": config.likelihood.model_dump(mode="json"),
+        # Runs without min-SNR keep the identity they had before it was a setting.
+        "likelihood": config.likelihood.model_dump(
+            mode="json", exclude=None if config.likelihood.snr_gamma else {"snr_gamma", "snr_form"}
+        ),
         "safeguard": config.safeguard.model_dump(mode="json"),
         "rollout": config.rollout.model_dump(mode="json") if is_online(run) else None,
         # Every process has samples of its own waiting.
         "processes": layout.world_size if is_online(run) else None,
-        "image": None if tokens else config.image.model_dump(mode="json", exclude={"cache"}),
+        config.media_name: None if tokens else config.media.model_dump(mode="json", exclude={"cache"}),
         "tokens": tokens.model_dump(mode="json", exclude=_ROUNDING) if tokens else None,
         "effective_batch": layout.effective_batch,
         # Statistics over the batch (KTO's zero point) see one micro-step of all devices.

@@ -128,7 +128,7 @@ def load_teacher(run: ResolvedRun, device: torch.device) -> PreferenceModel | No
     whole = run.config.rollout.one_step.score_adapter == "none"
     teacher: PreferenceModel = registry.find("families", settings.family).load(
         settings,
-        run.config.image,
+        run.config.media,
         device=device,
         dtype=DTYPES[run.config.train.mixed_precision],
         network_dtype=torch.float32 if whole else None,

@@ -1,6 +1,6 @@
 """The sections of a run configuration, as pydantic models: names, ranges, defaults, one line of help each."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ __all__ = [
     "InversionConfig",
     "LikelihoodConfig",
     "LogConfig",
+    "MediaConfig",
     "ModelConfig",
     "OneStepConfig",
     "ReferenceConfig",
@@ -61,7 +62,16 @@ class ModelConfig(Section):
     offload_encoders: bool = Field(False, description="keep VAE and text encoders on the CPU between uses")
 
 
-class ImageConfig(Section):
+class MediaConfig(Section):
+    """What the sections of all media have: `image`, `audio`."""
+
+    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of rows trained with the empty prompt")
+    cache: str | None = Field(
+        None, description="folder made by `mmalign data cache`; no encoders are needed then"
+    )
+
+
+class ImageConfig(MediaConfig):
     """How images become latents."""
 
     resolution: int = Field(ge=16, description="pixels; shorter side after resizing, and the crop")
@@ -72,10 +82,6 @@ class ImageConfig(Section):
     micro_conditioning: Literal["constant", "true"] = Field(
         "constant",
         description="SDXL size conditioning: constant (matches inference) or the images' true sizes",
-    )
-    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of rows trained with the empty prompt")
-    cache: str | None = Field(
-        None, description="folder made by `mmalign data cache`; no encoders are needed then"
     )
 
 
@@ -210,6 +216,17 @@ class LikelihoodConfig(Section):
     error_space: Literal["native", "epsilon", "v_prediction", "sample", "flow"] = "native"
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="over the elements of one sample; decides beta's unit"
+    )
+    snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="min-SNR: noise levels with a higher signal-to-noise ratio are weighed down; 5 in the "
+        "paper; default: the row, else all levels alike",
+    )
+    snr_form: Literal["exact", "epsilon"] | None = Field(
+        None,
+        description="min-SNR: exact, in the network's own space; epsilon, as if it predicted noise (Tango's "
+        "released trainer); default: the row, else exact",
     )
 
 
@@ -353,7 +370,13 @@ class SamplesConfig(Section):
 
 
 class RunConfig(Section):
-    """One training run."""
+    """One training run.
+
+    Attributes:
+        media_name: of the section that says how media become latents.
+    """
+
+    media_name: ClassVar[str] = "image"
 
     method: str
     model: ModelConfig
@@ -371,6 +394,12 @@ class RunConfig(Section):
     log: LogConfig = Field(default_factory=LogConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
+
+    @property
+    def media(self) -> MediaConfig:
+        """The section that says how media become latents, whatever they are."""
+        section: MediaConfig = getattr(self, self.media_name)
+        return section
 
     @field_validator("objective")
     @classmethod

@@ -153,7 +153,7 @@ def _facts(run: ResolvedRun, table: RowTable) -> dict[str, str]:
         "mixed_precision": config.train.mixed_precision,
         "seed": str(config.train.seed),
         "draws_per_row": str(config.reference.draws_per_row),
-        "image": fingerprint(config.image.model_dump(mode="json", exclude={"cache"})),
+        config.media_name: fingerprint(config.media.model_dump(mode="json", exclude={"cache"})),
         "data": fingerprint(config.data.model_dump(mode="json", exclude={"max_bad_share"})),
         "rows": str(len(table)),
     }
