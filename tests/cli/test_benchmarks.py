@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,7 +269,7 @@ def test_painted_pictures_have_the_noise_of_their_sample_for_every_model(
 
         def __enter__(self):
             recipe = {"seed": self.seed, "num_steps": 2, "guidance_scale": 1.0, "format": "png"}
-            return SimpleNamespace(paint=self.paint, recipe=recipe, ending="")
+            return generation.Painter(self.paint, recipe)
 
         def __exit__(self, *error):
             return None
