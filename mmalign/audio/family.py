@@ -61,6 +61,8 @@ class AudioModel(AudioTraits):
     """What is done to the level of clips unless the run says otherwise."""
     default_channel: ClassVar[Literal["first", "mean"]] = "mean"
     """What a model of one channel hears of several unless the run says otherwise."""
+    time_axis: ClassVar[int] = 1
+    """Of its latents, channels being axis 0: where labels in time lie."""
 
     autoencoder: Any  # a LatentCodec with `moments` of waveforms and `decode`
     reader: AudioReader

@@ -99,7 +99,8 @@ class Evaluation:
             log-likelihood. Higher is likelier.
         error: squared error per candidate, float32 or wider; of language models, minus the log-likelihood.
         prediction: a denoiser's raw output, where the caller asked to keep it.
-        inner: of language models, the log-probability of every token, 0 behind an answer.
+        inner: of language models, the log-probability of every token, 0 behind an answer; of denoisers, the
+            score of every position of an inner axis, where the likelihood keeps one.
         mask: of language models, 1 at the tokens of answers.
         states: of language models, hidden states and head, where the caller asked to keep the prediction.
     """

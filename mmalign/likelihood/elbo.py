@@ -7,7 +7,7 @@ space. The noise and the timestep are shared by the candidates of a prompt and b
 sharing is worth a factor of about four in gradient variance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from mmalign.likelihood.schedules import PREDICTIONS, Number, Prediction, Schedu
 from mmalign.likelihood.timesteps import TimestepSampler
 from mmalign.likelihood.weighting import MinSnr
 from mmalign.methods.row import LikelihoodKind
+from mmalign.objectives.clips import errors_along
 from mmalign.seeding import row_normal
 from mmalign.shapes import flatten_candidates, unflatten_candidates
 
@@ -101,6 +102,8 @@ class Elbo:
         error_space: measure the error as if the network predicted this; None is its own parametrisation.
         reduction: over the event axes. "sum" makes beta depend on the resolution: see `beta_conventions`.
         weighting: of noise levels, beside that of the error space; None weighs all alike.
+        inner_axis: event axis (time) along which scores are kept, too, one per position, each from the mean
+            over the other axes; None keeps none.
 
     Raises:
         ConfigError: the error space cannot be reached from the prediction at some timestep.
@@ -117,6 +120,7 @@ class Elbo:
     error_space: Prediction | None = None
     reduction: Literal["mean", "sum"] = "mean"
     weighting: MinSnr | None = None
+    inner_axis: int | None = None
     kind: ClassVar[LikelihoodKind] = "elbo"
 
     def __post_init__(self) -> None:
@@ -181,9 +185,31 @@ class Elbo:
         if batch.element_mask is not None:
             _require_shape("Batch.element_mask", batch.element_mask, draw.target)
         error = squared_error(prediction, draw.target, mask=batch.element_mask, reduction=self.reduction)
+        inner = self._inner_score(prediction, draw.target, batch)
         if self._converts or self.weighting is not None:
-            error = error * self._error_weight(draw.timestep, error.dtype)
-        return Evaluation.from_error(error, prediction if keep_prediction else None)
+            weight = self._error_weight(draw.timestep, error.dtype)
+            error = error * weight
+            inner = None if inner is None else inner * weight.unsqueeze(-1)
+        found = Evaluation.from_error(error, prediction if keep_prediction else None)
+        return found if inner is None else replace(found, inner=inner)
+
+    def _inner_score(
+        self, prediction: Tensor, target: Tensor, batch: Batch
+    ) -> Float[Tensor, "prompt candidate inner"] | None:
+        """Half the negative error at every position of the inner axis, unweighted; None without one.
+
+        Raises:
+            ConfigError: an element mask, or a sum over elements, beside it.
+        """
+        if self.inner_axis is None:
+            return None
+        if batch.element_mask is not None or self.reduction != "mean":
+            got = "an element mask" if batch.element_mask is not None else f"reduction {self.reduction}"
+            message = explain(
+                "scores along time", got=got, expected="means over all elements of a latent frame"
+            )
+            raise ConfigError(message)
+        return -0.5 * errors_along(prediction, target, axis=self.inner_axis)
 
     def describe(self) -> dict[str, str]:
         """Everything a stored error depends on, in words."""
@@ -197,6 +223,7 @@ class Elbo:
             "reduction": self.reduction,
             # Stored errors of runs without it keep the description they always had.
             **({} if self.weighting is None else {"weighting": repr(self.weighting)}),
+            **({} if self.inner_axis is None else {"inner_axis": str(self.inner_axis)}),
         }
 
     def _error_weight(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmalign.batch import Batch, Conditioning, Labels, PreferenceRow, RowKeys
 from mmalign.data.readers import RowTable
 from mmalign.data.sampler import RowOrder, step_positions
+from mmalign.data.segments import FrameGrid, frame_preferences, stretches_of
 from mmalign.errors import MmalignError, RowError, TrainingError
 from mmalign.train.model import Encoded, Example, ReadsRows, TrainedModel, denoising
 
@@ -83,6 +84,7 @@ class MicroBatch:
         bad: the unreadable rows.
         reward: of a reward model per candidate, NaN where the data have none.
         prompts: their texts.
+        preference: label of each latent frame of every pair, 1, -1 or 0, for methods that read them.
     """
 
     collated: Mapping[str, Any]
@@ -94,6 +96,7 @@ class MicroBatch:
     bad: tuple[BadRow, ...] = field(default=())
     reward: Tensor | None = None
     prompts: tuple[str, ...] = ()
+    preference: Tensor | None = None
 
     def pin_memory(self) -> "MicroBatch":
         """Called by the loader when pinned memory is asked for."""
@@ -110,13 +113,28 @@ class _Loaded:
     row: PreferenceRow
     example: Example | None
     bad: BadRow | None = None
+    preference: Tensor | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it was read, and says something: a pair of undecided frames alone is no preference."""
+        return self.example is not None and (self.preference is None or bool(self.preference.any()))
 
 
 class _Positions(Dataset[_Loaded]):
     """Positions of the run as a map-style data set; an unreadable row gives a `BadRow`, never an error."""
 
-    def __init__(self, table: RowTable, order: RowOrder, model: ReadsRows, *, needs_reward: bool) -> None:
+    def __init__(
+        self,
+        table: RowTable,
+        order: RowOrder,
+        model: ReadsRows,
+        *,
+        needs_reward: bool,
+        frames: FrameGrid | None,
+    ) -> None:
         self.table, self.order, self.model, self.needs_reward = table, order, model, needs_reward
+        self.frames = frames
 
     def __len__(self) -> int:
         return len(self.table)
@@ -129,7 +147,9 @@ class _Positions(Dataset[_Loaded]):
                 _require_rewards(row)
             if row.kind == "prompts" and not getattr(self.model, "reads_prompts", False):
                 return _Loaded(position, row, {})
-            return _Loaded(position, row, self.model.example(row, key=self.order.key(position)))
+            labelled = None if self.frames is None else frame_preferences(stretches_of(row), self.frames)
+            example = self.model.example(row, key=self.order.key(position))
+            return _Loaded(position, row, example, preference=labelled)
         except RowError as error:
             bad = BadRow(index, self.table.where(index), error.reason, str(error))
             return _Loaded(position, self.table.placeholder(index), None, bad)
@@ -148,7 +168,7 @@ class _Collator:
         examples = [item.example for item in used if item.example is not None]
         rows, width = [item.row for item in loaded], max(len(item.row.candidates) for item in used)
         keys = self.rows.order.keys([item.position for item in loaded], rows_per_step=self.rows_per_step)
-        valid = torch.tensor([item.example is not None for item in loaded])
+        valid = torch.tensor([item.counts for item in loaded])
         return MicroBatch(
             collated=self.rows.model.collate(examples) if examples[0] else {},
             labels=_labels(rows, valid, width),
@@ -159,6 +179,7 @@ class _Collator:
             bad=tuple(item.bad for item in loaded if item.bad is not None),
             reward=_rewards(rows, width),
             prompts=tuple(item.row.prompt for item in loaded),
+            preference=_frame_labels(used, self.rows.frames),
         )
 
     def _substitute(self, position: int) -> _Loaded:
@@ -186,6 +207,14 @@ def _require_rewards(row: PreferenceRow) -> None:
             "Score the rows first: `mmalign data relabel`."
         )
         raise RowError(message, reason="no_reward")
+
+
+def _frame_labels(used: Sequence[_Loaded], grid: FrameGrid | None) -> Tensor | None:
+    """Labels [prompt, frame] of rows that were read."""
+    if grid is None:
+        return None
+    empty = torch.zeros(grid.count)
+    return torch.stack([empty if item.preference is None else item.preference for item in used])
 
 
 def _rewards(rows: Sequence[PreferenceRow], width: int) -> Tensor | None:
@@ -252,6 +281,7 @@ def make_loader(
     num_workers: int | None,
     pin_memory: bool,
     needs_reward: bool = False,
+    frames: FrameGrid | None = None,
 ) -> DataLoader[_Loaded]:
     """A loader of one `MicroBatch` per list of positions.
 
@@ -265,10 +295,12 @@ def make_loader(
         num_workers: loader processes; None decides by the cores.
         pin_memory: for transfers to CUDA.
         needs_reward: rows without a reward per candidate count as unreadable.
+        frames: of the model's clips, where rows are read for their labels in time; those without count as
+            unreadable.
     """
     if num_workers is None:
         num_workers = min(4, max((os.cpu_count() or 1) // max(world_size, 1), 1))
-    rows = _Positions(table, order, model, needs_reward=needs_reward)
+    rows = _Positions(table, order, model, needs_reward=needs_reward, frames=frames)
     return DataLoader(
         rows,
         batch_sampler=positions,
@@ -318,6 +350,9 @@ def to_batch(micro: MicroBatch, model: TrainedModel, device: torch.device) -> Ba
     if clean.shape[0] != len(micro.valid):
         message = f"encode: got {clean.shape[0]} prompts, expected {len(micro.valid)}."
         raise MmalignError(message)
+    if micro.preference is not None:
+        label = micro.preference.to(device, non_blocking=True)
+        more["recorded"] = {"preference": torch.stack([label, -label], dim=1)}
     labels, reward = _of_all(micro, clean.shape[1])
     moved = {
         name: value.to(device, non_blocking=True) if value is not None else None

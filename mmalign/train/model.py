@@ -28,6 +28,7 @@ __all__ = [
     "Example",
     "PreferenceModel",
     "ReadsRows",
+    "TimedModel",
     "TrainedModel",
     "WritingModel",
     "denoising",
@@ -165,6 +166,24 @@ class PreferenceModel(TrainedModel, Protocol):
         self, prompts: Sequence[str], *, seed: int, num_steps: int, guidance_scale: float
     ) -> list[Any]:
         """Media for prompts; the noise of prompt i depends on (seed, i) only."""
+        ...
+
+
+@runtime_checkable
+class TimedModel(Protocol):
+    """A model whose media have a time axis.
+
+    Attributes:
+        time_axis: of its latents, counted among the event axes.
+        latent_shape: event shape of one candidate.
+    """
+
+    time_axis: int
+    latent_shape: tuple[int, ...]
+
+    @property
+    def duration(self) -> float:
+        """Seconds of its clips."""
         ...
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from mmalign import objectives, registry
 from mmalign.data.readers import RowTable
+from mmalign.data.segments import FrameGrid
 from mmalign.errors import ConfigError, explain
 from mmalign.likelihood import (
     Denoiser,
@@ -36,9 +38,9 @@ from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
-from mmalign.train.model import PreferenceModel, TrainedModel, denoising
+from mmalign.train.model import PreferenceModel, TimedModel, TrainedModel, denoising
 from mmalign.train.step import StepParts
-from mmalign.train.supply import Safeguard, Supply
+from mmalign.train.supply import IN_TIME, Safeguard, Supply
 from mmalign.train.token_sections import TokensConfig, tokens_of
 from mmalign.train.token_supply import OF_THE_ROW, TokenSupply
 from mmalign.train.tracking import available_trackers
@@ -47,11 +49,14 @@ __all__ = [
     "DTYPES",
     "attach_and_refer",
     "denoiser_of",
+    "frame_grid",
+    "in_time",
     "likelihood_of",
     "load_model",
     "make_accelerator",
     "make_likelihood",
     "make_objective",
+    "reads_time",
     "reference_kind",
 ]
 
@@ -130,8 +135,38 @@ def likelihood_of(run: ResolvedRun, model: TrainedModel) -> Elbo | Tokens:
     """How a run scores candidates: denoising errors, or tokens of language models."""
     tokens = tokens_of(run.config)
     if tokens is None:
-        return make_likelihood(run.config.likelihood, denoising(model))
+        likelihood = make_likelihood(run.config.likelihood, denoising(model))
+        return replace(likelihood, inner_axis=in_time(model).time_axis) if reads_time(run) else likelihood
     return Tokens(tokens.head_chunk, run.method.views)
+
+
+def reads_time(run: ResolvedRun) -> bool:
+    """Whether the run's objective reads labels of latent frames."""
+    return bool(objectives.build(run.method.objective, **run.objective_arguments).needs & IN_TIME)
+
+
+def in_time(model: TrainedModel) -> TimedModel:
+    """The model as one whose media have a time axis.
+
+    Raises:
+        ConfigError: they have none.
+    """
+    if not isinstance(model, TimedModel):
+        expected = "a family whose media have a time axis: this method reads labels in time"
+        raise ConfigError(explain("model.family", got=model.family, expected=expected))
+    return model
+
+
+def frame_grid(run: ResolvedRun, model: TrainedModel) -> FrameGrid | None:
+    """The latent frames that a run's labels lie on; None where its objective reads no such labels.
+
+    Raises:
+        ConfigError: the model's media have no time axis.
+    """
+    if tokens_of(run.config) is not None or not reads_time(run):
+        return None
+    timed = in_time(model)
+    return FrameGrid(timed.latent_shape[timed.time_axis], timed.duration)
 
 
 def make_objective(run: ResolvedRun) -> tuple[Objective, Supply | TokenSupply]:

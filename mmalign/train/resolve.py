@@ -54,11 +54,14 @@ class ResolvedRun:
     path: str = ""
 
 
+_TIMED = ("audio", "video")
+
+
 def _require_suits(method: Method, path: str, *, modality: str) -> None:
     """Refuse a row whose objective means nothing on this likelihood, or needs what no step supplies."""
     language = modality == "language"
     from mmalign import objectives
-    from mmalign.train.supply import RECORDED, SUPPLIED
+    from mmalign.train.supply import IN_TIME, RECORDED, SUPPLIED
     from mmalign.train.token_supply import SUPPLIED_TOKENS
 
     own = "tokens" if language else "elbo"
@@ -68,6 +71,7 @@ def _require_suits(method: Method, path: str, *, modality: str) -> None:
         supplied = SUPPLIED_TOKENS | {view.becomes for view in method.views}
     else:
         supplied = SUPPLIED if method.rollout in ROLLOUTS else SUPPLIED - RECORDED
+        supplied = supplied | IN_TIME if modality in _TIMED else supplied
     missing = row.needs - supplied
     if (likelihood == "tokens") != language:
         kinds = ("language models", "image models" if language else f"{modality} models")
@@ -639,6 +643,14 @@ def _require_stored_fits(config: RunConfig, method: Method, path: str) -> None:
             )
             raise ConfigError(message)
         return
+    if config.reference.kind == "stored" and "preference" in method.needs:
+        message = explain(
+            f"{path}: reference.kind",
+            got="stored",
+            expected=f"auto, adapters_off or frozen: method {method.name} compares frames, and what is "
+            "stored are errors of whole clips",
+        )
+        raise ConfigError(message)
     if config.reference.kind == "stored" and config.likelihood.kind != "elbo":
         message = explain(
             f"{path}: reference.kind",

@@ -33,6 +33,7 @@ from mmalign.train.online import AnswerReward, PixelReward
 from mmalign.train.optim import Updater, make_optimizer, make_schedule
 from mmalign.train.parts import (
     attach_and_refer,
+    frame_grid,
     load_model,
     make_accelerator,
     reference_kind,
@@ -272,6 +273,7 @@ def prepare(
             num_workers=config.train.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             needs_reward="reward" in parts.objective.needs and online is None,
+            frames=frame_grid(run, model),
         )
         return cast("Iterable[MicroBatch]", loader)
 

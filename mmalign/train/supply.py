@@ -18,7 +18,7 @@ from mmalign.methods.row import LikelihoodKind
 from mmalign.objectives import Scores
 from mmalign.objectives.predictions import prediction_drift, safeguard_factor
 
-__all__ = ["RECORDED", "SUPPLIED", "Safeguard", "StepFacts", "Supply", "recorded_entry"]
+__all__ = ["IN_TIME", "RECORDED", "SUPPLIED", "Safeguard", "StepFacts", "Supply", "recorded_entry"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ RECORDED: frozenset[str] = frozenset({"advantage", "old_log_probability", "ancho
 SUPPLIED: frozenset[str] = frozenset({"reference", "reward", "noise_level"}) | _FROM_PREDICTIONS | RECORDED
 """Everything a step of a denoiser can hand to an objective besides the policy's scores."""
 
+IN_TIME: frozenset[str] = frozenset({"preference"})
+"""What it can hand over besides, where the medium has a time axis: labels of latent frames."""
+
 
 @dataclass(frozen=True)
 class Supply:
@@ -100,9 +103,23 @@ class Supply:
         Raises:
             ShapeError: as `extras`.
         """
+        if self.names & IN_TIME:
+            return self._scores_in_time(facts, kind)
         return Scores(
             policy=facts.policy.score,
             reference=None if facts.reference is None else facts.reference.score,
+            reward=facts.batch.reward,
+            extras=self.extras(facts),
+            likelihood=kind,
+        )
+
+    def _scores_in_time(self, facts: StepFacts, kind: LikelihoodKind) -> Scores:
+        """Scores of latent frames, undecided ones masked out, with their labels."""
+        label = recorded_entry(facts.batch, "preference")
+        return Scores(
+            policy=_inner(facts.policy),
+            reference=None if facts.reference is None else _inner(facts.reference),
+            mask=(label != 0).to(label.dtype),
             reward=facts.batch.reward,
             extras=self.extras(facts),
             likelihood=kind,
@@ -123,7 +140,7 @@ class Supply:
             "safeguard": self._safeguard,
             "drift": _drift,
             "mean_drift": self._mean_drift,
-            **{name: _recorded(name) for name in RECORDED},
+            **{name: _recorded(name) for name in RECORDED | IN_TIME},
         }
         return MappingProxyType({name: makers[name](facts) for name in sorted(self.names & makers.keys())})
 
@@ -153,6 +170,13 @@ class Supply:
             scope=settings.scope,
             epsilon=settings.epsilon,
         )
+
+
+def _inner(evaluation: Evaluation) -> Tensor:
+    if evaluation.inner is None:
+        message = "extras 'preference': got scores of whole clips, expected a likelihood with inner_axis."
+        raise ShapeError(message)
+    return evaluation.inner
 
 
 def _prediction(evaluation: Evaluation | None, name: str) -> Tensor:

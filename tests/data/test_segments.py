@@ -1,0 +1,95 @@
+"""Preferences in time: what a row may say, and which latent frame takes which label."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from mmalign.batch import Candidate, PreferenceRow
+from mmalign.data.segments import FrameGrid, Stretch, frame_preferences, stretches_of
+from mmalign.errors import RowError
+
+
+def row(segments: object) -> PreferenceRow:
+    sides = (Candidate(audio="a.wav"), Candidate(audio="b.wav"))
+    return PreferenceRow(prompt="p", candidates=sides, extras={"segments": segments}, source="rows.jsonl:3")
+
+
+def test_words_numbers_and_scores_say_the_same() -> None:
+    words = [
+        {"start": 0.0, "end": 1.0, "preference": "chosen"},
+        {"start": 1.0, "end": 2.0, "preference": "rejected"},
+        {"start": 2.0, "preference": "tie"},
+    ]
+    numbers = [{**item, "preference": value} for item, value in zip(words, (1, -1, 0), strict=True)]
+    sides = ((0.7, 0.1), (-1, 3), (2, 2))
+    scores = [
+        {"start": item["start"], "end": item.get("end"), "chosen": chosen, "rejected": rejected}
+        for item, (chosen, rejected) in zip(words, sides, strict=True)
+    ]
+    expected = (Stretch(0.0, 1.0, 1), Stretch(1.0, 2.0, -1), Stretch(2.0, math.inf, 0))
+    for given in (words, numbers, scores, json.dumps(words)):
+        assert stretches_of(row(given)) == expected
+
+
+@pytest.mark.parametrize("given", [None, "", [], "[]"])
+def test_a_row_without_stretches_says_what_is_missing(given: object) -> None:
+    with pytest.raises(RowError, match=r"rows.jsonl:3.*'segments'") as caught:
+        stretches_of(row(given))
+    assert caught.value.reason == "no_segments"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "not json",
+        {"start": 0},
+        [3],
+        [{"start": 1.0, "end": 1.0, "preference": 1}],
+        [{"start": -1.0, "end": 1.0, "preference": 1}],
+        [{"start": "0", "end": 1.0, "preference": 1}],
+        [{"start": 0.0, "end": float("nan"), "preference": 1}],
+        [{"start": 0.0, "end": 1.0, "preference": "left"}],
+        [{"start": 0.0, "end": 1.0, "preference": [1]}],
+        [{"start": 0.0, "end": 1.0, "chosen": 1.0}],
+        [{"start": 0.0, "end": 1.0, "chosen": float("nan"), "rejected": 0.0}],
+        [{"start": 0.0, "end": 1.0}],
+    ],
+)
+def test_stretches_that_cannot_be_understood_are_refused(given: object) -> None:
+    with pytest.raises(RowError, match=r"segments: got .*, expected stretches like") as caught:
+        stretches_of(row(given))
+    assert caught.value.reason == "bad_segments"
+
+
+def labels(*stretches: Stretch, count: int = 5, seconds: float = 1.0) -> list[float]:
+    return frame_preferences(stretches, FrameGrid(count, seconds)).tolist()
+
+
+def test_a_frame_takes_the_label_that_holds_most_of_it() -> None:
+    # Frames of 0.2 s: the second is 0.06 s chosen and 0.14 s rejected, the fourth 0.11 s rejected.
+    assert labels(Stretch(0.0, 0.26, 1), Stretch(0.26, 0.71, -1)) == [1, -1, -1, -1, 0]
+
+
+def test_two_labels_that_hold_as_much_of_a_frame_leave_it_undecided() -> None:
+    assert labels(Stretch(0.0, 0.5, 1), Stretch(0.5, math.inf, -1)) == [1, 1, 0, -1, -1]
+    assert labels(Stretch(0.0, 0.1, 1)) == [0, 0, 0, 0, 0]
+
+
+def test_ties_hold_time_of_their_own() -> None:
+    assert labels(Stretch(0.0, 1.0, 0)) == [0, 0, 0, 0, 0]
+    assert labels(Stretch(0.0, 0.27, 1), Stretch(0.27, 1.0, 0)) == [1, 0, 0, 0, 0]
+
+
+def test_stretches_beyond_the_clip_are_cut_and_overlaps_add_up() -> None:
+    assert labels(Stretch(0.9, 7.0, -1), count=2) == [0, 0]
+    assert labels(Stretch(0.4, 7.0, -1), count=2) == [0, -1]
+    assert labels(Stretch(0.0, 0.5, 1), Stretch(0.0, 0.3, -1), Stretch(0.0, 0.3, -1), count=2) == [-1, 0]
+
+
+def test_turning_every_label_turns_every_frame() -> None:
+    given = (Stretch(0.0, 0.26, 1), Stretch(0.3, 0.8, -1))
+    turned = [Stretch(one.start, one.end, -one.preference) for one in given]
+    grid = FrameGrid(7, 1.0)
+    assert torch.equal(frame_preferences(given, grid), -frame_preferences(turned, grid))
