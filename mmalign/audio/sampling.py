@@ -81,7 +81,7 @@ def denoised_latents(
     """
     model.set_steps(scheduler, num_steps)
     guide = model.guide(guidance_scale)
-    latents: Tensor = start.to(model.device) * scheduler.init_noise_sigma
+    latents: Tensor = start.to(model.device) * getattr(scheduler, "init_noise_sigma", 1.0)
     both = _with_contrast(conditioning, empty)
     accepted = inspect.signature(scheduler.step).parameters
     draws = {"generator": list(generators)} if "generator" in accepted else {}

@@ -98,8 +98,9 @@ _PROCESSORS = {
     "AttnProcessor": ("AttnProcessor2_0", "XFormersAttnProcessor"),
     "XFormersAttnProcessor": ("AttnProcessor2_0", "XFormersAttnProcessor"),
     "JointAttnProcessor2_0": ("JointAttnProcessor2_0", "XFormersJointAttnProcessor"),
+    "StableAudioAttnProcessor2_0": ("StableAudioAttnProcessor2_0", None),
 }
-"""Processor class as loaded: the one on torch's kernels, the one on xformers'."""
+"""Processor class as loaded: the one on torch's kernels, the one on xformers', if there is one."""
 
 
 def _replace_processors(network: Any, backend: Backend) -> AttentionReport:
@@ -118,6 +119,13 @@ def _replace_processors(network: Any, backend: Backend) -> AttentionReport:
     plain, other = _PROCESSORS[loaded.pop()]
     on_torch = getattr(attention_processor, plain)
     if backend == "xformers":
+        if other is None:
+            message = explain(
+                "model.attention",
+                got="xformers",
+                expected=f"sdpa or flash: {plain} has no other kernels",
+            )
+            raise ConfigError(message)
         network.enable_xformers_memory_efficient_attention()
         wanted, detail = other, "xformers memory-efficient attention"
     elif backend == "flash":

@@ -18,7 +18,7 @@ from mmalign.audio.saving import fourier_bases
 from mmalign.files import atomic_directory, write_json
 from mmalign.testing.tiny_transformers import write_t5_tokenizer
 
-__all__ = ["DURATION", "WIDTH", "tiny_unet_config", "tiny_vae_file", "write_tiny_tango"]
+__all__ = ["DURATION", "WIDTH", "text_config", "tiny_unet_config", "tiny_vae_file", "write_tiny_tango"]
 
 DURATION = 0.64
 """Seconds for tests: 64 frames, latents of 16 x 16. The folder itself knows no duration."""
@@ -45,12 +45,13 @@ def tiny_vae_file() -> dict[str, Any]:
     return {**VAE_SETTINGS, "ddconfig": {**VAE_SETTINGS["ddconfig"], "ch": 32}}
 
 
-def _text_config(vocabulary: int) -> Any:
+def text_config(vocabulary: int, *, width: int = WIDTH) -> Any:
+    """Settings of a T5 encoder of two layers, FLAN-T5's kind."""
     from transformers import T5Config
 
     return T5Config(
         vocab_size=vocabulary,
-        d_model=WIDTH,
+        d_model=width,
         d_kv=8,
         d_ff=48,
         num_layers=2,
@@ -95,10 +96,10 @@ def write_tiny_tango(
     with torch.random.fork_rng(devices=[]), atomic_directory(folder) as partial:
         torch.manual_seed(seed)
         vocabulary = write_t5_tokenizer(partial / "text_encoder")
-        text_config = _text_config(vocabulary)
-        text_config.save_pretrained(str(partial / "text_encoder"))
+        config = text_config(vocabulary)
+        config.save_pretrained(str(partial / "text_encoder"))
         unet = UNet2DConditionModel.from_config(tiny_unet_config())
-        text = T5EncoderModel(text_config)
+        text = T5EncoderModel(config)
         vae_file = tiny_vae_file()
         vae = AutoencoderKL.from_config(vae_config(vae_file))
         vocoder = SpeechT5HifiGan(SpeechT5HifiGanConfig(**{**HIFIGAN, "upsample_initial_channel": 32}))
