@@ -7,7 +7,11 @@ from mmalign.errors import ConfigError, explain
 
 __all__ = ["main"]
 
-_FORMATS = {"image": ("diffusers", "comfyui", "merged"), "language": ("peft", "merged")}
+_FORMATS = {
+    "image": ("diffusers", "comfyui", "merged"),
+    "language": ("peft", "merged"),
+    "audio": ("official", "merged", "peft"),
+}
 
 
 def main(run: Path, to: str, output: Path | None = None) -> int:
@@ -32,7 +36,11 @@ def main(run: Path, to: str, output: Path | None = None) -> int:
         from mmalign.vlm import export as language
 
         return language.main(run, "merged" if to == "merged" else "peft", output)
+    name: Any = to
+    if modality == "audio":
+        from mmalign.audio import export as sounds
+
+        return sounds.main(run, name, output)
     from mmalign.diffusion import export as images
 
-    name: Any = to
     return images.main(run=run, to=name, output=output)

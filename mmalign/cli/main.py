@@ -93,8 +93,9 @@ def _add_train(commands: Any) -> None:  # argparse's sub-parser action has no pu
 def _add_sample(commands: Any) -> None:
     parser = commands.add_parser(
         "sample",
-        help="paint or answer prompts, base beside tuned",
-        description="Image models: base against tuned, same noise, one picture. Language models: answers "
+        help="paint, sound or answer prompts, base beside tuned",
+        description="Image models: base against tuned, same noise, one picture. Models of sound: the same as "
+        "files and a page of players. Language models: answers "
         "side by side, as text, Markdown and a page with the pictures that were asked about.",
     )
     parser.add_argument(
@@ -119,7 +120,7 @@ def _add_sample(commands: Any) -> None:
         "--guidance-scale", type=float, default=None, help="1 switches guidance off (default: the family's)"
     )
     parser.add_argument(
-        "--num-images", type=int, default=None, metavar="N", help="images per prompt (default: 1)"
+        "--num-images", type=int, default=None, metavar="N", help="images or sounds per prompt (default: 1)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("samples"), help="folder to write to (default: samples)"
@@ -155,10 +156,10 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("diffusers", "comfyui", "merged", "peft"),
+        choices=("diffusers", "comfyui", "merged", "peft", "official"),
         help="diffusers: adapter for load_lora_weights, or the denoiser's folder; comfyui: one safetensors "
         "file with its alphas; merged: a pipeline folder, or language model, without adapters; peft: the "
-        "adapter of a language model",
+        "adapter of a language model or a model of sound; official: the repository Tango's own code reads",
     )
     parser.add_argument(
         "--output", type=Path, default=None, help="where to write (default: RUN/export/FORMAT)"

@@ -1,4 +1,4 @@
-"""`mmalign sample`: pictures of an image model, answers of a language model; base beside tuned."""
+"""`mmalign sample`: pictures, sounds or answers of a model; base beside tuned."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from mmalign.errors import ConfigError, explain
 
 __all__ = ["main"]
 
-_OF_IMAGES = {"steps": "--steps", "guidance_scale": "--guidance-scale", "num_images": "--num-images"}
+_OF_SAMPLERS = {"steps": "--steps", "guidance_scale": "--guidance-scale", "num_images": "--num-images"}
 _OF_LANGUAGE = {
     "family": "--family",
     "images": "--image",
@@ -30,15 +30,15 @@ def main(*, model: str | None = None, run: Path | None = None, **options: Any) -
     Raises:
         ConfigError: an option of the other kind of model.
     """
-    language = _is_language(model, run, options)
-    own, other = (_OF_LANGUAGE, _OF_IMAGES) if language else (_OF_IMAGES, _OF_LANGUAGE)
+    kind = _modality(model, run, options)
+    language = kind == "language"
+    own, other = (_OF_LANGUAGE, _OF_SAMPLERS) if language else (_OF_SAMPLERS, _OF_LANGUAGE)
     wrong = [flag for name, flag in other.items() if options.get(name) not in (None, [])]
     if wrong:
-        kinds = ("image", "language")
         message = explain(
             "mmalign sample",
             got=", ".join(wrong),
-            expected=f"options of {kinds[language]} models: {', '.join(own.values())}",
+            expected=f"options of {kind} models: {', '.join(own.values())}",
         )
         raise ConfigError(message)
     given = {name: value for name, value in options.items() if value is not None and name not in other}
@@ -46,22 +46,43 @@ def main(*, model: str | None = None, run: Path | None = None, **options: Any) -
         from mmalign.vlm import sampling as answers
 
         return answers.main(model=model, run=run, **given)
+    if kind == "audio":
+        from mmalign.audio import comparing as sounds
+
+        return sounds.main(model=model, run=run, **given)
     from mmalign.diffusion import sampling as pictures
 
     return pictures.main(model=model, run=run, **given)
 
 
-def _is_language(model: str | None, run: Path | None, options: Mapping[str, Any]) -> bool:
-    """Whether a run or a model writes answers; without either, what is complained of later."""
+def _modality(model: str | None, run: Path | None, options: Mapping[str, Any]) -> str:
+    """What a run or a model makes; without either, what is complained of later."""
     if run is not None:
         from mmalign.train.run_folders import run_modality
 
-        return run_modality(Path(run)) == "language"
+        return run_modality(Path(run))
     if options.get("family") is not None:
         from mmalign import registry
 
-        return registry.modality(str(options["family"])) == "language"
-    return model is not None and _says_transformers(model)
+        return registry.modality(str(options["family"]))
+    if model is None:
+        return "image"
+    if _makes_sound(model):
+        return "audio"
+    return "language" if _says_transformers(model) else "image"
+
+
+def _makes_sound(source: str) -> bool:
+    """Whether some family of sound reads a folder or hub id; a single file is none of theirs."""
+    if Path(source).is_file():
+        return False
+    from mmalign.audio.trained import recognise
+
+    try:
+        recognise(source)
+    except ConfigError:
+        return False
+    return True
 
 
 def _says_transformers(source: str) -> bool:
