@@ -657,7 +657,7 @@ def test_a_named_format_that_does_not_fit_says_what_it_needs(opened):
 
 def test_every_format_has_a_name_of_its_own():
     names = [entry.name for entry in FORMATS]
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names) == 19
 
 
 def test_a_table_of_dialogues_travels_to_workers_without_its_rows(opened):

@@ -165,6 +165,9 @@ def test_the_methods_row_fills_what_the_file_leaves_open_and_says_so(config_file
         "train.learning_rate": "code",
         "train.optimizer": "code",
         "train.warmup_steps": "code",
+        "train.weight_decay": "code",
+        "train.max_grad_norm": "code",
+        "adapter.rank": "code",
     }
 
 

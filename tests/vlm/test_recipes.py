@@ -284,7 +284,8 @@ def test_commands_of_the_page_name_files_and_commands_that_exist() -> None:
     assert len(commands) >= 5
     for command in commands:
         words = re.sub(r'"[^"]*"', "text", command.split("#")[0]).split()[1:]
-        build_parser().parse_args(words)
+        _, rest = build_parser().parse_known_args(words)
+        assert all("=" in word for word in rest), rest  # overrides may stand behind options
     for name in re.findall(r"vlm/configs/[\w/.]+yaml", text):
         if "RECIPE" not in name:
             assert (CONFIGS.parents[1] / name).is_file(), name
