@@ -98,6 +98,18 @@ def crpo(scores, labels, h):
     return -logsigmoid(inside(scores, h["beta"])) + h["coefficient"] * -2 * chosen
 
 
+def tango2_dpo(scores, labels, h):
+    policy, reference = (-2 * part for part in (scores.policy, scores.reference))
+    if policy.ndim == 3:
+        mask = scores.mask
+        winner = (policy[:, 0] * mask[:, 0]).sum(1) / mask[:, 0].sum(1)
+        policy, reference = (policy * mask).sum(2), (reference * mask).sum(2)
+    else:
+        winner = policy[:, 0]
+    drift = (policy[:, 0] - policy[:, 1]) - (reference[:, 0] - reference[:, 1])
+    return -logsigmoid(-h["beta"] / 2 * drift) + h["sft_weight"] * winner
+
+
 def densedpo(scores, labels, h):
     u = scores.policy - scores.reference
     signed = scores.extras["preference"][:, 0] * (u[:, 0] - u[:, 1])
@@ -142,6 +154,7 @@ PLAIN = {
     "flow_dpo": flow_dpo,
     "linear_dpo": linear_dpo,
     "crpo": crpo,
+    "tango2_dpo": tango2_dpo,
     "densedpo": densedpo,
     "densedpo_per_segment": densedpo_per_segment,
     "videodpo": videodpo,
