@@ -273,16 +273,20 @@ def _filled(value: Tensor, width: int) -> Tensor:
     return torch.cat([value, value[:1].expand(missing, *value.shape[1:])])
 
 
-def padded(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def padded(rows: Sequence[Mapping[str, Tensor]], *, least: int = 0) -> dict[str, Tensor]:
     """Text states `[1, token, ...]` of several prompts as `[prompt, token, ...]`, filled up with zeros.
 
     Entries without a token axis (pooled states, `[1, channel]`) are stacked as they are; masks end in False.
+
+    Args:
+        rows: one per prompt.
+        least: tokens that there are at least.
     """
     joined = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
         if name in ("text", "text_mask"):
-            length = max(value.shape[1] for value in values)
+            length = max(least, *(value.shape[1] for value in values))
             values = [
                 torch.cat([value, value.new_zeros(1, length - value.shape[1], *value.shape[2:])], dim=1)
                 for value in values

@@ -82,6 +82,7 @@ class AudioModel(AudioTraits):
     ) -> None:
         self.audio = audio
         self._dropout_seed: int | None = None
+        self._text_room = 0
         super().__init__(source, settings, device=device, dtype=dtype, network_dtype=network_dtype)
 
     @property
@@ -243,8 +244,15 @@ class AudioModel(AudioTraits):
         return found
 
     def _joined(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Text states of several prompts, filled up to the longest."""
-        return padded(rows)
+        """Text states of several prompts, filled up to the longest (of all that were announced)."""
+        return padded(rows, least=self._text_room)
+
+    def make_room_for(self, prompts: Sequence[str]) -> None:
+        """Fill the texts of prompts up to the longest of these from now on.
+
+        Samples that wait to be trained on are joined with those of other prompts, and need one length.
+        """
+        self._text_room = max(1, *(self.reader.tokens([prompt])[0].shape[1] for prompt in prompts))
 
     # --- sound ----------------------------------------------------------------------------------------------
 

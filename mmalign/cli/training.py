@@ -9,7 +9,7 @@ from mmalign.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmalign.train.config import ResolvedRun
-    from mmalign.train.online import AnswerReward, PixelReward
+    from mmalign.train.online import RunReward
 
 __all__ = [
     "local_device",
@@ -80,7 +80,7 @@ def local_device(device: str) -> str:
     return f"cuda:{own}" if best == "cuda" and own is not None else best
 
 
-def sample_reward(run: "ResolvedRun") -> "PixelReward | AnswerReward | None":
+def sample_reward(run: "ResolvedRun") -> "RunReward | None":
     """What scores a run's samples or answers, loaded as its `rollout` section says; None where nothing does.
 
     Training knows no rewards: here the two meet.
@@ -93,6 +93,8 @@ def sample_reward(run: "ResolvedRun") -> "PixelReward | AnswerReward | None":
     from mmalign.rewards import load
     from mmalign.rewards.on_answers import OnAnswers
     from mmalign.rewards.on_pixels import OnPixels
+    from mmalign.rewards.on_sounds import OnSounds
+    from mmalign.train.audio_sections import AudioRunConfig
     from mmalign.train.token_sections import AnswerRolloutConfig
 
     rollout = run.config.rollout
@@ -108,7 +110,7 @@ def sample_reward(run: "ResolvedRun") -> "PixelReward | AnswerReward | None":
     reward = load(rollout.reward, **options)
     if isinstance(rollout, AnswerRolloutConfig):
         return OnAnswers(reward, judged_as=rollout.judged_as)
-    return OnPixels(reward)
+    return OnSounds(reward) if isinstance(run.config, AudioRunConfig) else OnPixels(reward)
 
 
 def trains_a_reward(config_path: Path, overrides: Sequence[str] = ()) -> bool:

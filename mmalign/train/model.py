@@ -28,6 +28,7 @@ __all__ = [
     "Example",
     "PreferenceModel",
     "ReadsRows",
+    "SoundingModel",
     "TimedModel",
     "TrainedModel",
     "WritingModel",
@@ -184,6 +185,27 @@ class TimedModel(Protocol):
     @property
     def duration(self) -> float:
         """Seconds of its clips."""
+        ...
+
+
+@runtime_checkable
+class SoundingModel(Protocol):
+    """A model whose samples are heard.
+
+    Attributes:
+        sampling_rate: of its sound, Hz.
+    """
+
+    sampling_rate: int
+
+    def decode_waveforms(
+        self, latents: Float[Tensor, "row channel *size"]
+    ) -> Float[Tensor, "row heard sample"]:
+        """Waveforms in [-1, 1] of latents."""
+        ...
+
+    def make_room_for(self, prompts: Sequence[str]) -> None:
+        """Give conditioning of all prompts the length of the longest of these."""
         ...
 
 

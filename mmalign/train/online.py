@@ -8,7 +8,7 @@ offline and online methods alike: it asks for batches, and what is asked for her
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -22,7 +22,7 @@ from mmalign.rollout.items import Items, Queue
 from mmalign.seeding import derive_seed, generator_for
 from mmalign.train.metrics import Meter
 
-__all__ = ["AnswerReward", "OnlineSource", "PixelReward", "is_offline"]
+__all__ = ["AnswerReward", "OnlineSource", "PixelReward", "RunReward", "WaveReward", "is_offline"]
 
 _MAX_EMPTY_ROUNDS = 50
 
@@ -57,6 +57,28 @@ class PixelReward(Protocol):
 
 
 @runtime_checkable
+class WaveReward(Protocol):
+    """What the samples of a model of sound are scored with.
+
+    Attributes:
+        name: of the reward, for messages.
+    """
+
+    name: str
+
+    def score_waves(
+        self, waves: Float[Tensor, "row channel sample"], sampling_rate: int, prompts: Sequence[str]
+    ) -> Float[Tensor, " row"]:
+        """Rewards, higher is better; NaN where one could not be had.
+
+        Args:
+            waves: in [-1, 1], on the device.
+            sampling_rate: Hz.
+            prompts: one per row.
+        """
+
+
+@runtime_checkable
 class AnswerReward(Protocol):
     """What a language model's own answers are scored with.
 
@@ -73,6 +95,10 @@ class AnswerReward(Protocol):
             rows: what was asked, with images, videos and extra columns; candidates are those of the data.
             answers: one per row.
         """
+
+
+RunReward: TypeAlias = PixelReward | WaveReward | AnswerReward
+"""What a run may be handed: each kind of model has its own."""
 
 
 def is_offline(seed: int, number: int, share: float) -> bool:

@@ -32,9 +32,9 @@ from mmalign.rollout.pools import PoolRule
 from mmalign.rollout.replay import ReplayBuffer
 from mmalign.rollout.trajectory import Sampler
 from mmalign.train.config import ResolvedRun
-from mmalign.train.model import PreferenceModel, TrainedModel, denoising, writing
+from mmalign.train.model import PreferenceModel, SoundingModel, TrainedModel, denoising, writing
 from mmalign.train.one_step import generator_sampler, one_step_parts
-from mmalign.train.online import AnswerReward, OnlineSource, PixelReward
+from mmalign.train.online import AnswerReward, OnlineSource, PixelReward, RunReward, WaveReward
 from mmalign.train.step import StepParts
 from mmalign.train.supply import Supply
 from mmalign.train.token_sections import AnswerRolloutConfig
@@ -129,6 +129,20 @@ class _Scored:
             return self.reward(self.model.decode_pixels(latents), prompts, time)
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """A reward of sounds over latents."""
+
+    model: SoundingModel
+    reward: WaveReward
+
+    def finished(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards of finished samples."""
+        with _no_autocast(latents):
+            waves = self.model.decode_waveforms(latents)
+            return self.reward.score_waves(waves, self.model.sampling_rate, prompts)
+
+
 def _no_autocast(value: Tensor) -> AbstractContextManager[None]:
     """Rewards and decoders decide their own precision."""
     if not torch.is_autocast_enabled(value.device.type):
@@ -136,10 +150,37 @@ def _no_autocast(value: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(value.device.type, enabled=False)
 
 
-def _require_reward(run: ResolvedRun, reward: PixelReward | AnswerReward | None) -> PixelReward:
+_NEED_PIXELS = ("stepwise", "backpropagation", "one_step")
+
+
+def _heard(run: ResolvedRun, model: SoundingModel, reward: RunReward | None) -> _Heard:
+    """A reward of sounds, for a method that asks for finished samples alone.
+
+    Raises:
+        ConfigError: there is none, it judges something else, or the method needs more of it.
+    """
+    where, kind = f"{run.path}: rollout.reward", run.method.rollout
+    if not isinstance(reward, WaveReward):
+        got = None if reward is None else f"{reward.name}, which hears no sound"
+        expected = "a reward of sounds: start the run by `mmalign train`, or pass one"
+        raise ConfigError(explain(where, got=got, expected=expected))
+    if kind in _NEED_PIXELS:
+        message = explain(
+            f"{run.path}: method",
+            got=run.method.name,
+            expected="a method that scores finished samples: rewards of sounds give no gradient and judge no "
+            "noised ones",
+            do="Take online_crpo, online_diffusion_dpo or flow_grpo.",
+        )
+        raise ConfigError(message)
+    return _Heard(model, reward)
+
+
+def _require_reward(run: ResolvedRun, reward: RunReward | None) -> PixelReward:
     kind, where = run.method.rollout, f"{run.path}: rollout.reward"
-    if isinstance(reward, AnswerReward) and not isinstance(reward, PixelReward):
-        got = f"{reward.name}, which judges answers"
+    if reward is not None and not isinstance(reward, PixelReward):
+        judges = "answers" if isinstance(reward, AnswerReward) else "sounds"
+        got = f"{reward.name}, which judges {judges}"
         raise ConfigError(explain(where, got=got, expected="a reward of pictures for an image model"))
     if reward is None:
         message = explain(where, got=None, expected="a reward: start the run by `mmalign train`, or pass one")
@@ -166,7 +207,7 @@ def make_online(
     parts: StepParts,
     network: torch.nn.Module,
     *,
-    reward: PixelReward | AnswerReward | None,
+    reward: RunReward | None,
     table: RowTable,
     device: torch.device,
     rank: int,
@@ -193,14 +234,19 @@ def make_online(
         return replace(made, autocast=parts.autocast, device=device, rank=rank, sum_across=sum_across), parts
     model = denoising(trained)
     require_fitting(run, model)
+    if isinstance(model, SoundingModel):
+        model.make_room_for(table.prompts())
     sampler = make_sampler(run, model)
     snapshot = _snapshot(run, parts, network)
     policy = parts.denoiser if snapshot is None else snapshot.denoise
     empty = {} if sampler.guidance_scale == 1 else model.guidance_conditioning().shared
     prompts = Prompts(policy, sampler, model.latent_shape, empty)
-    scored = None
+    scored: _Scored | _Heard | None = None
     if run.config.rollout.reward is not None or reward is not None:
-        scored = _Scored(model, _require_reward(run, reward))
+        if isinstance(model, SoundingModel):
+            scored = _heard(run, model, reward)
+        else:
+            scored = _Scored(model, _require_reward(run, reward))
     collector: Collector
     if run.method.rollout == "one_step":
         finished = None if scored is None else scored.finished
@@ -228,7 +274,7 @@ def _make_answers(
     run: ResolvedRun,
     rollout: AnswerRolloutConfig,
     model: TrainedModel,
-    reward: PixelReward | AnswerReward | None,
+    reward: RunReward | None,
     table: RowTable,
 ) -> OnlineSource:
     """The source of a language model that learns from its own answers, on one device.
@@ -237,7 +283,8 @@ def _make_answers(
         ConfigError: no reward where the method wants one, or one that does not judge answers.
     """
     if reward is not None and not isinstance(reward, AnswerReward):
-        got = f"{reward.name}, which judges pictures"
+        judges = "pictures" if isinstance(reward, PixelReward) else "sounds"
+        got = f"{reward.name}, which judges {judges}"
         message = explain(f"{run.path}: rollout.reward", got=got, expected="a reward of answers")
         raise ConfigError(message)
     if reward is None and run.method.rollout != "bias_driven":
@@ -317,20 +364,23 @@ def _snapshot(run: ResolvedRun, parts: StepParts, network: torch.nn.Module) -> S
     )
 
 
-def _finished(scored: _Scored | None) -> SampleReward:
+def _finished(scored: _Scored | _Heard | None) -> SampleReward:
     if scored is None:
         raise ConfigError(explain("rollout.reward", got=None, expected="a reward for this method"))
     return scored.finished
 
 
-def _estimated(scored: _Scored | None) -> StepReward:
-    if scored is None:
+def _estimated(scored: _Scored | _Heard | None) -> StepReward:
+    if not isinstance(scored, _Scored):
         raise ConfigError(explain("rollout.reward", got=None, expected="a step-aware preference model"))
     return scored.estimated
 
 
 def _collector(
-    run: ResolvedRun, prompts: Prompts, scored: _Scored | None, sum_across: Callable[[Tensor], Tensor]
+    run: ResolvedRun,
+    prompts: Prompts,
+    scored: _Scored | _Heard | None,
+    sum_across: Callable[[Tensor], Tensor],
 ) -> Collector:
     rollout = run.config.rollout
     samples = rollout.samples or 1
@@ -360,7 +410,7 @@ def _with_likelihood(
     model: PreferenceModel,
     parts: StepParts,
     sampler: Sampler,
-    scored: _Scored | None,
+    scored: _Scored | _Heard | None,
 ) -> StepParts:
     """The likelihood of the method's items, in the place of the bound."""
     rollout = run.config.rollout

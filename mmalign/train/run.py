@@ -29,7 +29,7 @@ from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader
 from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib, quarantine_path, require_same_run
 from mmalign.train.metrics import verdict
 from mmalign.train.model import ReadsRows, TrainedModel, denoising, writing
-from mmalign.train.online import AnswerReward, PixelReward
+from mmalign.train.online import RunReward
 from mmalign.train.optim import Updater, make_optimizer, make_schedule
 from mmalign.train.parts import (
     attach_and_refer,
@@ -89,7 +89,7 @@ def main(
     *,
     dry_run: bool = False,
     resume: str | None = None,
-    reward_of: Callable[[ResolvedRun], PixelReward | AnswerReward | None] = lambda _: None,
+    reward_of: Callable[[ResolvedRun], RunReward | None] = lambda _: None,
     reward_bytes_of: Callable[[ResolvedRun], int | None] = lambda _: None,
 ) -> int:
     """Run or describe a configuration; the command line's `train`. Returns the exit code.
@@ -130,7 +130,7 @@ def train(
     *,
     model: TrainedModel | None = None,
     table: RowTable | None = None,
-    reward: PixelReward | AnswerReward | None = None,
+    reward: RunReward | None = None,
 ) -> RunResult:
     """Train a resolved run to its end, or to a signal.
 
@@ -155,7 +155,7 @@ def prepare(
     *,
     model: TrainedModel | None = None,
     table: RowTable | None = None,
-    reward: PixelReward | AnswerReward | None = None,
+    reward: RunReward | None = None,
 ) -> tuple[Loop, Iterable[MicroBatch]]:
     """A run short of its first step: the loop, restored if there is a checkpoint, and its loader."""
     config = run.config
