@@ -5,11 +5,10 @@
         write = staticmethod(tiny.write_tiny_sdxl)
 
 The comparisons are with plain diffusers: the pipeline's own text encoding, VAE and sampling, and loading of
-what
-we save.
+what we save.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,19 +20,21 @@ from PIL import Image
 from torch import Tensor
 
 from mmalign import registry
-from mmalign.batch import Candidate, Conditioning, PreferenceRow, RowKeys
+from mmalign.batch import Candidate, PreferenceRow
 from mmalign.diffusion.family import ImageModel
 from mmalign.diffusion.sampling import initial_noise
 from mmalign.errors import RowError
-from mmalign.likelihood.adapters import adapters_off
 from mmalign.seeding import generator_for
+from mmalign.testing.network_conformance import (
+    PROMPTS,
+    NetworkConformance,
+    example_inputs,
+    trained_by,
+)
 from mmalign.testing.tiny import RESOLUTION
-from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import AdapterConfig, ImageConfig, ModelConfig
 
 __all__ = ["FamilyConformance", "example_inputs", "load", "picture", "row_of", "trained_by"]
-
-_PROMPTS = ("a red circle", "", "zwei blaue Würfel 🐈")
 
 
 def load(
@@ -69,55 +70,6 @@ def row_of(prompt: str, *, seed: int = 0, num_candidates: int = 2) -> Preference
     )
 
 
-def trained_by(model: ImageModel, adapter: AdapterConfig, *, seed: int = 0) -> Trainables:
-    """Attach an adapter (or train everything) and move the trained weights away from their start."""
-    trainables = attach(model.bare_network, adapter, default_targets=model.adapter_targets, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in trainables.parameters.values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return trainables
-
-
-def _keys(*numbers: int) -> RowKeys:
-    return RowKeys(
-        key=torch.tensor(numbers), stratum=torch.zeros(len(numbers)), num_strata=max(len(numbers), 1)
-    )
-
-
-def _encoded(
-    model: ImageModel, prompts: tuple[str, ...], keys: tuple[int, ...]
-) -> tuple[Tensor, Conditioning]:
-    examples = [
-        model.example(row_of(prompt, seed=number), key=key)
-        for number, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
-    ]
-    return model.encode(model.collate(examples), _keys(*keys))
-
-
-def example_inputs(model: ImageModel, *, num_rows: int = 3) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Random inputs of `denoise` with the shapes of real ones, at three noise levels."""
-    noised, _, conditioning = model.meta_inputs(num_rows)
-    generator = torch.Generator().manual_seed(1)
-
-    def real(value: Tensor) -> Tensor:
-        return torch.randn(value.shape, generator=generator)
-
-    timestep = torch.tensor([3, 401, 977])[:num_rows]
-    rows = {
-        name: real(value) if value.is_floating_point() else _some_true(value.shape, generator)
-        for name, value in conditioning.items()
-    }
-    return real(noised), timestep, rows
-
-
-def _some_true(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A mask that leaves something to look at in every row."""
-    mask = torch.rand(shape, generator=generator) < 0.5
-    mask[:, 0] = True
-    return mask
-
-
 def _pipeline(model: ImageModel, folder: Path) -> Any:
     """The folder as plain diffusers loads it, in the class that paints from text."""
     import diffusers
@@ -130,24 +82,33 @@ def _pipeline(model: ImageModel, folder: Path) -> Any:
     return pipeline
 
 
-class FamilyConformance:
+class FamilyConformance(NetworkConformance):
     """Tests of one family on a tiny pipeline.
 
     Attributes:
-        family: name in the registry.
-        write: writes a tiny pipeline folder.
         text_names: what the pipeline's `encode_prompt` returns, by our names; "" for what is not used.
         text_options: further arguments of `encode_prompt`.
         sampler_options: further arguments of the pipeline's call.
-        idle: endings of adapter weights that the network's structure keeps from acting on its output.
     """
 
-    family: ClassVar[str]
-    write: ClassVar[Callable[[str | Path], Path]]
     text_names: ClassVar[tuple[str, ...]] = ("text",)
     text_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
     sampler_options: ClassVar[Mapping[str, Any]] = {}
-    idle: ClassVar[tuple[str, ...]] = ()
+
+    def loaded(
+        self,
+        folder: Path,
+        *,
+        model: Mapping[str, Any] | None = None,
+        media: Mapping[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> ImageModel:
+        """As `load`."""
+        return load(self.family, folder, model=model, image=media, dtype=dtype)
+
+    def row(self, prompt: str, *, seed: int = 0, num_candidates: int = 2) -> PreferenceRow:
+        """As `row_of`."""
+        return row_of(prompt, seed=seed, num_candidates=num_candidates)
 
     @torch.no_grad()
     def pipeline_text(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
@@ -161,21 +122,11 @@ class FamilyConformance:
         """Noise as the pipeline's call takes it."""
         return noise
 
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """A tiny pipeline of the family."""
-        return type(self).write(tmp_path_factory.mktemp("family") / self.family)
-
-    @pytest.fixture
-    def model(self, folder: Path) -> ImageModel:
-        """The loaded pipeline, fresh for every test."""
-        return load(self.family, folder)
-
     # --- encoding -------------------------------------------------------------------------------------------
 
     def test_text_states_equal_those_of_the_pipeline(self, model: ImageModel, folder: Path) -> None:
         """Prompts are tokenised, padded, cut and encoded as diffusers does."""
-        prompts = [*_PROMPTS, "long " * 2000]
+        prompts = [*PROMPTS, "long " * 2000]
         wanted = self.pipeline_text(_pipeline(model, folder), prompts)
         states = model.text_states(prompts)
         assert set(states) == set(wanted)
@@ -196,35 +147,20 @@ class FamilyConformance:
         torch.testing.assert_close(scaled, wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.autoencoder.unscale(scaled), moments.mean, rtol=1e-5, atol=1e-5)
 
-    def test_encoding_gives_one_latent_per_candidate_and_one_text_per_prompt(self, model: ImageModel) -> None:
-        """Shapes of a micro-batch of three pairs."""
-        clean, conditioning = _encoded(model, _PROMPTS, (11, 12, 13))
-        assert clean.shape == (3, 2, *model.latent_shape)
-        assert clean.dtype == torch.float32
-        assert all(value.shape[0] == 3 for value in conditioning.shared.values())
-        assert not clean.requires_grad
-
     def test_a_row_is_encoded_the_same_alone_and_in_company(self, model: ImageModel) -> None:
         """Draws depend on the row's key, not on its place or its neighbours; candidates draw their own."""
-        together, conditioning = _encoded(model, _PROMPTS, (11, 12, 13))
-        alone, alone_conditioning = _encoded(model, _PROMPTS[:1], (11,))
+        together, conditioning = self.encoded(model, PROMPTS, (11, 12, 13))
+        alone, alone_conditioning = self.encoded(model, PROMPTS[:1], (11,))
         torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-5)
         for name, value in alone_conditioning.shared.items():
             torch.testing.assert_close(conditioning.shared[name][:1], value, rtol=1e-5, atol=1e-5)
-        other, _ = _encoded(model, _PROMPTS[:1], (17,))
+        other, _ = self.encoded(model, PROMPTS[:1], (17,))
         assert not torch.equal(alone, other)
-
-    def test_latents_are_sampled_and_not_the_mean(self, model: ImageModel) -> None:
-        """Two candidates with the same picture get different posterior samples."""
-        row = row_of("a", num_candidates=1)
-        twin = PreferenceRow(prompt="a", candidates=row.candidates * 2, source="test:0")
-        clean, _ = model.encode(model.collate([model.example(twin, key=5)]), _keys(5))
-        assert not torch.equal(clean[0, 0], clean[0, 1])
 
     def test_dropped_prompts_become_the_empty_prompt(self, folder: Path) -> None:
         """With dropout 1 every prompt is the empty one; with 0.5 some are, decided by key."""
         always = load(self.family, folder, image={"prompt_dropout": 1.0})
-        _, conditioning = _encoded(always, ("a cat", "a dog", "a cow"), (1, 2, 3))
+        _, conditioning = self.encoded(always, ("a cat", "a dog", "a cow"), (1, 2, 3))
         empty = always.text_states([""])
         for name, value in empty.items():
             torch.testing.assert_close(
@@ -232,13 +168,13 @@ class FamilyConformance:
             )
         half = load(self.family, folder, image={"prompt_dropout": 0.5})
         keys = tuple(range(20))
-        _, conditioning = _encoded(half, ("a cat",) * len(keys), keys)
+        _, conditioning = self.encoded(half, ("a cat",) * len(keys), keys)
         is_empty = (conditioning.shared["text"] == empty["text"]).flatten(1).all(dim=1)
         assert 3 <= int(is_empty.sum()) <= 17
 
     def test_prompts_alone_are_conditioned_as_the_pipeline_does(self, model: ImageModel) -> None:
         """What rollouts start from: text states per prompt and constant sizes, nothing per candidate."""
-        prompts = [*_PROMPTS, _PROMPTS[0]]
+        prompts = [*PROMPTS, PROMPTS[0]]
         conditioning = model.prompt_conditioning(prompts)
         assert not conditioning.per_candidate
         for name, value in model.text_states(prompts).items():
@@ -285,55 +221,9 @@ class FamilyConformance:
 
     # --- the network ----------------------------------------------------------------------------------------
 
-    def test_gradients_reach_the_adapter_and_nothing_else(self, model: ImageModel) -> None:
-        """Frozen weights get no gradient; every adapter weight does."""
-        trainables = trained_by(model, AdapterConfig(rank=2))
-        model.denoise(*example_inputs(model)).square().mean().backward()
-        for name, parameter in model.bare_network.named_parameters():
-            if name in trainables.parameters:
-                assert parameter.grad is not None, name
-                acts = not any(part in name for part in self.idle)
-                assert (parameter.grad.abs().sum() > 0) == acts, name
-            else:
-                assert parameter.grad is None, name
-
-    def test_adapters_off_is_the_base_model_bit_for_bit(self, model: ImageModel) -> None:
-        """The reference needs no second model."""
-        inputs = example_inputs(model)
-        with torch.no_grad():
-            base = model.denoise(*inputs)
-            trained_by(model, AdapterConfig(rank=2))
-            tuned = model.denoise(*inputs)
-            with adapters_off(model.bare_network):
-                off = model.denoise(*inputs)
-        assert torch.equal(off, base)
-        assert not torch.allclose(tuned, base)
-
-    def test_checkpointing_changes_no_gradient(self, folder: Path) -> None:
-        """Recomputed activations are the same activations."""
-        gradients = []
-        for checkpointing in (False, True):
-            model = load(self.family, folder, model={"gradient_checkpointing": checkpointing})
-            trainables = trained_by(model, AdapterConfig(rank=2))
-            model.network.train()
-            model.denoise(*example_inputs(model)).square().mean().backward()
-            gradients.append([parameter.grad for parameter in trainables.parameters.values()])
-        for plain, recomputed in zip(*gradients, strict=True):
-            torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
-
-    def test_half_precision_networks_take_float32_latents(self, folder: Path) -> None:
-        """Inputs are cast to the network's dtype; adapters stay float32."""
-        model = load(self.family, folder, dtype=torch.bfloat16)
-        trainables = trained_by(model, AdapterConfig(rank=2))
-        assert {parameter.dtype for parameter in trainables.parameters.values()} == {torch.float32}
-        assert next(model.bare_network.parameters()).dtype == torch.bfloat16
-        prediction = model.denoise(*example_inputs(model))
-        assert prediction.dtype == torch.bfloat16
-        assert torch.isfinite(prediction).all()
-
     def test_memory_inputs_have_the_shapes_of_real_ones(self, model: ImageModel) -> None:
         """What the dry run counts memory with is what training feeds."""
-        clean, conditioning = _encoded(model, _PROMPTS, (1, 2, 3))
+        clean, conditioning = self.encoded(model, PROMPTS, (1, 2, 3))
         noised, timestep, rows = model.meta_inputs(6)
         assert noised.shape == (6, *clean.shape[2:])
         assert timestep.shape == (6,)
@@ -346,11 +236,11 @@ class FamilyConformance:
     def test_a_prompt_keeps_its_noise_in_any_batch(self, model: ImageModel) -> None:
         """Image i depends on (seed, i) only: batches of one and of three paint the same."""
         settings: dict[str, Any] = {"seed": 3, "num_steps": 3, "guidance_scale": 3.0}
-        together = model.sample(_PROMPTS, batch_size=3, **settings)
-        alone = model.sample(_PROMPTS, batch_size=1, **settings)
+        together = model.sample(PROMPTS, batch_size=3, **settings)
+        alone = model.sample(PROMPTS, batch_size=1, **settings)
         for first, second in zip(together, alone, strict=True):
             assert np.abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int)).max() <= 1
-        other = model.sample(_PROMPTS, **{**settings, "seed": 4})
+        other = model.sample(PROMPTS, **{**settings, "seed": 4})
         assert np.abs(np.asarray(together[0], dtype=int) - np.asarray(other[0], dtype=int)).max() > 1
 
     def test_samples_equal_those_of_the_pipeline(self, model: ImageModel, folder: Path) -> None:
