@@ -63,14 +63,14 @@ class CosineSampler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
-        sigma_min: float = 0.3,
-        sigma_max: float = 500.0,
-        sigma_data: float = 1.0,
+        sigma_min: int | float = 0.3,
+        sigma_max: int | float = 500.0,
+        sigma_data: int | float = 1.0,
         sigma_schedule: str = "exponential",
         num_train_timesteps: int = 1000,
         solver_order: int = 2,
         prediction_type: str = "v_prediction",
-        rho: float = 7.0,
+        rho: int | float = 7.0,
         solver_type: str = "midpoint",
         lower_order_final: bool = True,
         euler_at_final: bool = False,

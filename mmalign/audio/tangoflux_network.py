@@ -42,7 +42,7 @@ class TangoFluxTransformer(FluxTransformer2DModel):  # type: ignore[misc]
         num_attention_heads: int = 8,
         joint_attention_dim: int = 1024,
         text_width: int = 1024,
-        max_duration: float = 30.0,
+        max_duration: int | float = 30.0,
     ) -> None:
         super().__init__(
             in_channels=in_channels,

@@ -18,7 +18,8 @@ from mmalign.train.trained import LoadedModel, away_from_training, inference_dty
 
 __all__ = ["TrainedSound", "load_base", "load_trained", "recognise"]
 
-_OFFICIAL_TANGO = "main_config.json"
+_OFFICIAL = {"main_config.json": "tango", "tangoflux.safetensors": "tangoflux"}
+"""Files that tell official repositories, and the families that read them."""
 _INDEX = "model_index.json"
 
 
@@ -65,8 +66,9 @@ def recognise(source: str) -> AudioFamily:
         ConfigError: none does.
     """
     known = {family.name: family for family in _families()}
-    if _file(source, _OFFICIAL_TANGO) is not None:
-        return known["tango"]
+    for name, family_name in _OFFICIAL.items():
+        if _file(source, name) is not None:
+            return known[family_name]
     index = _file(source, _INDEX)
     wanted = None if index is None else json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     for family in known.values():
@@ -76,7 +78,7 @@ def recognise(source: str) -> AudioFamily:
     message = explain(
         f"--model {source}",
         got="[no model of sound]" if wanted is None else wanted,
-        expected=f"an official Tango ({_OFFICIAL_TANGO}), or a folder of {classes}",
+        expected=f"an official repository (with {' or '.join(_OFFICIAL)}), or a folder of {classes}",
     )
     raise ConfigError(message)
 

@@ -2,7 +2,7 @@
 
 The network sees `x_t = cos(pi t / 2) clean + sin(pi t / 2) noise` and predicts the velocity; t in (0, 1) is
 its time input. Texts are filled up to the tokenizer's length, and padding counts as tokens of zero, which
-attention sees. Where there is no prompt all tokens are zero, those of the duration, too, as the pipeline has it
+attention sees. Without a prompt all tokens are zero, those of the duration, too, as the pipeline has it
 without a negative prompt; a prompt of "" is no prompt here. Projections of text and duration stay frozen.
 
 Source: diffusers pipelines/stable_audio; 2407.14358.

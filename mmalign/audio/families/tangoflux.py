@@ -167,4 +167,4 @@ class TangoFlux(TimedAudioModel):
         return save_tangoflux(self, folder)
 
 
-FAMILY = AudioFamily(name="tangoflux", model=TangoFlux, open_source=open_tangoflux, pipelines=("TangoFlux",))
+FAMILY = AudioFamily(name="tangoflux", model=TangoFlux, open_source=open_tangoflux)

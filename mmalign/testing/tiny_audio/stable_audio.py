@@ -35,7 +35,7 @@ def write_tiny_stable_audio(folder: str | Path, *, projected: bool = False, seed
             "projection_model": (
                 "stable_audio",
                 StableAudioProjectionModel(
-                    text_encoder_dim=WIDTH, conditioning_dim=width, min_value=0, max_value=512
+                    text_encoder_dim=WIDTH, conditioning_dim=width, min_value=0, max_value=1
                 ),
             ),
             "transformer": (
