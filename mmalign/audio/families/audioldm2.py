@@ -142,6 +142,23 @@ class AudioLDM2(AudioModel):
             )
             raise ConfigError(message)
 
+    def _load_network(self, dtype: torch.dtype) -> None:
+        """As every family; where activations are recomputed, by the transformers inside the UNet's blocks.
+
+        The blocks themselves, told to do it, hand their transformers the text's mask as that of the sound
+        (diffusers 0.42 `CrossAttnDownBlock2D.forward` of this pipeline: arguments off by one).
+        """
+        super()._load_network(dtype)
+        if not self.settings.gradient_checkpointing:
+            return
+        for block in self.bare_network.modules():
+            if hasattr(block, "attentions") and getattr(block, "gradient_checkpointing", False):
+                block.gradient_checkpointing = False
+        kept = sum(
+            bool(getattr(part, "gradient_checkpointing", False)) for part in self.bare_network.modules()
+        )
+        self.notes.append(f"gradient checkpointing: {kept} transformers and plain blocks of AudioLDM 2 alone")
+
     # --- text -----------------------------------------------------------------------------------------------
 
     @property
