@@ -26,6 +26,7 @@ __all__ = [
     "AnswerMakers",
     "Encoded",
     "Example",
+    "PaintingModel",
     "PreferenceModel",
     "ReadsRows",
     "SoundingModel",
@@ -138,12 +139,6 @@ class PreferenceModel(TrainedModel, Protocol):
         """What classifier-free guidance contrasts with, `[1, ...]`, all shared."""
         ...
 
-    def decode_pixels(
-        self, latents: Float[Tensor, " row *event"]
-    ) -> Float[Tensor, "row 3 picture_height picture_width"]:
-        """Pictures in [0, 1] of latents, float32; differentiable where gradients are enabled."""
-        ...
-
     def denoise(
         self,
         noised: Float[Tensor, " row *event"],
@@ -167,6 +162,17 @@ class PreferenceModel(TrainedModel, Protocol):
         self, prompts: Sequence[str], *, seed: int, num_steps: int, guidance_scale: float
     ) -> list[Any]:
         """Media for prompts; the noise of prompt i depends on (seed, i) only."""
+        ...
+
+
+@runtime_checkable
+class PaintingModel(PreferenceModel, Protocol):
+    """A model whose samples are pictures."""
+
+    def decode_pixels(
+        self, latents: Float[Tensor, " row *event"]
+    ) -> Float[Tensor, "row 3 picture_height picture_width"]:
+        """Pictures in [0, 1] of latents, float32; differentiable where gradients are enabled."""
         ...
 
 

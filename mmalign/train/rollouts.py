@@ -32,7 +32,14 @@ from mmalign.rollout.pools import PoolRule
 from mmalign.rollout.replay import ReplayBuffer
 from mmalign.rollout.trajectory import Sampler
 from mmalign.train.config import ResolvedRun
-from mmalign.train.model import PreferenceModel, SoundingModel, TrainedModel, denoising, writing
+from mmalign.train.model import (
+    PaintingModel,
+    PreferenceModel,
+    SoundingModel,
+    TrainedModel,
+    denoising,
+    writing,
+)
 from mmalign.train.one_step import generator_sampler, one_step_parts
 from mmalign.train.online import AnswerReward, OnlineSource, PixelReward, RunReward, WaveReward
 from mmalign.train.step import StepParts
@@ -114,7 +121,7 @@ def make_sampler(run: ResolvedRun, model: PreferenceModel) -> Sampler:
 class _Scored:
     """A pixel reward over latents."""
 
-    model: PreferenceModel
+    model: PaintingModel
     reward: PixelReward
 
     def finished(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -246,7 +253,7 @@ def make_online(
         if isinstance(model, SoundingModel):
             scored = _heard(run, model, reward)
         else:
-            scored = _Scored(model, _require_reward(run, reward))
+            scored = _Scored(cast("PaintingModel", model), _require_reward(run, reward))
     collector: Collector
     if run.method.rollout == "one_step":
         finished = None if scored is None else scored.finished

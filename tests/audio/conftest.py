@@ -1,12 +1,14 @@
 """A tiny Tango, written once; clips of tones; rows of clips."""
 
 import io
+import json
 import math
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
 from mmalign.audio.families.tango import FAMILY
 from mmalign.batch import Candidate, PreferenceRow, RowKeys
@@ -76,3 +78,65 @@ def keys():
         return RowKeys(torch.tensor(numbers), torch.zeros(len(numbers)), len(numbers))
 
     return make
+
+
+def _records(kind: str, number: int) -> dict[str, object]:
+    row: dict[str, object] = {"prompt": f"a hum {'low ' * (number % 3)}{number}"}
+    if kind == "prompts":
+        return row
+    if kind == "unpaired":
+        return {**row, "audio": f"{number}.wav", "label": number % 2}
+    row |= {"chosen": f"{number}.wav", "rejected": f"{number}r.wav"}
+    if kind == "segments":
+        first = {"start": 0.0, "end": 0.32, "preference": "chosen"}
+        row["segments"] = [first, {"start": 0.32, "chosen": 0.1, "rejected": number % 3}]
+    return row
+
+
+@pytest.fixture(scope="session")
+def sound_rows(clip, tmp_path_factory):
+    """`sound_rows("pairs")`: seven rows of half a second: pairs, unpaired, segments or prompts."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for number in range(7):
+        (folder / f"{number}.wav").write_bytes(clip(300 + 40 * number))
+        (folder / f"{number}r.wav").write_bytes(clip(900 + 50 * number))
+
+    def rows(kind: str = "pairs"):
+        path = folder / f"{kind}.jsonl"
+        if not path.exists():
+            path.write_text("".join(json.dumps(_records(kind, number)) + "\n" for number in range(7)))
+        return path
+
+    return rows
+
+
+@pytest.fixture
+def _fresh_accelerator():
+    """Accelerate keeps one state per process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def write_run(tango_folder, sound_rows, tmp_path):
+    """`write_run(name, train={...}, ...)`: a YAML file of a short run of the tiny Tango."""
+
+    def write(name: str = "run", *, kind: str = "pairs", **sections: object):
+        content: dict[str, object] = {
+            "method": "tango2_dpo",
+            "model": {"family": "tango", "source": str(tango_folder)},
+            "data": {"source": str(sound_rows(kind))},
+            **sections,
+        }
+        content["audio"] = {"duration": DURATION, **sections.get("audio", {})}
+        content["log"] = {"every": 1, "trackers": [], **sections.get("log", {})}
+        train = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "num_workers": 0, "device": "cpu"}
+        content["train"] = {"output": str(tmp_path / name), **train, **sections.get("train", {})}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
