@@ -69,8 +69,12 @@ class Source:
 
     def files(self) -> list[Path]:
         """Sound files in the folder and below it, in order of their names; what is linked to counts once."""
-        found = {path.resolve(): path for path in self.folder.rglob(self.pattern)}
-        return sorted(path for path in found.values() if path.suffix.lower() in ENDINGS and path.is_file())
+        sounds = (path for path in self.folder.rglob(self.pattern) if path.suffix.lower() in ENDINGS)
+        found: dict[Path, Path] = {}
+        for path in sorted(sounds, key=lambda path: (path.is_symlink(), path)):
+            if path.is_file():
+                found.setdefault(path.resolve(), path)
+        return sorted(found.values())
 
 
 @dataclass(frozen=True)
