@@ -27,7 +27,7 @@ def settings(config: type[BaseModel] = RunConfig) -> Iterator[tuple[str, str, st
             `StepAwareRunConfig` of mmalign.diffusion.step_aware_config.
     """
     schema = config.model_json_schema()
-    yield from _settings(schema, schema["$defs"], prefix="")
+    yield from _settings(schema, schema.get("$defs", {}), prefix="")
 
 
 def _settings(
@@ -102,25 +102,28 @@ def print_schema(as_json: bool = False) -> None:
 
     from mmalign.diffusion.step_aware_config import StepAwareRunConfig
     from mmalign.rewards.training.config import RewardRunConfig
+    from mmalign.train.audio_sections import AudioConfig
 
     console = Console(highlight=False)
     console.print("[bold]Training a policy[/]: any method of `mmalign methods` but those below\n")
     console.print(_table(RunConfig))
+    console.print("\n[bold]Models of sound[/]: these in the place of the section image\n")
+    console.print(_table(AudioConfig, prefix="audio."))
     console.print(f"\n[bold]Training a reward[/]: method {', '.join(REWARD_ROWS)}\n")
     console.print(_table(RewardRunConfig))
     console.print(f"\n[bold]Training a step-aware preference model[/]: method {STEP_AWARE}\n")
     console.print(_table(StepAwareRunConfig))
 
 
-def _table(config: type[BaseModel]) -> "Table":
+def _table(config: type[BaseModel], *, prefix: str = "") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("setting", "type", "default", "meaning"):
         table.add_column(heading, no_wrap=heading == "setting", overflow="fold")
-    for row in settings(config):
-        table.add_row(*(Text(cell) for cell in row))
+    for name, *others in settings(config):
+        table.add_row(*(Text(cell) for cell in (f"{prefix}{name}", *others)))
     return table
 
 

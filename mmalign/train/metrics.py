@@ -197,10 +197,12 @@ def verdict(records: Sequence[Mapping[str, Any]], *, num_dropped: int = 0) -> li
     findings: list[str] = _reward_findings(head, tail)
     logit = _mean(tail, "logit")
     accuracy = _mean(tail, "implicit_accuracy")
-    compared = any("error/relative_chosen" in record for record in tail)
+    # Imitation compares nothing: its logit is 0, and no gradient comes of it.
+    compares = any(record.get("gradient_factor", 1.0) != 0 for record in tail)
+    compared = compares and any("error/relative_chosen" in record for record in tail)
     if math.isnan(accuracy) and compared:
         accuracy = _mean(tail, "accuracy")
-    if math.isnan(accuracy) and not math.isnan(_mean(tail, "accuracy")):
+    if math.isnan(accuracy) and compares and not math.isnan(_mean(tail, "accuracy")):
         first, last = _mean(head, "accuracy"), _mean(tail, "accuracy")
         findings.append(
             "There is no reference to compare with: the chosen side is the likelier one in "

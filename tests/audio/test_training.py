@@ -15,12 +15,16 @@ from safetensors.torch import load_file
 
 from mmalign.cli.encoding import encode_run
 from mmalign.cli.main import main
+from mmalign.data.audio_media import decode_audio
+from mmalign.data.config import AudioLimits
 from mmalign.data.segments import FrameGrid
 from mmalign.errors import ConfigError
 from mmalign.likelihood.weighting import MinSnr
+from mmalign.rewards.functions import FunctionReward
+from mmalign.rewards.on_sounds import OnSounds
 from mmalign.train.audio_sections import AudioRunConfig
 from mmalign.train.config import load_run
-from mmalign.train.parts import frame_grid, load_model, make_likelihood
+from mmalign.train.parts import frame_grid, in_time, load_model, make_likelihood
 from mmalign.train.run import train
 
 pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
@@ -135,6 +139,16 @@ def test_imitation_of_the_chosen_side_is_added_openly(write_run) -> None:
     assert first["grad_norm"] != second["grad_norm"]
 
 
+def test_imitation_is_judged_by_its_loss_and_weighs_noise_levels(write_run) -> None:
+    plain, weighted = (
+        train(load_run(write_run(name, method="tango_sft", likelihood=likelihood)))
+        for name, likelihood in (("g", {"snr_gamma": 1e4}), ("w", {}))
+    )
+    assert "The loss went from" in plain.verdict[0]
+    first, second = (records(result.folder)[0]["loss"] for result in (plain, weighted))
+    assert second < 0.95 * first
+
+
 def test_rows_without_a_label_in_time_are_listed_and_count_nowhere(write_run, sound_rows, tmp_path) -> None:
     lines = sound_rows("segments").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -198,14 +212,90 @@ def test_a_plan_says_what_a_run_of_sound_needs(write_run, capsys) -> None:
     assert "elements per sample: 2048" in out
 
 
-def test_a_reward_that_hears_nothing_is_refused(write_run, monkeypatch) -> None:
-    sections = {
-        "method": "online_crpo",
-        "kind": "prompts",
-        "rollout": {"reward": "loudness:loud", "num_steps": 2, "samples": 2, "prompts": 2},
-    }
+class Deaf:
+    """A reward of answers."""
+
+    name = "reader"
+
+    def score_answers(self, rows, answers):
+        return [0.0 for _ in answers]
+
+
+def online(write_run, method: str = "online_crpo"):
+    rollout = {"reward": "module:function", "num_steps": 2, "samples": 2, "prompts": 2}
+    return load_run(write_run(method, method=method, kind="prompts", rollout=rollout))
+
+
+def test_a_reward_that_hears_nothing_is_refused(write_run) -> None:
     with pytest.raises(ConfigError, match=r"rollout.reward: got None, expected a reward of sounds"):
-        train(load_run(write_run(**sections)))
+        train(online(write_run))
+    with pytest.raises(ConfigError, match=r"got 'reader, which hears no sound', expected a reward of sounds"):
+        train(online(write_run), reward=Deaf())
+
+
+def test_a_method_that_climbs_gradients_of_a_reward_is_refused(write_run) -> None:
+    reward = OnSounds(FunctionReward(lambda samples: [0.0] * len(samples), name="nothing"))
+    with pytest.raises(ConfigError, match=r"got 'draft', expected a method that scores finished samples"):
+        train(online(write_run, "draft"), reward=reward)
+
+
+def test_sounds_reach_a_reward_as_they_were_made(clip) -> None:
+    heard = []
+
+    def listen(samples) -> list[float]:
+        heard.extend(samples)
+        return [float("nan") if sample.prompt == "b" else 2.0 for sample in samples]
+
+    waves = torch.linspace(-1, 1, 2 * 2 * 400).reshape(2, 2, 400)
+    found = OnSounds(FunctionReward(listen, name="listener")).score_waves(waves, 8000, ["a", "b"])
+    assert found[0] == 2.0
+    assert bool(found[1].isnan())
+    decoded = decode_audio(heard[1].audio, where="sample", limits=AudioLimits(min_seconds=0.0))
+    assert decoded.sampling_rate == 8000
+    assert torch.equal(decoded.samples, waves[1])
+
+
+def test_texts_of_announced_prompts_have_one_length_and_the_same_states(load_tango) -> None:
+    model = load_tango()
+    before = model.prompt_conditioning(["hum"]).shared
+    model.make_room_for(["hum", "a long low hum with rain"])
+    after = model.prompt_conditioning(["hum"]).shared
+    length = before["text"].shape[1]
+    assert after["text"].shape[1] == model.guidance_conditioning().shared["text"].shape[1] > length
+    assert torch.equal(after["text"][:, :length], before["text"])
+    assert not bool(after["text_mask"][:, length:].any())
+
+
+def test_a_family_without_time_is_told_so(write_run, monkeypatch) -> None:
+    from mmalign.audio.family import AudioModel
+
+    run = load_run(write_run(method="densedpo", kind="segments"))
+    model = load_model(run, torch.device("cpu"))
+    monkeypatch.delattr(AudioModel, "time_axis")
+    with pytest.raises(ConfigError, match=r"got 'tango', expected a family whose media have a time axis"):
+        in_time(model)
+
+
+def test_exports_that_do_not_exist_say_which_do(write_run, monkeypatch) -> None:
+    from mmalign.audio import export
+    from mmalign.audio.families.tango import Tango
+
+    result = train(load_run(write_run(adapter={"kind": "none"}, train={"steps": 1})))
+    assert (result.folder / "model" / "model_index.json").is_file()
+    with pytest.raises(ConfigError, match="got 'peft of a fully trained model', expected --to merged"):
+        export.main(result.folder, "peft")
+    monkeypatch.delattr(Tango, "save_official")
+    with pytest.raises(ConfigError, match=r"got 'official of tango', expected --to merged"):
+        export.main(result.folder, "official")
+
+
+def test_a_request_without_prompts_or_with_an_unreadable_file_is_refused(tango_folder, tmp_path) -> None:
+    from mmalign.audio import comparing
+
+    with pytest.raises(ConfigError, match="got 'no prompts'"):
+        comparing.main(model=str(tango_folder))
+    with pytest.raises(ConfigError, match=r"--prompts-file .*none.txt: cannot be read"):
+        comparing.main(model=str(tango_folder), prompts_file=tmp_path / "none.txt")
 
 
 # ------------------------------------------------------------------------------------------- slow: processes
