@@ -6,6 +6,7 @@ from typing import Any
 
 from mmalign.errors import ConfigError, explain, unknown_name
 from mmalign.methods.row import ROLLOUTS, Default, Method
+from mmalign.train.audio_sections import AudioRunConfig
 from mmalign.train.sections import (
     AdapterConfig,
     InversionConfig,
@@ -149,6 +150,7 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         updates["tokens"] = _resolve_tokens(tokens, method, defaults, filled, path)
     config = config.model_copy(update=updates)
     _require_stored_fits(config, method, path)
+    _require_mixable(config, method, path)
     return ResolvedRun(
         config=config,
         method=method,
@@ -614,6 +616,25 @@ def _with_choice(
         if name in _CHOICE
     }
     return CorruptionConfig.model_validate({**values, **chosen})
+
+
+def _require_mixable(config: RunConfig, method: Method, path: str) -> None:
+    """A mixture of two rows has the label of one: that holds for pairs and for examples, and for no others.
+
+    Raises:
+        ConfigError: sounds of rows with other labels would be mixed.
+    """
+    share = config.audio.mix_augmentation if isinstance(config, AudioRunConfig) else 0.0
+    if share == 0 or (method.data in ("pairs", "chosen") and "preference" not in method.needs):
+        return
+    labels = "stretches of pairs" if "preference" in method.needs else method.data
+    message = explain(
+        f"{path}: audio.mix_augmentation",
+        got=share,
+        expected=f"0 with method {method.name}, which learns from {labels}: a mixture would have the "
+        "label of one row and the sound of two",
+    )
+    raise ConfigError(message)
 
 
 def _require_stored_fits(config: RunConfig, method: Method, path: str) -> None:

@@ -88,6 +88,17 @@ def test_labels_in_time_are_refused_beside_a_stored_reference(write_run) -> None
         load_run(write_run(method="densedpo", reference={"kind": "stored"}))
 
 
+@pytest.mark.parametrize(("method", "labels"), [("diffusion_kto", "unpaired"), ("densedpo", "stretches")])
+def test_sounds_are_not_mixed_where_a_mixture_has_no_label(write_run, method: str, labels: str) -> None:
+    with pytest.raises(ConfigError, match=rf"mix_augmentation: got 0.5, expected 0 .* learns from {labels}"):
+        load_run(write_run(method=method, audio={"mix_augmentation": 0.5}))
+
+
+def test_mixed_pairs_train(write_run) -> None:
+    result = train(load_run(write_run(audio={"mix_augmentation": 1.0}, train={"steps": 1})))
+    assert records(result.folder)[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+
+
 def test_min_snr_is_the_row_s_the_file_s_or_nobody_s(write_run) -> None:
     model = load_model(load_run(write_run()), torch.device("cpu"))
 
