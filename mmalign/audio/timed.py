@@ -7,7 +7,7 @@ made are cut to the length that was asked for.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,8 @@ class TimedAudioModel(AudioModel):
 
     The candidates of a prompt share one length, that of the longest: they answer one request.
     """
+
+    told_duration: ClassVar[bool] = True
 
     autoencoder: WaveformCodec
 

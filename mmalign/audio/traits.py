@@ -5,7 +5,7 @@ A family file overrides what differs from Tango's habits; `mmalign.audio.samplin
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,9 @@ def plain_guide(scale: float) -> Guide:
 
 class AudioTraits(DiffusionModel):
     """How a family of sound samples."""
+
+    told_duration: ClassVar[bool] = False
+    """Whether the network is told how long a clip is: clips of any length are then made in one window."""
 
     def sampler(self, name: str | None) -> Any:
         """A scheduler with the model's noise schedule; None takes the model's own kind.

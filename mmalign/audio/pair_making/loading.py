@@ -96,6 +96,7 @@ class ModelMaker:
             guidance_scale=settings.guidance_scale,
             scheduler=settings.scheduler,
             batch_size=settings.batch_size,
+            duration=settings.duration,
         )
 
     def _model(self) -> "AudioModel":
@@ -103,9 +104,11 @@ class ModelMaker:
             config = self.plan.model
             if config is None:
                 raise ConfigError(explain("model", got=None, expected="a model"))
-            # The family knows what the duration must be a multiple of.
-            audio = AudioConfig(duration=self.plan.sampling.duration)
-            self._loaded = registry.find("families", config.family).load(
+            family = registry.find("families", config.family)
+            # Families that are told the duration make shorter clips in the window that they know.
+            told = family.model.told_duration
+            audio = AudioConfig(duration=None if told else self.plan.sampling.duration)
+            self._loaded = family.load(
                 config, audio, device=self.device, dtype=getattr(torch, self.plan.dtype)
             )
             if self.plan.adapter is not None:
@@ -119,10 +122,15 @@ def _put_on(model: "AudioModel", adapter: str) -> None:
     Raises:
         ConfigError: the folder holds none that fits.
     """
+    from peft import PeftModel
+
     try:
-        model.bare_network.load_lora_adapter(
-            adapter, prefix=model.network_part, weight_name=LORA_FILE, use_safetensors=True
-        )
+        if hasattr(model.bare_network, "load_lora_adapter"):
+            model.bare_network.load_lora_adapter(
+                adapter, prefix=model.network_part, weight_name=LORA_FILE, use_safetensors=True
+            )
+        else:  # Stable Audio's network reads none by itself
+            PeftModel.from_pretrained(model.bare_network, adapter)
     except (OSError, ValueError) as error:
         do = f"({str(error).splitlines()[0]})"
         expected = f"a folder with {LORA_FILE} of this network"
