@@ -28,10 +28,11 @@ from torch import Tensor
 from mmalign.audio.clips import as_heard
 from mmalign.audio.codec import MelCodec
 from mmalign.audio.mel import MelFrontEnd, fitted, log_amplitude, peak_normalised
+from mmalign.data.audio_media import encode_audio
 from mmalign.data.resampling import resample
 from mmalign.files import atomic_write
 
-__all__ = ["figures", "griffin_lim", "magnitudes_of_mel", "table", "ways", "ways_of_model"]
+__all__ = ["figures", "griffin_lim", "magnitudes_of_mel", "table", "ways", "ways_of_model", "write_sounds"]
 
 Wave = Float[Tensor, " sample"]
 Magnitudes = Float[Tensor, "frame frequency"]
@@ -190,6 +191,24 @@ def measured(
     return found
 
 
+def write_sounds(
+    sounds: Iterable[Recording], front: MelFrontEnd, folder: Path, *, seconds: float, steps: int
+) -> list[Path]:
+    """The first recording of every kind and what comes back of its mel bands, as files to listen to."""
+    first: dict[str, Recording] = {}
+    for sound in sounds:
+        first.setdefault(sound.kind, sound)
+    written = []
+    for kind, sound in first.items():
+        wave = as_model_hears(sound, front, seconds)
+        magnitudes = magnitudes_of_mel(front.log_mel(wave[None])[0], front.filterbank)
+        back = griffin_lim(magnitudes, front, len(wave), seed=0, steps=steps)
+        for name, samples in (("recording", wave), ("both", back)):
+            data = encode_audio(samples[None], front.sampling_rate, container="wav")
+            written.append(atomic_write(folder / f"{kind.replace(' ', '_')}-{name}.wav", data))
+    return written
+
+
 def table(found: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     """Medians over the recordings of a kind, one row per kind and way, all kinds together at the end."""
     lines = [
@@ -241,14 +260,19 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=12, help="recordings of a kind (default: 12)")
     parser.add_argument("--steps", type=int, default=64, help="of Griffin-Lim (default: 64)")
     parser.add_argument("--page", type=Path, help="file between whose markers the table is written")
+    parser.add_argument("--listen", type=Path, help="folder for one recording of a kind and what comes back")
     options = parser.parse_args()
     codec = None if options.model is None else _codec(options.model, options.seconds)
     front = MelFrontEnd() if codec is None else codec.front
     refused: Counter[str] = Counter()
     sounds = chain(recordings(options.sources, refused), speech() if options.speech else ())
-    found = measured(chosen(sounds, options.most), front, codec, seconds=options.seconds, steps=options.steps)
+    picked = list(chosen(sounds, options.most))
+    found = measured(picked, front, codec, seconds=options.seconds, steps=options.steps)
     if not found:
         parser.error("no recording was found: name folders that hold some, or install a synthesiser")
+    if options.listen is not None:
+        options.listen.mkdir(parents=True, exist_ok=True)
+        write_sounds(picked, front, options.listen, seconds=options.seconds, steps=options.steps)
     content = table(found)
     print(content)
     if options.page is not None:

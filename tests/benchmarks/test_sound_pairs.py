@@ -189,6 +189,19 @@ def test_equal_magnitudes_are_no_distance_apart_and_half_of_them_six_decibels():
     assert half["snr"] == pytest.approx(6.02, abs=0.01)
 
 
+def test_one_recording_of_a_kind_is_written_with_what_comes_back_of_it(folder, tmp_path):
+    from mel_round_trip import write_sounds
+    from recordings import Source, recordings
+
+    sounds = list(recordings([Source.parse(f"two things={folder}")], Counter()))
+    written = write_sounds(sounds, MelFrontEnd(), tmp_path, seconds=0.3, steps=4)
+    assert [path.name for path in written] == ["two_things-recording.wav", "two_things-both.wav"]
+    clips = [decode_audio(path.read_bytes(), where=path.name, limits=AudioLimits()) for path in written]
+    assert [clip.samples.shape for clip in clips] == [(1, 4_800)] * 2
+    levels = [float(clip.samples.square().mean().sqrt()) for clip in clips]
+    assert levels[1] == pytest.approx(levels[0], rel=0.2)
+
+
 def test_a_page_keeps_its_words_and_gets_the_medians(tmp_path):
     from mel_round_trip import MARKERS, renew, table
 
