@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Source:
         )
         if not place or not kind.strip() or not folder.is_dir():
             message = f"got {text!r}, expected KIND=FOLDER or 'KIND=FOLDER/PATTERN' with a folder that exists"
-            raise ValueError(message)
+            raise ArgumentTypeError(message)
         return cls(kind.strip(), folder, pattern)
 
     def files(self) -> list[Path]:

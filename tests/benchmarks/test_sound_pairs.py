@@ -1,6 +1,7 @@
 """Pairs of real recordings are fair pairs, and a round trip by mel bands loses what it says it loses."""
 
 import sys
+from argparse import ArgumentTypeError
 from collections import Counter
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_a_pattern_takes_some_files_of_a_folder(folder):
 def test_a_source_that_names_no_folder_is_refused(text):
     from recordings import Source
 
-    with pytest.raises(ValueError, match="expected KIND=FOLDER"):
+    with pytest.raises(ArgumentTypeError, match="expected KIND=FOLDER"):
         Source.parse(text)
 
 
