@@ -120,7 +120,10 @@ class AudioDemo(Demo["ClipComparison"]):
 
     def settings(self) -> Mapping[str, str]:
         """The sampler's."""
-        return {"sampler": f"DDPM, {self.num_steps} steps, guidance {self.guidance_scale:g}"}
+        return {
+            "sampler": f"DDPM, {self.num_steps} steps, guidance {self.guidance_scale:g}",
+            "sound of spectrograms": "Griffin and Lim, 32 rounds",
+        }
 
     def results(
         self, comparison: "ClipComparison"

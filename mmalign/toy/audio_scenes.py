@@ -35,6 +35,7 @@ __all__ = [
     "is_held_out",
     "misheard",
     "render",
+    "render_locked",
 ]
 
 SAMPLING_RATE = 16_000
@@ -181,35 +182,43 @@ def misheard(facts: Facts, rng: random.Random) -> Facts:
 # --- sound --------------------------------------------------------------------------------------------------
 
 
-def _tone(times: npt.NDArray[np.float64], pitches: Sequence[int], pitch: float) -> npt.NDArray[np.float64]:
-    """A sine of one of these pitches in Hz."""
-    frequency = pitches[min(int(pitch * len(pitches)), len(pitches) - 1)]
-    return 0.45 * np.sin(2 * np.pi * frequency * times)
+def _frequency(event: Event) -> int:
+    """Pitch of a tone in Hz."""
+    pitches = _LOW if event.kind == "low tone" else _HIGH
+    return pitches[min(int(event.pitch * len(pitches)), len(pitches) - 1)]
+
+
+def _sweep(pitch: float, *, up: bool) -> tuple[float, float]:
+    """First pitch of a chirp in Hz, and the last one as its multiple: two and a half octaves away."""
+    bottom, ratio = 480.0 + 140.0 * pitch, 2.0**2.5
+    return (bottom, ratio) if up else (bottom * ratio, 1.0 / ratio)
 
 
 def _chirp(
     times: npt.NDArray[np.float64], length: float, pitch: float, *, up: bool
 ) -> npt.NDArray[np.float64]:
-    """An exponential sweep of two and a half octaves: phase 2 pi f0 L (r^(t/L) - 1) / ln r."""
-    bottom, ratio = 480.0 + 140.0 * pitch, 2.0**2.5
-    first, factor = (bottom, ratio) if up else (bottom * ratio, 1.0 / ratio)
-    turns = first * length * (factor ** (times / length) - 1.0) / np.log(factor)
+    """An exponential sweep: phase 2 pi f0 L (r^(t/L) - 1) / ln r."""
+    first, factor = _sweep(pitch, up=up)
+    turns: npt.NDArray[np.float64] = first * length * (factor ** (times / length) - 1.0) / np.log(factor)
     return 0.45 * np.sin(2 * np.pi * turns)
 
 
 def _clicks(times: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Bursts of noise that die away within a few milliseconds."""
-    since = np.mod(times, CLICK_PERIOD)
-    return 0.5 * rng.standard_normal(len(times)).clip(-2, 2) * np.exp(-since / 0.003)
+    return 0.5 * rng.standard_normal(len(times)).clip(-2, 2) * _dying(times)
+
+
+def _dying(times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Level of clicks."""
+    level: npt.NDArray[np.float64] = np.exp(-np.mod(times, CLICK_PERIOD) / 0.003)
+    return level
 
 
 def _sound(event: Event) -> npt.NDArray[np.float64]:
     rng = np.random.default_rng(event.draws)
     times = np.arange(round(event.length * SAMPLING_RATE)) / SAMPLING_RATE
-    if event.kind == "low tone":
-        wave = _tone(times, _LOW, event.pitch)
-    elif event.kind == "high tone":
-        wave = _tone(times, _HIGH, event.pitch)
+    if event.kind.endswith("tone"):
+        wave = 0.45 * np.sin(2 * np.pi * _frequency(event) * times)
     elif event.kind == "noise":
         wave = 0.17 * rng.standard_normal(len(times))
     elif event.kind == "clicks":
@@ -230,6 +239,37 @@ def render(scene: Scene) -> npt.NDArray[np.float32]:
     return wave.clip(-1.0, 1.0).astype(np.float32)
 
 
+def render_locked(scene: Scene) -> npt.NDArray[np.float32]:
+    """The clip as a vocoder of 100 frames a second can play it: every steady sound repeats with the frames.
+
+    Tones are sines of 100 k Hz whose phase is 0 at the clip's start, chirps fade from one such sine to the
+    next, noise repeats one piece of 10 ms. There is no hiss.
+    """
+    wave = np.zeros(NUM_SAMPLES)
+    clock = np.arange(NUM_SAMPLES) / SAMPLING_RATE
+    for event in scene.events:
+        first, num = round(event.start * SAMPLING_RATE), round(event.length * SAMPLING_RATE)
+        times, now = np.arange(num) / SAMPLING_RATE, clock[first : first + num]
+        edges = np.minimum(1.0, np.minimum(times, times[::-1]) / _FADE)
+        if event.kind in ("noise", "clicks"):
+            noise = _PIECE[np.arange(first, first + num) % len(_PIECE)]
+            shape = 0.17 * edges if event.kind == "noise" else 0.5 * _dying(times)
+            wave[first : first + num] = event.level * shape * noise
+            continue
+        if event.kind.endswith("chirp"):
+            bottom, factor = _sweep(event.pitch, up=event.kind == "rising chirp")
+            steps = bottom * factor ** (times / event.length) / 100.0
+        else:
+            steps = np.full(num, _frequency(event) / 100.0)
+        share = steps - np.floor(steps)
+        lower, upper = (np.sin(200.0 * np.pi * (np.floor(steps) + k) * now) for k in (0, 1))
+        wave[first : first + num] = 0.45 * event.level * edges * ((1 - share) * lower + share * upper)
+    return wave.astype(np.float32)
+
+
+_PIECE = np.random.default_rng(0).standard_normal(SAMPLING_RATE // 100).clip(-2, 2)
+
+
 # --- captions -----------------------------------------------------------------------------------------------
 
 
@@ -243,7 +283,8 @@ def events_of(caption: str) -> tuple[str, ...]:
     found = tuple(re.findall(named, caption))
     if " after " in caption:
         found = found[::-1]
-    for template in range(len(_TEMPLATES.get(len(found), ()))):
+    wordings = range(len(_TEMPLATES.get(len(found), ()))) if len(set(found)) == len(found) else ()
+    for template in wordings:
         if Facts(found, template).caption() == caption:
             return found
     message = explain(
