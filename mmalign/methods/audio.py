@@ -66,6 +66,13 @@ STRENGTHS: Mapping[str, Mapping[str, Default]] = MappingProxyType(
             "reduction": _ours("mean", "over the decided frames, as the paper's appendix"),
         },
         "densedpo_per_segment": {"beta": _ours(2000.0, _TANGO2)},
+        "flow_grpo": {
+            "learning_rate": _ours(3e-4, "as images, LoRA"),
+            "steps": _ours(1000, "as images"),
+            "samples": _ours(8, "the group; 24 there, on many GPUs"),
+            "sampling_eta": _ours(1.0, "DDIM's eta; 0.7 suits the SDE of flows"),
+            "guidance_scale": _ours(3.0, "as Tango samples"),
+        },
         "online_diffusion_dpo": {
             **_BETA,
             "sampling_steps": _ours(50, "as CRPO samples; ancestral"),

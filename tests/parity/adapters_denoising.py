@@ -159,7 +159,7 @@ def tango2_dpo(case: Case) -> Results:
     draw = elbo.draw_at(clean, timestep=timestep, noise=noise)
     recorded = IMAGE.Recorded(elbo, IMAGE.batch_of(clean, Labels.pairs(clean.shape[0])), draw)
     policy, reference = IMAGE.pairs(case["policy_prediction"]), IMAGE.pairs(case["reference_prediction"])
-    out = recorded.compare(pairwise.dpo(beta=given["beta_dpo"]), policy, reference)
+    out = recorded.compare(denoising.tango2_dpo(beta=given["beta_dpo"]), policy, reference)
     return {
         "noisy_model_input": IMAGE.rows(draw.noised),
         "target": IMAGE.rows(draw.target),
