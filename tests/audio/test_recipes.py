@@ -11,26 +11,35 @@ import soundfile
 
 from mmalign.rewards.functions import FunctionReward
 from mmalign.rewards.on_sounds import OnSounds
+from mmalign.testing import tiny_audio
 from mmalign.testing.tiny_audio import DURATION
 from mmalign.train.config import load_run
 from mmalign.train.rollouts import is_online
 from mmalign.train.run import train
 
 CONFIGS = Path(__file__).parents[2] / "audio" / "configs"
-RECIPES = sorted((CONFIGS / "tango").glob("*.yaml"))
-QUICK = ("dpo_lora", "dense_dpo", "online_crpo")
+RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("pairs", "toy"))
+QUICK = ("tango/dpo_lora", "tango/dense_dpo", "tango/online_crpo", "tangoflux/crpo_lora")
+DURATIONS = {"tango": DURATION, "audioldm2": DURATION}
+"""Of families whose tiny models take any; the windows of the others are their own."""
 
-each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+def named(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=named)
 
 
 @each_recipe
 def test_a_recipe_is_a_valid_run_that_explains_itself(path: Path) -> None:
     run = load_run(path)
-    assert run.config.model.family == "tango"
-    assert run.config.train.output == f"runs/tango-{path.stem}"
+    family = path.parent.name
+    assert run.config.model.family == family
+    assert run.config.train.output == f"runs/{family}-{path.stem}"
     text = path.read_text(encoding="utf-8")
     head = text.split("\n\n")[0]
-    assert f"mmalign train audio/configs/tango/{path.name}" in head
+    assert f"mmalign train audio/configs/{named(path)}.yaml" in head
     for word in ("Data", "Hardware", "Memory", "Time", "Expect", "Source"):
         assert re.search(rf"^# {word}\b", head, flags=re.MULTILINE), word
     # PyYAML reads 1e-5 as text.
@@ -53,6 +62,18 @@ def test_the_whole_recipe_has_the_numbers_of_the_paper() -> None:
     assert (train_section.mixed_precision, run.config.adapter.kind) == ("no", "none")
 
 
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """A tiny model of a family, written once."""
+    home = tmp_path_factory.mktemp("models")
+
+    def write(family: str) -> Path:
+        folder = home / family
+        return folder if folder.exists() else getattr(tiny_audio, f"write_tiny_{family}")(folder)
+
+    return write
+
+
 def loudness(samples: list[Any]) -> list[float]:
     """A judge that needs no weights."""
     import io
@@ -64,18 +85,18 @@ def loudness(samples: list[Any]) -> list[float]:
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
+        pytest.param(path, id=named(path), marks=() if named(path) in QUICK else pytest.mark.slow)
         for path in RECIPES
     ],
 )
-def test_a_recipe_trains_three_steps(path: Path, tango_folder: Path, sound_rows, tmp_path: Path) -> None:
+def test_a_recipe_trains_three_steps(path: Path, tiny_folder, sound_rows, tmp_path: Path) -> None:
     run = load_run(path)
     online = is_online(run)
     kinds = {"chosen": "pairs", "prompts": "prompts", "unpaired": "unpaired"}
     kind = "segments" if path.stem == "dense_dpo" else kinds.get(run.method.data, "pairs")
     settings = [
-        f"model.source={tango_folder}",
-        f"audio.duration={DURATION}",
+        f"model.source={tiny_folder(path.parent.name)}",
+        f"audio.duration={DURATIONS.get(path.parent.name, 'null')}",
         f"data.source={sound_rows(kind)}",
         f"train.output={tmp_path / 'run'}",
         *("train.steps=3", "train.epochs=null", "train.accumulation=1", "train.batch_size=2"),
