@@ -316,7 +316,8 @@ class TrainConfig(Section):
     def _one_of_each(self) -> "TrainConfig":
         for steps, share in (("steps", "epochs"), ("warmup_steps", "warmup_ratio")):
             if getattr(self, steps) is not None and getattr(self, share) is not None:
-                message = f"set {steps} or {share}, not both; train.{share}=null on the command line clears one"
+                clear = f"train.{share}=null on the command line clears one"
+                message = f"set {steps} or {share}, not both; {clear}"
                 raise ValueError(message)
         return self
 
