@@ -13,8 +13,7 @@ ADAPTERS = {name: adapter for module in MODULES for name, adapter in module.ADAP
 LEFT_OUT = {name: reasons for module in MODULES for name, reasons in module.LEFT_OUT.items()}
 
 # Case -> the issue whose work makes it expressible. A case leaves this table when it gets its adapter.
-NOT_YET: dict[str, int] = {
-}
+NOT_YET: dict[str, int] = {}
 
 
 def folder(config) -> Path:
