@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmalign.diffusion.autoencoder import LatentCodec, Moments, on_device, weight_digest
 from mmalign.diffusion.loading import kind_of_source, told_as_settings
+from mmalign.errors import ConfigError, explain
 from mmalign.files import fingerprint
 
 __all__ = ["WaveformCodec", "load_oobleck"]
@@ -106,6 +107,10 @@ def load_oobleck(source: str, *, dtype: torch.dtype) -> Any:
     kind = kind_of_source(source, "model.vae")
     inside = {"subfolder": "vae"} if kind == "folder" and (Path(source) / "vae").is_dir() else {}
     with told_as_settings(f"model.vae {source}", "It must be the hub id or folder of an AutoencoderOobleck."):
+        kept = AutoencoderOobleck.load_config(source, **inside).get("_class_name", "")
+        if kept != AutoencoderOobleck.__name__:
+            message = explain(f"model.vae {source}", got=kept, expected=AutoencoderOobleck.__name__)
+            raise ConfigError(message)
         vae = AutoencoderOobleck.from_pretrained(source, dtype=dtype, use_safetensors=True, **inside)
     vae.requires_grad_(False)
     return vae.eval()
