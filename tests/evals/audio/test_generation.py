@@ -144,7 +144,7 @@ def test_pictures_and_sounds_do_not_stand_in_one_run(prompts, tmp_path):
 
 def test_a_folder_that_is_no_model_of_sound_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(ConfigError, match=r"StableDiffusionPipeline.*expected an official Tango"):
+    with pytest.raises(ConfigError, match=r"StableDiffusionPipeline.*expected an official repository"):
         trained.recognise(str(tmp_path))
     with pytest.raises(ConfigError, match="no model of sound"):
         trained.recognise(str(tmp_path / "nowhere"))
