@@ -223,7 +223,7 @@ def _add_demo(commands: Any) -> None:
         "rate, report.html. About a minute and a half on two CPU cores, no download.",
     )
     parser.add_argument(
-        "world", nargs="?", default="images", choices=("images", "vlm"), help="default: images"
+        "world", nargs="?", default="images", choices=("images", "vlm", "audio"), help="default: images"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"

@@ -39,7 +39,11 @@ __all__ = [
     "where_time_went",
 ]
 
-WORLDS: Mapping[str, str] = {"images": "mmalign.toy.image_demo", "vlm": "mmalign.toy.vlm_demo"}
+WORLDS: Mapping[str, str] = {
+    "images": "mmalign.toy.image_demo",
+    "vlm": "mmalign.toy.vlm_demo",
+    "audio": "mmalign.toy.audio_demo",
+}
 """Name of a world on the command line, and the module whose `main` demonstrates it."""
 
 

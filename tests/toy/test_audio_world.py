@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import random
 import re
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmalign.audio.checkpoint import MAIN_FILE
 from mmalign.data.audio_media import decode_audio
 from mmalign.data.config import AudioLimits, DataConfig
 from mmalign.data.readers import open_rows
@@ -17,11 +19,13 @@ from mmalign.errors import ConfigError
 from mmalign.toy.audio_comparison import AXES, ClipComparison, spectrogram, wav_bytes
 from mmalign.toy.audio_demo import AudioDemo
 from mmalign.toy.audio_demo_report import render_sound_report
+from mmalign.toy.audio_model import _fit_frames, _labelled, _listen_to_bands, _sounds, train_text_encoder
 from mmalign.toy.audio_pairs import KINDS, edited_pairs, rows_of, swapped, write_pairs
-from mmalign.toy.audio_pipeline import FRONT, new_vocoder, write_tokenizer
+from mmalign.toy.audio_pipeline import ASSETS, FRONT, new_vocoder, sample, write_tokenizer
 from mmalign.toy.audio_reward import compare, hear, score_clips
 from mmalign.toy.audio_scenes import (
     DURATION,
+    EVENTS,
     MIN_GAP,
     NUM_SAMPLES,
     SAMPLING_RATE,
@@ -306,3 +310,51 @@ def test_a_spectrogram_is_bright_where_a_tone_sounds() -> None:
 
 def test_clips_become_wav_files(comparison: ClipComparison) -> None:
     assert wav_bytes(comparison.base[0])[:4] == b"RIFF"
+
+
+def test_the_shipped_model_is_an_official_folder_below_five_megabytes() -> None:
+    files = [path for path in ASSETS.rglob("*") if path.is_file()]
+    assert ASSETS / MAIN_FILE in files
+    assert sum(path.stat().st_size for path in files) < 5_000_000
+
+
+def test_a_clip_of_the_base_hangs_on_seed_and_place_alone() -> None:
+    from mmalign.toy.audio_pipeline import load_base
+
+    model = load_base()
+    prompts = ["noise, then clicks", "clicks before a low tone"]
+    alone = sample(model, prompts[:1], seed=3, num_steps=2)
+    together = sample(model, prompts, seed=3, num_steps=2)
+    torch.testing.assert_close(alone[0], together[0], atol=1e-4, rtol=0)
+    assert alone[0].shape == (NUM_SAMPLES,)
+    assert set(EVENTS) >= {event.kind for event in hear(together[1])}
+
+
+def test_reading_labels_every_word_of_an_event_with_its_kind_and_its_place_in_time() -> None:
+    kinds, places = _labelled("a low tone after clicks")
+    low, clicks = EVENTS.index("low tone"), EVENTS.index("clicks")
+    assert kinds == [-100, low, low, -100, clicks, -100]
+    assert places == [-100, 1, 1, -100, 0, -100]
+
+
+def test_a_text_encoder_learns_to_read_and_is_frozen_then(capsys) -> None:
+    encoder = train_text_encoder(seed=0, steps=50, batch_size=7)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["stage"] == "text encoder"
+    assert not any(value.requires_grad for value in encoder.parameters())
+    states = encoder(torch.tensor([[5, 7, 1]]))[0]
+    assert states.shape == (1, 3, 64)
+
+
+@torch.no_grad()
+def test_a_vocoder_fitted_in_closed_form_plays_most_of_the_wave_and_keeps_silence() -> None:
+    waves, locked = _sounds(20, seed=1)
+    mels = FRONT.log_mel(waves, num_frames=128)
+    vocoder = new_vocoder().eval()
+    _listen_to_bands(vocoder.conv_pre)
+    missed = _fit_frames(vocoder, mels, locked)
+    assert missed < 0.3
+    played = vocoder(mels)[:, :NUM_SAMPLES]
+    assert (played - locked).square().sum() / locked.square().sum() < missed + 0.1
+    silent = locked.abs().unsqueeze(1)
+    quiet = torch.nn.functional.max_pool1d(silent, 641, 1, 320).squeeze(1) == 0
+    assert played[quiet].square().mean().sqrt() < 0.05 * played[~quiet].square().mean().sqrt()
