@@ -295,8 +295,8 @@ def _error_findings(tail: Sequence[Mapping[str, Any]]) -> list[str]:
         return [
             f"Both errors rise against the reference (chosen {chosen:+.1%}, rejected "
             f"{rejected:+.1%}): the margin "
-            "grows by making rejected images unlikely, not chosen ones likely. Expect worse "
-            "images; lower the "
+            "grows by making rejected samples unlikely, not chosen ones likely. Expect worse "
+            "samples; lower the "
             "learning rate, raise beta, or add a supervised term."
         ]
     if chosen <= 0:
