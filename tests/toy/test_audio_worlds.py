@@ -19,7 +19,7 @@ from mmalign.toy.audio_pipeline import ASSETS, load_base, play_held_out
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.demo import recipe_path
 from mmalign.toy.encoding import cache_clips
-from mmalign.train import run as training
+from mmalign.train import parts
 from mmalign.train.config import ResolvedRun, load_run
 from mmalign.train.parts import load_model
 from mmalign.train.run import train
@@ -27,7 +27,7 @@ from mmalign.train.run import train
 pytestmark = pytest.mark.slow
 
 METHODS = ("crpo", "dpo", "ipo", "kto", "mapo")
-NUM_PAIRS, NUM_PROMPTS, SEED = 384, 64, 1
+NUM_PAIRS, NUM_PROMPTS, SEED = 384, 128, 1
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,8 +102,8 @@ def test_swapped_labels_do_not_improve_order(world: World, method: str) -> None:
 def test_the_wrong_sign_does_not_improve_order(
     world: World, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = training.objectives.build
-    monkeypatch.setattr(training.objectives, "build", lambda *names, **values: -1.0 * build(*names, **values))
+    build = parts.objectives.build
+    monkeypatch.setattr(parts.objectives, "build", lambda *names, **values: -1.0 * build(*names, **values))
     gain = world.gain(world.resolve(method, f"{method}_flipped"))
     print(f"{method} flipped: gain {gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}")
     assert gain.low <= 0.0
