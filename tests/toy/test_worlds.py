@@ -26,7 +26,7 @@ from mmalign.toy.image_pairs import preference_pairs, write_pickapic
 from mmalign.toy.image_pipeline import ASSETS
 from mmalign.toy.image_reward import score_images
 from mmalign.toy.scenes import held_out_prompts
-from mmalign.train import run as training
+from mmalign.train import parts
 from mmalign.train.config import ResolvedRun, load_run
 from mmalign.train.parts import load_model
 from mmalign.train.run import train
@@ -125,8 +125,8 @@ def test_swapped_labels_do_not_improve_it(world: World, method: str) -> None:
 def test_the_wrong_sign_does_not_improve_it(
     world: World, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = training.objectives.build
-    monkeypatch.setattr(training.objectives, "build", lambda *names, **values: -1.0 * build(*names, **values))
+    build = parts.objectives.build
+    monkeypatch.setattr(parts.objectives, "build", lambda *names, **values: -1.0 * build(*names, **values))
     gain = world.gain(world.resolve(method, f"{method}_flipped"))
     print(f"{method} flipped: gain {gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}")
     assert gain.low <= 0.0
