@@ -6,6 +6,7 @@ from typing import Any
 
 from mmalign.audio.trained import load_base, load_trained
 from mmalign.data.audio_media import DecodedAudio
+from mmalign.diffusion.sampling import read_prompts
 from mmalign.errors import ConfigError, explain
 from mmalign.files import atomic_write
 from mmalign.train.sample_sounds import sound_page, write_sounds
@@ -13,21 +14,6 @@ from mmalign.train.sample_sounds import sound_page, write_sounds
 __all__ = ["PAGE", "main"]
 
 PAGE = "comparison.html"
-
-
-def _read_prompts(prompts: Sequence[str], prompts_file: Path | None) -> list[str]:
-    lines = list(prompts)
-    if prompts_file is not None:
-        try:
-            text = Path(prompts_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"--prompts-file {prompts_file}: cannot be read ({error})."
-            raise ConfigError(message) from error
-        lines += [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        message = explain("mmalign sample", got="no prompts", expected="--prompt TEXT or --prompts-file FILE")
-        raise ConfigError(message)
-    return lines
 
 
 def main(
@@ -65,7 +51,7 @@ def main(
     if (model is None) == (run is None):
         got = "both" if run is not None else "neither"
         raise ConfigError(explain("mmalign sample", got=got, expected="one of --model and --run"))
-    lines = _read_prompts(prompts, prompts_file)
+    lines = read_prompts(prompts, prompts_file)
     loaded = load_trained(run, device=device) if run is not None else load_base(str(model), device=device)
     settings: dict[str, Any] = {
         "seed": seed,

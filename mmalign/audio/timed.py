@@ -4,6 +4,7 @@ Clips are cut or filled up to the window, and the network hears of the length th
 made are cut to the length that was asked for.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,9 +38,9 @@ class TimedAudioModel(AudioModel):
     _asked: float | None = None
 
     @property
+    @abstractmethod
     def default_duration(self) -> float:
         """Seconds of the window that the model was trained with."""
-        raise NotImplementedError
 
     @property
     def longest(self) -> float:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmalign.diffusion.family import ImageModel
     from mmalign.diffusion.model import DiffusionModel
 
-__all__ = ["SCHEDULERS", "generate", "initial_noise", "main", "scheduler_for", "side_by_side"]
+__all__ = ["SCHEDULERS", "generate", "initial_noise", "main", "read_prompts", "scheduler_for", "side_by_side"]
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
@@ -268,7 +268,12 @@ def _fit(text: str, width: int, font: Any) -> str:
     return line + " ..."
 
 
-def _read_prompts(prompts: Sequence[str], prompts_file: Path | None) -> list[str]:
+def read_prompts(prompts: Sequence[str], prompts_file: Path | None) -> list[str]:
+    """The prompts of `mmalign sample`: those given, then the lines of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or there are none.
+    """
     lines = list(prompts)
     if prompts_file is not None:
         try:
@@ -305,7 +310,7 @@ def main(
     """
     from mmalign.diffusion.trained import load_base, load_trained
 
-    lines = _read_prompts(prompts, prompts_file)
+    lines = read_prompts(prompts, prompts_file)
     loaded = (
         load_trained(run, source=model, device=device) if run is not None else load_base(model, device=device)
     )

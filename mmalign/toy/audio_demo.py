@@ -137,21 +137,7 @@ class AudioDemo(Demo["ClipComparison"]):
         """The report's numbers for programs; the same seed gives the same file on one machine."""
         from mmalign.toy.audio_comparison import AXES
 
-        rate = comparison.win_rate()
-        won, tied, lost = comparison.outcomes()
-        axes = {}
-        for axis, _, _ in AXES:
-            (before, after), gain = comparison.means(axis), comparison.gain(axis)
-            found = {"base": before, "aligned": after, "gain": gain.value}
-            axes[axis] = found | {"low": gain.low, "high": gain.high}
-        return {
-            "prompts": len(comparison.prompts),
-            "win_rate": {"value": rate.value, "low": rate.low, "high": rate.high},
-            "won": won,
-            "tied": tied,
-            "lost": lost,
-            "reward": axes,
-        }
+        return comparison.numbers([axis for axis, _, _ in AXES])
 
     def render(self, report: "Report[ClipComparison]") -> str:
         """The page as HTML text."""

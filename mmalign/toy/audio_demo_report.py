@@ -7,20 +7,16 @@ from torch import Tensor
 
 from mmalign.toy.audio_comparison import AXES, ClipComparison, spectrogram, wav_bytes
 from mmalign.toy.audio_reward import Score
-from mmalign.toy.charts import Line, curve
 from mmalign.toy.comparison import Interval
 from mmalign.toy.report import (
     Report,
-    accuracy_chart,
     axis_card,
-    chart,
-    curves_section,
+    denoising_curves,
     footer,
     headline_card,
     judge_section,
     next_section,
     png_base64,
-    points,
     ranked_groups,
     render_page,
     tables_section,
@@ -36,7 +32,7 @@ def render_sound_report(report: Report[ClipComparison]) -> str:
     return render_page(
         "mmalign demo audio: base against aligned",
         [
-            *(part(report) for part in (_headline, _what, _clips, _curves)),
+            *(part(report) for part in (_headline, _what, _clips, denoising_curves)),
             verdict_section(report.verdict),
             tables_section(report.settings, report.seconds),
             _judge(),
@@ -113,46 +109,6 @@ def _figure(prompt: str, name: str, wave: Tensor, score: Score) -> str:
         f'<audio controls preload="none" aria-label="{prompt}, {name}" '
         f'src="data:audio/wav;base64,{sound}"></audio>'
         f'<figcaption>{name} <strong class="num">{score.total:.2f}</strong><br>{told}</figcaption></figure>'
-    )
-
-
-def _curves(report: Report[ClipComparison]) -> str:
-    records = report.records
-    errors = curve(
-        [
-            Line("chosen", points(records, "error/relative_chosen"), "a"),
-            Line("rejected", points(records, "error/relative_rejected"), "b"),
-        ],
-        y_label="relative error",
-        rule=(0.0, "base"),
-        percent=True,
-    )
-    return curves_section(
-        (
-            chart(
-                records,
-                "loss",
-                "Loss",
-                "At log 2 = 0.693 the model cannot tell the sides apart.",
-                rule=(0.6931, "log 2"),
-            ),
-            accuracy_chart(records),
-            (
-                "Denoising error relative to the reference",
-                '<span class="key"></span>chosen<span class="key b"></span>rejected. Below 0: better than '
-                "base.",
-                errors,
-            ),
-            chart(records, "logit", "Logit", "Beta times the margin; 0 at the start.", rule=(0.0, "start")),
-            chart(records, "grad_norm", "Gradient norm", "Before clipping. Steady or falling is healthy."),
-            chart(
-                records,
-                "drift",
-                "Drift",
-                "Mean squared distance of the predictions from the base's.",
-                rule=(0.0, "base"),
-            ),
-        )
     )
 
 

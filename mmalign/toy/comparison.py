@@ -6,7 +6,7 @@ So every number here is paired, and an interval says how it would move with othe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -105,6 +105,24 @@ class Paired(Generic[MadeT, ScoreT]):
         """Share of prompts won by the aligned model, ties counting half, with Wilson's interval."""
         won, tied, _ = self.outcomes()
         return with_ends(statistics.wilson_interval(won + 0.5 * tied, len(self.prompts)))
+
+    def numbers(self, axes: Sequence[str]) -> dict[str, Any]:
+        """Win rate, outcomes, and of every axis both means and the gain with its interval, as JSON values."""
+        rate = self.win_rate()
+        won, tied, lost = self.outcomes()
+        reward = {}
+        for axis in axes:
+            (before, after), gain = self.means(axis), self.gain(axis)
+            found = {"base": before, "aligned": after, "gain": gain.value}
+            reward[axis] = found | {"low": gain.low, "high": gain.high}
+        return {
+            "prompts": len(self.prompts),
+            "win_rate": {"value": rate.value, "low": rate.low, "high": rate.high},
+            "won": won,
+            "tied": tied,
+            "lost": lost,
+            "reward": reward,
+        }
 
     def ranked(self) -> list[int]:
         """Numbers of the prompts from the largest gain in total reward to the largest loss."""

@@ -2,21 +2,17 @@
 
 from html import escape
 
-from mmalign.toy.charts import Line, curve
 from mmalign.toy.comparison import Comparison, Interval
 from mmalign.toy.image_reward import Score
 from mmalign.toy.report import (
     Report,
-    accuracy_chart,
     axis_card,
-    chart,
-    curves_section,
+    denoising_curves,
     footer,
     headline_card,
     judge_section,
     next_section,
     png_base64,
-    points,
     ranked_groups,
     render_page,
     tables_section,
@@ -38,7 +34,7 @@ def render_report(report: Report[Comparison]) -> str:
     return render_page(
         "mmalign demo: base against aligned",
         [
-            *(part(report) for part in (_headline, _what, _pictures, _curves)),
+            *(part(report) for part in (_headline, _what, _pictures, denoising_curves)),
             verdict_section(report.verdict),
             tables_section(report.settings, report.seconds),
             _reward(),
@@ -115,46 +111,6 @@ def _facts(score: Score) -> str:
     num = len(score.facts)
     held = f'<span class="num">facts {num - len(broken)} of {num}, style {score.style:.2f}</span>'
     return f'{held}<br><span class="wrong">not: {"; ".join(broken)}</span>' if broken else held
-
-
-def _curves(report: Report[Comparison]) -> str:
-    records = report.records
-    errors = curve(
-        [
-            Line("chosen", points(records, "error/relative_chosen"), "a"),
-            Line("rejected", points(records, "error/relative_rejected"), "b"),
-        ],
-        y_label="relative error",
-        rule=(0.0, "base"),
-        percent=True,
-    )
-    return curves_section(
-        (
-            chart(
-                records,
-                "loss",
-                "Loss",
-                "At log 2 = 0.693 the model cannot tell the sides apart.",
-                rule=(0.6931, "log 2"),
-            ),
-            accuracy_chart(records),
-            (
-                "Denoising error relative to the reference",
-                '<span class="key"></span>chosen<span class="key b"></span>rejected. Below 0: better than '
-                "base.",
-                errors,
-            ),
-            chart(records, "logit", "Logit", "Beta times the margin; 0 at the start.", rule=(0.0, "start")),
-            chart(records, "grad_norm", "Gradient norm", "Before clipping. Steady or falling is healthy."),
-            chart(
-                records,
-                "drift",
-                "Drift",
-                "Mean squared distance of the predictions from the base's.",
-                rule=(0.0, "base"),
-            ),
-        )
-    )
 
 
 def _reward() -> str:

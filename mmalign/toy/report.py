@@ -24,6 +24,7 @@ __all__ = [
     "axis_card",
     "chart",
     "curves_section",
+    "denoising_curves",
     "footer",
     "headline_card",
     "judge_section",
@@ -284,3 +285,44 @@ def footer(versions: Mapping[str, str]) -> str:
     """Packages and their versions."""
     listed = ", ".join(f"{escape(name)} {escape(version)}" for name, version in versions.items())
     return f'<footer class="small muted">{listed}</footer>'
+
+
+def denoising_curves(report: Report[Any]) -> str:
+    """What a run on denoising errors logged: loss, accuracy, errors, margin, gradients and drift."""
+    records = report.records
+    errors = curve(
+        [
+            Line("chosen", points(records, "error/relative_chosen"), "a"),
+            Line("rejected", points(records, "error/relative_rejected"), "b"),
+        ],
+        y_label="relative error",
+        rule=(0.0, "base"),
+        percent=True,
+    )
+    return curves_section(
+        (
+            chart(
+                records,
+                "loss",
+                "Loss",
+                "At log 2 = 0.693 the model cannot tell the sides apart.",
+                rule=(0.6931, "log 2"),
+            ),
+            accuracy_chart(records),
+            (
+                "Denoising error relative to the reference",
+                '<span class="key"></span>chosen<span class="key b"></span>rejected. Below 0: better than '
+                "base.",
+                errors,
+            ),
+            chart(records, "logit", "Logit", "Beta times the margin; 0 at the start.", rule=(0.0, "start")),
+            chart(records, "grad_norm", "Gradient norm", "Before clipping. Steady or falling is healthy."),
+            chart(
+                records,
+                "drift",
+                "Drift",
+                "Mean squared distance of the predictions from the base's.",
+                rule=(0.0, "base"),
+            ),
+        )
+    )

@@ -619,12 +619,19 @@ def _with_choice(
 
 
 def _require_mixable(config: RunConfig, method: Method, path: str) -> None:
-    """A mixture of two rows has the label of one: that holds for pairs and for examples, and for no others.
+    """A mixture needs two rows in a micro-batch and has the label of one: of pairs and examples that holds.
 
     Raises:
-        ConfigError: sounds of rows with other labels would be mixed.
+        ConfigError: there is nothing to mix with, or sounds of rows with other labels would be mixed.
     """
     share = config.audio.mix_augmentation if isinstance(config, AudioRunConfig) else 0.0
+    if share > 0 and config.train.batch_size < 2:
+        message = explain(
+            f"{path}: audio.mix_augmentation",
+            got=f"{share} with train.batch_size {config.train.batch_size}",
+            expected="train.batch_size 2 or more: rows are mixed with others of their micro-batch",
+        )
+        raise ConfigError(message)
     if share == 0 or (method.data in ("pairs", "chosen") and "preference" not in method.needs):
         return
     labels = "stretches of pairs" if "preference" in method.needs else method.data

@@ -94,6 +94,12 @@ def test_sounds_are_not_mixed_where_a_mixture_has_no_label(write_run, method: st
         load_run(write_run(method=method, audio={"mix_augmentation": 0.5}))
 
 
+def test_a_row_alone_has_nothing_to_be_mixed_with(write_run) -> None:
+    run = write_run(audio={"mix_augmentation": 0.5}, train={"batch_size": 1})
+    with pytest.raises(ConfigError, match=r"mix_augmentation: got '0.5 with train.batch_size 1', expected"):
+        load_run(run)
+
+
 def test_mixed_pairs_train(write_run) -> None:
     result = train(load_run(write_run(audio={"mix_augmentation": 1.0}, train={"steps": 1})))
     assert records(result.folder)[0]["loss"] == pytest.approx(0.693147, abs=1e-5)

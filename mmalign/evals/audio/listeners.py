@@ -4,6 +4,7 @@ A listener says everything that moves its numbers: checkpoint by hash, sampling 
 level. Two numbers stand in one column only where their listeners say the same.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ class Listener(Protocol):
         ...
 
 
-class _OneByOne:
+class _OneByOne(ABC):
     """Clip after clip: they have their own lengths, and none may feel its company."""
 
     name: str
@@ -122,8 +123,9 @@ class _OneByOne:
                 found.append(str(error))
         return found
 
+    @abstractmethod
     def _heard(self, sound: DecodedAudio, loading: Loading, where: str) -> Heard:
-        raise NotImplementedError
+        """Features of one clip. Raises ShapeError where it cannot be heard."""
 
 
 class PannsListener(_OneByOne):
