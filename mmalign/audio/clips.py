@@ -20,11 +20,11 @@ from mmalign.data.audio_media import decode_audio
 from mmalign.data.config import AudioLimits
 from mmalign.data.media import read_media
 from mmalign.data.resampling import resample
-from mmalign.diffusion.examples import OWN, TextReader
+from mmalign.diffusion.clip_reader import ClipReader, filled_up
 from mmalign.errors import RowError
 from mmalign.seeding import derive_seed
 
-__all__ = ["WAVEFORM_RULE", "AudioReader", "ClipLoader", "Waveforms", "as_heard", "padded"]
+__all__ = ["WAVEFORM_RULE", "AudioReader", "ClipLoader", "Waveforms", "as_heard"]
 
 WAVEFORM_RULE = "sinc-hann-6-0.99"
 """Names everything between file and waveform that no setting names; it is part of every cache key."""
@@ -165,7 +165,7 @@ def _where(row: PreferenceRow, number: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioReader(TextReader):
+class AudioReader(ClipReader):
     """Turns rows into examples, and examples into micro-batches.
 
     Args:
@@ -176,70 +176,22 @@ class AudioReader(TextReader):
     clips: ClipLoader
     mixed: float = 0.0
 
-    def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
-        """Waveforms [candidate channel sample] or cached moments, and the prompt (or one per candidate).
+    def decoded(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """Waveforms [candidate channel sample], and whether they are mixed with another row's.
 
         Raises:
-            RowError: a clip cannot be read, or the cache lacks the row.
+            RowError: a clip cannot be read.
         """
-        own = [row.prompt if candidate.prompt is None else candidate.prompt for candidate in row.candidates]
-        prompts = own if any(prompt != row.prompt for prompt in own) else [row.prompt]
-        shared = {"prompts": prompts, "own": len(prompts) > 1 or prompts[0] != row.prompt}
-        if self.cache is not None:
-            mean, std, geometry = self.cache.row(row, self.clips, flipped=False)
-            self._require_texts(row, prompts)
-            return {"latent_mean": mean, "latent_std": std, "geometry": geometry, **shared}
-        loaded = self.clips.load(row)
         draws = derive_seed(key, "mix")
         return {
-            "waves": loaded.inputs,
-            "geometry": loaded.geometry,
+            **super().decoded(row, key=key),
             "mix": (draws & 0xFFFFFF) / 2**24 < self.mixed,
             "partner": ((draws >> 24) & 0xFFFFFF) / 2**24,
-            **shared,
         }
-
-    def _require_texts(self, row: PreferenceRow, prompts: Sequence[str]) -> None:
-        """Raise `RowError` unless the cache knows the prompts."""
-        if self.cache is not None and any(self.cache.text(prompt) is None for prompt in prompts):
-            message = (
-                f"{row.source or row.id}: its prompt is not in the cache {self.cache.folder}. "
-                "Run `mmalign data cache` on this config (it adds what is missing)."
-            )
-            raise RowError(message, reason="not_cached")
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One micro-batch: waveforms or moments stacked, texts tokenised and filled up to the longest.
-
-        Rows with fewer candidates than others are filled up with their first; labels say what counts.
-        """
-        examples = self._mixed(examples)
-        width = max(len(example["geometry"]) for example in examples)
-        stacked: dict[str, Any] = {
-            name: torch.stack([_filled(example[name], width) for example in examples])
-            for name in ("waves", "latent_mean", "latent_std", "geometry")
-            if name in examples[0]
-        }
-        if not any(example["own"] for example in examples):
-            return {**stacked, **self._texts([example["prompts"][0] for example in examples])}
-        texts: list[str] = []
-        for example in examples:
-            own = (
-                list(example["prompts"]) if example["own"] else example["prompts"] * len(example["geometry"])
-            )
-            texts += own + own[:1] * (width - len(own))
-        found = self._texts(texts)
-        return {
-            **stacked,
-            **{f"{OWN}{name}": value.unflatten(0, (-1, width)) for name, value in found.items()},
-        }
-
-    def _texts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Tokens of prompts, or their cached states, filled up to the longest."""
-        if self.cache is not None:
-            states = [self.cache.text(prompt) or {} for prompt in prompts]
-            return {f"text.{name}": value for name, value in padded(states).items()}
-        return {f"tokens_{number}": ids for number, ids in enumerate(self.tokens(prompts))}
+        """One micro-batch, some of its rows mixed with others, as their keys say."""
+        return super().collate(self._mixed(examples))
 
     def _mixed(self, examples: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """Some examples mixed with others of the micro-batch, as their keys say."""
@@ -257,39 +209,9 @@ class AudioReader(TextReader):
         """Each candidate of one row with that of another, equally loud; rows with own prompts stay alone."""
         if first["own"] or second["own"]:
             return first
-        other = _filled(second["waves"], len(first["waves"]))[: len(first["waves"])]
+        other = filled_up(second["waves"], len(first["waves"]))[: len(first["waves"])]
         wave = mix(first["waves"], other, sampling_rate=self.clips.sampling_rate)
         if self.clips.level == "peak":
             wave = peak_normalised(wave)
         prompt = mixed_caption(first["prompts"][0], second["prompts"][0])
         return {**first, "waves": wave, "prompts": [prompt]}
-
-
-def _filled(value: Tensor, width: int) -> Tensor:
-    """`[candidate, ...]` with its first entry repeated up to `width`."""
-    missing = width - len(value)
-    if missing <= 0:
-        return value
-    return torch.cat([value, value[:1].expand(missing, *value.shape[1:])])
-
-
-def padded(rows: Sequence[Mapping[str, Tensor]], *, least: int = 0) -> dict[str, Tensor]:
-    """Text states `[1, token, ...]` of several prompts as `[prompt, token, ...]`, filled up with zeros.
-
-    Entries without a token axis (pooled states, `[1, channel]`) are stacked as they are; masks end in False.
-
-    Args:
-        rows: one per prompt.
-        least: tokens that there are at least.
-    """
-    joined = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
-        if name in ("text", "text_mask"):
-            length = max(least, *(value.shape[1] for value in values))
-            values = [
-                torch.cat([value, value.new_zeros(1, length - value.shape[1], *value.shape[2:])], dim=1)
-                for value in values
-            ]
-        joined[name] = torch.cat(values)
-    return joined

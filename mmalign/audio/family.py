@@ -17,13 +17,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.audio.clips import AudioReader, ClipLoader, padded
+from mmalign.audio.clips import AudioReader, ClipLoader
 from mmalign.audio.traits import AudioTraits
 from mmalign.batch import Conditioning, PreferenceRow, RowKeys
 from mmalign.data.audio_media import DecodedAudio
 from mmalign.data.cache import CacheIdentity
 from mmalign.data.config import AudioLimits, ImageLimits
 from mmalign.diffusion.autoencoder import LatentCodec, Moments
+from mmalign.diffusion.clip_reader import padded
 from mmalign.diffusion.examples import OWN
 from mmalign.diffusion.loading import PartSource
 from mmalign.errors import ConfigError, explain

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmalign.audio.clips import ClipLoader, as_heard, padded
+from mmalign.audio.clips import ClipLoader, as_heard
 from mmalign.audio.mixing import mixed_caption
 from mmalign.batch import Candidate
 from mmalign.data.config import AudioLimits
+from mmalign.diffusion.clip_reader import padded
 from mmalign.errors import RowError
 
 LOADER = ClipLoader(sampling_rate=16_000, num_samples=8_000)

@@ -23,8 +23,8 @@ from mmalign import objectives
 from mmalign.audio.families.tango import FAMILY, Tango
 from mmalign.audio.key_maps import vae_to_official, vocoder_to_official
 from mmalign.audio.official_configs import HIFIGAN, vae_config
-from mmalign.audio.sampling import denoised_latents
 from mmalign.batch import Batch, Conditioning, Labels
+from mmalign.diffusion.guided import denoised_latents
 from mmalign.diffusion.sampling import scheduler_for
 from mmalign.likelihood import Elbo, UniformTimesteps
 from mmalign.likelihood.weighting import MinSnr, signal_to_noise

@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from mmalign.audio.clips import padded
 from mmalign.audio.family import AudioFamily, AudioModel
 from mmalign.audio.pipeline_saving import save_pipeline_folder
 from mmalign.audio.pipeline_source import AudioPipelineSource, pipeline_opener
 from mmalign.audio.traits import Guide
 from mmalign.audio.waveform_codec import WaveformCodec, load_oobleck
+from mmalign.diffusion.clip_reader import padded
 from mmalign.errors import ConfigError, explain
 from mmalign.likelihood.schedules import DeviceTable
 
@@ -74,6 +74,7 @@ class AceStep(AudioModel):
     network_part: ClassVar[str] = "transformer"
     network_class: ClassVar[str] = "AceStepTransformer1DModel"
     text_masks: ClassVar[bool] = True
+    one_duration: ClassVar[bool] = True
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
 
     autoencoder: WaveformCodec

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mmalign.audio.clips import padded
 from mmalign.audio.family import AudioFamily
 from mmalign.audio.tangoflux_checkpoint import TangoFluxSource, open_tangoflux, save_tangoflux
 from mmalign.audio.timed import TimedAudioModel
 from mmalign.batch import Conditioning
+from mmalign.diffusion.clip_reader import padded
 from mmalign.errors import ConfigError, explain
 from mmalign.likelihood.schedules import FlowSchedule, Schedule
 
