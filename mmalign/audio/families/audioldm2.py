@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmalign.audio.clips import padded
 from mmalign.audio.codec import MelCodec
 from mmalign.audio.family import AudioFamily, AudioModel, frames_of
 from mmalign.audio.mel import MelFrontEnd
 from mmalign.audio.pipeline_saving import save_pipeline_folder
 from mmalign.audio.pipeline_source import AudioPipelineSource, pipeline_opener
 from mmalign.batch import Conditioning
+from mmalign.diffusion.clip_reader import padded
 from mmalign.errors import ConfigError, explain
 
 __all__ = ["FAMILY", "AudioLDM2"]
@@ -116,6 +116,11 @@ class AudioLDM2(AudioModel):
             hop_length=self.front.hop_length,
             multiple=self.autoencoder.shrink,
         )
+
+    def window_of(self, duration: float) -> float:
+        """The next multiple of the VAE's frames: 10.24 s for 10 s."""
+        hop = self.autoencoder.shrink * self.front.hop_length
+        return math.ceil(duration * self.front.sampling_rate / hop - 1e-6) * hop / self.front.sampling_rate
 
     def latent_shape_of(self, duration: float) -> tuple[int, ...]:
         """`(channels, frames / 4, bands / 4)`: (8, 256, 16) for 10.24 s.
