@@ -17,6 +17,16 @@ class AudioTraits(GuidedModel):
 
     told_duration: ClassVar[bool] = False
     """Whether the network is told how long a clip is: clips of any length are then made in one window."""
+    one_duration: ClassVar[bool] = False
+    """Whether all clips have the length that the model was loaded for."""
+
+    def window_of(self, duration: float) -> float:
+        """Seconds of the shortest clip that it can make and that lasts so long; the rest is to be cut away.
+
+        Args:
+            duration: seconds.
+        """
+        return duration
 
     @contextmanager
     def asked_for(self, seconds: float) -> Iterator[None]:

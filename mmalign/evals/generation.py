@@ -84,9 +84,15 @@ def require_sampler(settings: GenerationConfig) -> None:
 
 def picture_key(fingerprint: str, job: Job, recipe: Mapping[str, Any]) -> str:
     """Hexadecimal hash under which a picture is stored."""
-    parts = [fingerprint, job.sample_id, job.item.prompt, dict(recipe)]
+    parts = [fingerprint, job.sample_id, job.item.prompt, _recipe_for(job, recipe)]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _recipe_for(job: Job, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's recipe; of sounds, with the duration that the prompt asks for."""
+    asked = job.duration() if "duration" in recipe else None
+    return dict(recipe) if asked is None else {**recipe, "duration": asked}
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,9 @@ def _painter(spec: ModelSpec, settings: GenerationConfig, device: str | None) ->
     from mmalign.diffusion.sampling import generate
     from mmalign.diffusion.trained import load_base, load_trained
 
+    if settings.duration is not None:
+        expected = "no value: models of pictures make no sounds"
+        raise ConfigError(explain("generation.duration", got=settings.duration, expected=expected))
     is_run = run_of(spec.source) is not None
     loaded = load_trained(spec.source, device=device) if is_run else load_base(spec.source, device=device)
     num_steps = settings.num_steps or loaded.num_steps
@@ -258,7 +267,7 @@ def _store(
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"media/{sha256[:2]}/{sha256}.{ending}"
     atomic_write(folder / name, data)
-    return _row(spec, job, key, name, sha256, dict(painter.recipe), seconds)
+    return _row(spec, job, key, name, sha256, _recipe_for(job, painter.recipe), seconds)
 
 
 def _row(

@@ -22,6 +22,24 @@ class Job:
     item: Item
     copy: int
 
+    def duration(self) -> float | None:
+        """Seconds that the prompt's record asks for, of sounds; None where it says nothing.
+
+        Raises:
+            ConfigError: it says something else.
+        """
+        given = self.item.expected.get("duration")
+        if given in (None, ""):
+            return None
+        try:
+            seconds = float(str(given))
+        except ValueError:
+            seconds = float("nan")
+        if not 0 < seconds < float("inf"):
+            where = f"prompt {self.item.id}: duration"
+            raise ConfigError(explain(where, got=given, expected="seconds, a number above 0"))
+        return seconds
+
     @property
     def sample_id(self) -> str:
         """Id of the picture: the item's and the copy's number."""

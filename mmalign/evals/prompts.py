@@ -117,9 +117,16 @@ def read_prompts(
 
 
 def prompts_hash(items: Iterable[Item]) -> str:
-    """Hexadecimal SHA-256 over ids and prompts, in order: equal hashes mean the same list."""
-    text = json.dumps([[item.id, item.prompt] for item in items], ensure_ascii=False)
+    """Hexadecimal SHA-256 over ids, prompts and durations, in order: equal hashes mean the same list."""
+    listed = [[item.id, item.prompt, *_durations(item)] for item in items]
+    text = json.dumps(listed, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _durations(item: Item) -> list[str]:
+    """The seconds that a record asks for, if it does: lists without any keep the hash that they had."""
+    given = item.expected.get("duration")
+    return [] if given in (None, "") else [str(given)]
 
 
 def _items(records: Sequence[Mapping[str, Any]], name: str, *, where: str, limit: int | None) -> list[Item]:

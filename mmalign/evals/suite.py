@@ -39,6 +39,9 @@ class GenerationConfig(Section):
     images_per_prompt: int = Field(1, ge=1, description="images of each prompt")
     batch_size: int = Field(4, ge=1, description="images per network call")
     format: Literal["png", "jpeg"] = Field("png", description="png is lossless; jpeg is quality 95, 4:4:4")
+    duration: float | None = Field(
+        None, gt=0, description="seconds of sounds whose prompts say none; default: as the model was trained"
+    )
 
 
 class RewardSpec(Section):

@@ -5,6 +5,7 @@ Official repositories and hub ids load as they are; so do folders that `save_mod
 Source: declare-lab/tango; 2304.13731 (Tango), 2404.09956 (Tango 2).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -78,6 +79,11 @@ class Tango(AudioModel):
             hop_length=self.front.hop_length,
             multiple=self.autoencoder.shrink,
         )
+
+    def window_of(self, duration: float) -> float:
+        """The next multiple of the VAE's frames: 10.24 s for 10 s."""
+        hop = self.autoencoder.shrink * self.front.hop_length
+        return math.ceil(duration * self.front.sampling_rate / hop - 1e-6) * hop / self.front.sampling_rate
 
     def latent_shape_of(self, duration: float) -> tuple[int, ...]:
         """`(channels, frames / 4, bands / 4)`: (8, 256, 16) for 10.24 s.

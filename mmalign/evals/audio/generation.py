@@ -20,37 +20,52 @@ def sound_painter(spec: ModelSpec, settings: GenerationConfig, device: str | Non
 
     Args:
         spec: which model.
-        settings: seed, steps and guidance.
+        settings: seed, steps, guidance, and the duration of clips whose prompts say none.
         device: where it runs.
 
     Raises:
         ConfigError: nothing is there, or it makes no sounds.
     """
-    from mmalign.audio.trained import load_base, load_trained
+    from mmalign.audio.trained import load_base, load_trained, recognise
 
     is_run = run_of(spec.source) is not None
-    loaded = load_trained(spec.source, device=device) if is_run else load_base(spec.source, device=device)
+    if is_run:
+        loaded = load_trained(spec.source, device=device)
+    else:
+        # One length for all clips has to be known before; other models are asked clip by clip.
+        one = settings.duration if recognise(spec.source).model.one_duration else None
+        loaded = load_base(spec.source, device=device, duration=one)
+    model = loaded.model
+    usual = model.duration if settings.duration is None else settings.duration
     num_steps = settings.num_steps or loaded.num_steps
     scale = loaded.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
 
     def sound(jobs: Sequence[Job]) -> list[bytes]:
-        clips = loaded.model.sample(
-            [job.item.prompt for job in jobs],
-            seed=settings.seed,
-            num_steps=num_steps,
-            guidance_scale=scale,
-            scheduler=settings.scheduler,
-            batch_size=len(jobs),
-            keys=[job.sample_id for job in jobs],
-        )
-        return [encode_audio(clip.samples, clip.sampling_rate, container="wav") for clip in clips]
+        made: dict[str, bytes] = {}
+        asked = {job.sample_id: job.duration() or usual for job in jobs}
+        for seconds in sorted(set(asked.values())):
+            part = [job for job in jobs if asked[job.sample_id] == seconds]
+            clips = model.sample(
+                [job.item.prompt for job in part],
+                seed=settings.seed,
+                num_steps=num_steps,
+                guidance_scale=scale,
+                scheduler=settings.scheduler,
+                batch_size=len(part),
+                keys=[job.sample_id for job in part],
+                duration=None if seconds == model.duration else model.window_of(seconds),
+            )
+            for job, clip in zip(part, clips, strict=True):
+                samples = clip.samples[:, : round(seconds * clip.sampling_rate)]
+                made[job.sample_id] = encode_audio(samples, clip.sampling_rate, container="wav")
+        return [made[job.sample_id] for job in jobs]
 
     recipe = recipe_of(settings, num_steps=num_steps, guidance_scale=scale)
     recipe |= {
         "format": "wav, 16 bits",
-        "duration": loaded.model.duration,
-        "sampling_rate": loaded.model.sampling_rate,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "duration": usual,
+        "sampling_rate": model.sampling_rate,
+        "dtype": str(model.dtype).removeprefix("torch."),
     }
     painter = Painter(sound, recipe, "wav")
     if is_run and spec.weights == "base":

@@ -55,7 +55,7 @@ def read_items(folder: Path, *, prompts: str = "", references: str = "references
     path = official_file(folder, *((prompts,) if prompts else (*_PROMPT_FILES, _AUDIOCAPS)))
     found = read_prompts(str(path))
     if references == "none":
-        return [Item(item.id, item.prompt, group=item.group) for item in found]
+        return [Item(item.id, item.prompt, (), item.group, _asked(item)) for item in found]
     root = folder / references
     files: dict[str, Path] = {}
     for file in sorted(root.rglob("*")) if root.is_dir() else ():
@@ -79,11 +79,21 @@ def read_items(folder: Path, *, prompts: str = "", references: str = "references
         raise ConfigError(message)
     return [
         Item(
-            item.id, item.prompt, (place,), item.group, {"reference": place.name, "sha256": media_hash(place)}
+            item.id,
+            item.prompt,
+            (place,),
+            item.group,
+            {"reference": place.name, "sha256": media_hash(place), **_asked(item)},
         )
         for item, place in zip(found, places, strict=True)
         if place is not None
     ]
+
+
+def _asked(item: Item) -> dict[str, Any]:
+    """How long the clip is to be, where the prompt's record says so."""
+    given = item.expected.get("duration")
+    return {} if given in (None, "") else {"duration": given}
 
 
 def _names(item: Item, number: int) -> Iterator[str]:

@@ -1,27 +1,36 @@
 """Models of sound under evaluation: equal noise, nothing made twice, rewards and metrics over it."""
 
+import json
 import shutil
-from functools import partial
 
 import pytest
 
 from mmalign.audio import trained
+from mmalign.audio.timed import TimedAudioModel
 from mmalign.data.audio_media import read_audio
 from mmalign.data.config import AudioLimits
 from mmalign.errors import ConfigError
 from mmalign.evals import generation
 from mmalign.evals.audio import generation as sounding
+from mmalign.evals.base import Item
 from mmalign.evals.benchmark_answers import model_of
 from mmalign.evals.benchmark_run import run_benchmark
 from mmalign.evals.benchmark_suite import BenchmarkSuite
 from mmalign.evals.harness import run_suite
-from mmalign.evals.suite import ModelSpec, Suite
+from mmalign.evals.jobs import Job, jobs_of
+from mmalign.evals.prompts import prompts_hash
+from mmalign.evals.suite import GenerationConfig, ModelSpec, Suite
 from mmalign.testing.benchmark_examples.sounded import AmplitudeListener, LoudnessReward
 from mmalign.testing.reward_checkpoints.clap import write_clap
-from mmalign.testing.tiny_audio import DURATION, write_tiny_tango
+from mmalign.testing.tiny_audio import (
+    DURATION,
+    write_tiny_ace_step,
+    write_tiny_tango,
+    write_tiny_tangoflux,
+)
 
 PROMPTS = ("a dog barks", "rain", "a car passes", "wind")
-PAINTING = {"num_steps": 2, "guidance_scale": 2.0, "batch_size": 3, "seed": 5}
+PAINTING = {"num_steps": 2, "guidance_scale": 2.0, "batch_size": 3, "seed": 5, "duration": DURATION}
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +38,21 @@ def tango(tmp_path_factory):
     return write_tiny_tango(tmp_path_factory.mktemp("models") / "tango")
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Clips of a second or so: the vocoder takes most of the time."""
-    monkeypatch.setattr(trained, "load_base", partial(trained.load_base, duration=DURATION))
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Seconds that networks were told of."""
+    found, asked_for = [], TimedAudioModel.asked_for
+    monkeypatch.setattr(
+        TimedAudioModel,
+        "asked_for",
+        lambda self, seconds: [found.append(seconds), asked_for(self, seconds)][1],
+    )
+    return found
 
 
 @pytest.fixture
@@ -124,6 +139,73 @@ def test_a_benchmark_sounds_its_prompts_and_hears_them(tango, store, prompts, tm
     }
     assert record["models"][0]["metrics"][0]["name"] == "IS (PANNs)"
     assert record["models"][0]["provenance"]["recipe"]["format"] == "wav, 16 bits"
+
+
+def sounded(source, items, tmp_path, **settings):
+    """Seconds of the clips of prompts, and the recipes that they are stored with."""
+    config = GenerationConfig.model_validate({**PAINTING, **settings})
+    folder = tmp_path / "store"
+    jobs = jobs_of(items, 1)
+    keys = generation.generate_missing(
+        ModelSpec(name="m", source=str(source)), jobs, config, folder, device="cpu", media="sounds"
+    )
+    rows = {row["picture"]: row for row in generation.pictures_table(folder).read()}
+    found = [rows[keys[job.sample_id]] for job in jobs]
+    clips = [read_audio(str(folder / row["path"]), where="stored", limits=AudioLimits()) for row in found]
+    return [clip.seconds for clip in clips], [json.loads(row["recipe"])["duration"] for row in found]
+
+
+def test_models_that_are_told_the_duration_make_clips_as_long_as_prompts_or_suite_ask(tmp_path, told):
+    folder = write_tiny_tangoflux(tmp_path / "flux")
+    items = [Item("s/0", "rain"), Item("s/1", "wind", expected={"duration": "0.15"}), Item("s/2", "a dog")]
+    seconds, recorded = sounded(folder, items, tmp_path, duration=0.1)
+    assert seconds == pytest.approx([0.1, 0.15, 0.1], abs=1e-3)
+    assert recorded == [0.1, 0.15, 0.1]
+    assert set(told) == {0.1, 0.15}
+
+
+def test_models_of_whole_frames_make_the_next_longer_clip_which_is_cut(tango, tmp_path):
+    items = [Item("s/0", "rain"), Item("s/1", "wind", expected={"duration": 0.5})]
+    seconds, recorded = sounded(tango, items, tmp_path)
+    assert seconds == pytest.approx([DURATION, 0.5])
+    assert recorded == [DURATION, 0.5]
+
+
+def test_models_of_one_duration_are_loaded_for_the_suites(tmp_path, monkeypatch):
+    asked = []
+
+    def load(source, *, device, duration):
+        asked.append(duration)
+        raise InterruptedError
+
+    monkeypatch.setattr(trained, "load_base", load)
+    for number, write in enumerate((write_tiny_ace_step, write_tiny_tangoflux)):
+        spec = ModelSpec(name="m", source=str(write(tmp_path / str(number))))
+        settings = GenerationConfig(duration=0.5)
+        with pytest.raises(InterruptedError), sounding.sound_painter(spec, settings, "cpu"):
+            pass
+    assert asked == [0.5, None]
+
+
+@pytest.mark.parametrize("given", ["soon", -1, float("inf"), True])
+def test_a_duration_that_is_none_is_refused_by_the_prompts_name(given):
+    job = Job(Item("s/7", "rain", expected={"duration": given}), 0)
+    with pytest.raises(ConfigError, match=r"prompt s/7: duration: got .*, expected seconds"):
+        job.duration()
+
+
+def test_pictures_have_no_duration(tmp_path):
+    spec, settings = ModelSpec(name="m", source="x"), GenerationConfig(duration=5)
+    jobs = jobs_of([Item("s/0", "rain")], 1)
+    with pytest.raises(ConfigError, match=r"generation\.duration: got 5.*models of pictures"):
+        generation.generate_missing(spec, jobs, settings, tmp_path, fingerprint="1")
+
+
+def test_lists_of_other_durations_are_other_lists():
+    plain, timed, longer = (
+        prompts_hash([Item("s/0", "rain", expected=more)]) for more in ({}, {"duration": 5}, {"duration": 6})
+    )
+    assert len({plain, timed, longer}) == 3
 
 
 def test_pictures_and_sounds_do_not_stand_in_one_run(prompts, tmp_path):
