@@ -99,8 +99,7 @@ class InversionSteps:
         """Give the clean sample a level; rectified flow has it, sigma 0."""
         levels, clean = self.schedule, 0
         if isinstance(self.schedule, VPSchedule):
-            table = self.schedule.alphas_cumprod
-            levels, clean = VPSchedule(torch.cat([table, table.new_ones(1)])), table.numel()
+            levels, clean = self.schedule.with_clean(), self.schedule.num_timesteps
         elif self.landing != "exact":
             message = explain(
                 "Inversion.landing",

@@ -328,6 +328,10 @@ class VPSchedule(Schedule):
         """True for epsilon when some timestep is pure noise."""
         return kind == "epsilon" and self.zero_terminal_snr
 
+    def with_clean(self) -> "VPSchedule":
+        """The schedule with the clean sample as one more, last timestep."""
+        return VPSchedule(torch.cat([self.alphas_cumprod, self.alphas_cumprod.new_ones(1)]))
+
     def describe(self) -> dict[str, str]:
         """Length and hash of the table."""
         numbers = fingerprint([f"{value:.9e}" for value in self.alphas_cumprod.tolist()])

@@ -4,6 +4,7 @@ Its LLaMA has byte-level tokens, as the real one; the template of its prompts is
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def _pieces_of_template() -> list[str]:
     around = [_HEAD, "system", _HEAD_END, _TURN_END, _HEAD, "user", _HEAD_END, "\n\n"]
     count = _TEMPLATE_TOKENS - len(around) - 1
     edges = [round(number * len(plain) / count) for number in range(count + 1)]
-    return ["system", "user", *(plain[left:right] for left, right in zip(edges, edges[1:], strict=False))]
+    return ["system", "user", *(plain[left:right] for left, right in pairwise(edges))]
 
 
 def _write_llama_tokenizer(folder: Path) -> int:
