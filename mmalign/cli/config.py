@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel
 
+from mmalign import registry
 from mmalign.cli.training import trains_a_reward, trains_a_step_aware_model
 from mmalign.methods import Default
 from mmalign.methods.rewards import REWARD_ROWS, STEP_AWARE
-from mmalign.train.config import Difference, ResolvedRun, RunConfig, load_run
+from mmalign.train.config import RUN_SECTIONS, Difference, ResolvedRun, RunConfig, load_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,8 +27,14 @@ def settings(config: type[BaseModel] = RunConfig) -> Iterator[tuple[str, str, st
         config: what the file holds: `RunConfig`, `RewardRunConfig` of mmalign.rewards.training, or
             `StepAwareRunConfig` of mmalign.diffusion.step_aware_config.
     """
-    schema = config.model_json_schema()
+    schema = _without_excluded(config.model_json_schema(), config)
     yield from _settings(schema, schema.get("$defs", {}), prefix="")
+
+
+def _without_excluded(schema: dict[str, Any], config: type[BaseModel]) -> dict[str, Any]:
+    """The schema without the fields that are of other kinds of runs, which nobody may set."""
+    aside = {name for name, field in config.model_fields.items() if field.exclude}
+    return {**schema, "properties": {k: v for k, v in schema["properties"].items() if k not in aside}}
 
 
 def _settings(
@@ -67,22 +74,34 @@ def _type(described: dict[str, Any]) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """One JSON schema of every file that `mmalign train` takes; the method says which kind of run it is."""
+    """One JSON schema of every file that `mmalign train` takes; method and family say which kind it is."""
     from pydantic.json_schema import models_json_schema
 
     from mmalign.diffusion.step_aware_config import StepAwareRunConfig
     from mmalign.rewards.training.config import RewardRunConfig
 
-    kinds: list[type[BaseModel]] = [RunConfig, RewardRunConfig, StepAwareRunConfig]
+    kinds: list[type[BaseModel]] = [RunConfig, *RUN_SECTIONS.values(), RewardRunConfig, StepAwareRunConfig]
     references, schema = models_json_schema([(kind, "validation") for kind in kinds])
     for model, _ in references:
-        schema["$defs"][model.__name__]["properties"]["extends"] = {
+        described = _without_excluded(schema["$defs"][model.__name__], model)
+        described["properties"]["extends"] = {
             "type": "string",
             "description": "YAML file that this one is laid over, relative to it",
         }
-    policy, head, step_aware = (references[kind, "validation"] for kind in kinds)
-    otherwise = {"if": _named([STEP_AWARE]), "then": step_aware, "else": policy}
-    return {"if": _named(REWARD_ROWS), "then": head, "else": otherwise, **schema}
+        schema["$defs"][model.__name__] = described
+    found = {kind: references[kind, "validation"] for kind in kinds}
+    policy: dict[str, Any] = found[RunConfig]
+    for modality, kind in RUN_SECTIONS.items():
+        policy = {"if": _of_family(modality), "then": found[kind], "else": policy}
+    otherwise = {"if": _named([STEP_AWARE]), "then": found[StepAwareRunConfig], "else": policy}
+    return {"if": _named(REWARD_ROWS), "then": found[RewardRunConfig], "else": otherwise, **schema}
+
+
+def _of_family(modality: str) -> dict[str, Any]:
+    """A file whose model is of a family that makes this."""
+    names = [name for name in registry.names("families") if registry.modality(name) == modality]
+    family = {"properties": {"family": {"enum": names}}, "required": ["family"]}
+    return {"properties": {"model": family}, "required": ["model"]}
 
 
 def _named(methods: Sequence[str]) -> dict[str, Any]:
@@ -102,28 +121,35 @@ def print_schema(as_json: bool = False) -> None:
 
     from mmalign.diffusion.step_aware_config import StepAwareRunConfig
     from mmalign.rewards.training.config import RewardRunConfig
-    from mmalign.train.audio_sections import AudioConfig
 
     console = Console(highlight=False)
     console.print("[bold]Training a policy[/]: any method of `mmalign methods` but those below\n")
     console.print(_table(RunConfig))
-    console.print("\n[bold]Models of sound[/]: these in the place of the section image\n")
-    console.print(_table(AudioConfig, prefix="audio."))
+    common = list(settings(RunConfig))
+    for modality, kind in RUN_SECTIONS.items():
+        aside = [name for name, field in kind.model_fields.items() if field.exclude]
+        console.print(f"\n[bold]{_KINDS.get(modality, modality)}[/]: these, and no {', '.join(aside)}\n")
+        console.print(_table(kind, known=common))
     console.print(f"\n[bold]Training a reward[/]: method {', '.join(REWARD_ROWS)}\n")
     console.print(_table(RewardRunConfig))
     console.print(f"\n[bold]Training a step-aware preference model[/]: method {STEP_AWARE}\n")
     console.print(_table(StepAwareRunConfig))
 
 
-def _table(config: type[BaseModel], *, prefix: str = "") -> "Table":
+_KINDS = {"language": "Language models", "audio": "Models of sound", "video": "Models of video"}
+
+
+def _table(config: type[BaseModel], *, known: Sequence[tuple[str, str, str, str]] = ()) -> "Table":
+    """Settings of a file; those that are known already are left out."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("setting", "type", "default", "meaning"):
         table.add_column(heading, no_wrap=heading == "setting", overflow="fold")
-    for name, *others in settings(config):
-        table.add_row(*(Text(cell) for cell in (f"{prefix}{name}", *others)))
+    for row in settings(config):
+        if row not in known:
+            table.add_row(*(Text(cell) for cell in row))
     return table
 
 

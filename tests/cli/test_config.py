@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmalign import registry
 from mmalign.cli.config import settings
 from mmalign.cli.main import main
 from mmalign.diffusion.step_aware_config import StepAwareRunConfig
 from mmalign.methods.rewards import REWARD_ROWS, STEP_AWARE
 from mmalign.rewards.training.config import RewardRunConfig
-from mmalign.train.config import RunConfig, load_run
+from mmalign.train.config import RUN_SECTIONS, RunConfig, load_run
 
 RUN = """\
 method: diffusion_dpo
@@ -64,20 +65,40 @@ def test_the_json_schema_has_all_kinds_of_runs_and_the_method_chooses(
     assert schema["if"] == {"properties": {"method": {"enum": list(REWARD_ROWS)}}, "required": ["method"]}
     otherwise = schema["else"]
     assert otherwise["if"] == {"properties": {"method": {"enum": [STEP_AWARE]}}, "required": ["method"]}
-    for branch, model in (
-        (schema["then"], RewardRunConfig),
-        (otherwise["then"], StepAwareRunConfig),
-        (otherwise["else"], RunConfig),
-    ):
+    branches = [(schema["then"], RewardRunConfig), (otherwise["then"], StepAwareRunConfig)]
+    branch, seen = otherwise["else"], set()
+    while "if" in branch:
+        families = branch["if"]["properties"]["model"]["properties"]["family"]["enum"]
+        (modality,) = {registry.modality(family) for family in families}
+        seen.update(families)
+        branches.append((branch["then"], RUN_SECTIONS[modality]))
+        branch = branch["else"]
+    branches.append((branch, RunConfig))
+    assert len(branches) == 3 + len(RUN_SECTIONS)
+    assert {registry.modality(family) for family in set(registry.names("families")) - seen} == {"image"}
+    for branch, model in branches:
         prefix, _, name = branch["$ref"].rpartition("/")
         assert (prefix, name) == ("#/$defs", model.__name__)
-        assert set(schema["$defs"][name]["properties"]) == {*model.model_fields, "extends"}
+        settable = {field for field, described in model.model_fields.items() if not described.exclude}
+        assert set(schema["$defs"][name]["properties"]) == {*settable, "extends"}
     train = {
         branch: schema["$defs"][schema["$defs"][name]["properties"]["train"]["$ref"].rpartition("/")[2]]
         for branch, name in (("then", "RewardRunConfig"), ("else", "RunConfig"))
     }
     assert "patience" in train["then"]["properties"]
     assert "patience" not in train["else"]["properties"], "sections of one name stay apart"
+
+
+def test_what_every_kind_of_model_adds_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema"]) == 0
+    out = capsys.readouterr().out
+    language = out.partition("Language models: these, and no image")[2].partition("Models of sound")[0]
+    sound = out.partition("Models of sound: these, and no image")[2].partition("Training a reward")[0]
+    assert "tokens.corruption.kind" in language
+    assert "audio.mix_augmentation" in sound
+    assert "audio.mix_augmentation" not in language
+    assert "train.learning_rate" not in sound
+    assert "image.resolution" not in sound
 
 
 def test_a_resolved_config_resolves_to_itself(
