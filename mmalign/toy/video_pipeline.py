@@ -1,0 +1,192 @@
+"""The model of the toy world of video: a small Wan in diffusers' folder layout, its clips, its scores.
+
+A transformer over latents of a causal autoencoder (4 x in space, 4 x in time), a UMT5 encoder with a
+tokenizer of the world's words and Wan's flow-matching schedule, all from configs of the real classes, under
+two million parameters together.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmalign.files import atomic_directory, write_json
+from mmalign.toy.video_scenes import WORDS
+
+__all__ = [
+    "ASSETS",
+    "LATENT_CHANNELS",
+    "LATENT_SHAPE",
+    "MAX_TOKENS",
+    "SHIFT",
+    "Parts",
+    "denormalised",
+    "new_text_encoder",
+    "new_transformer",
+    "new_vae",
+    "normalised",
+    "text_states",
+    "write_model",
+    "write_tokenizer",
+]
+
+ASSETS = Path(__file__).parent / "assets" / "video"
+
+MAX_TOKENS = 16
+"""Text states per caption, zeros beyond its end; 512 in Wan. A caption has ten words at most."""
+
+LATENT_CHANNELS = 8
+LATENT_SHAPE = (LATENT_CHANNELS, 5, 8, 8)
+SHIFT = 3.0
+"""Of the noise levels, as in Wan 2.1 at 480p."""
+
+_TEXT_WIDTH = 64
+_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": SHIFT,
+    "final_sigmas_type": "zero",
+}
+
+Parts = dict[str, nn.Module]
+"""`transformer`, `text_encoder` and `vae`."""
+
+
+def new_vae() -> Any:
+    """An untrained causal autoencoder: 17 frames of 32 x 32 to 5 latent frames of 8 x 8 x 8."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=12,
+        dim_mult=[1, 2, 2],
+        z_dim=LATENT_CHANNELS,
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+        scale_factor_spatial=4,
+        scale_factor_temporal=4,
+    )
+
+
+def new_transformer() -> Any:
+    """An untrained transformer: five layers, 4 x 4 tokens per latent frame."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        text_dim=_TEXT_WIDTH,
+        freq_dim=64,
+        ffn_dim=384,
+        num_layers=5,
+        rope_max_seq_len=32,
+    )
+
+
+def new_text_encoder(vocabulary: int) -> Any:
+    """An untrained UMT5 encoder of two layers."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=vocabulary,
+        d_model=_TEXT_WIDTH,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return UMT5EncoderModel(config)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A T5 tokenizer with one piece per word of the captions. Returns the size of its vocabulary.
+
+    Other words fall apart into letters. Ids as in the published vocabulary: padding 0, end 1, unknown 2.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(f"▁{word}", -2.0) for word in sorted(WORDS) if word != ","]
+    pieces += [("▁", -8.0), *((letter, -8.0) for letter in letters)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "T5Tokenizer",
+        "model_max_length": MAX_TOKENS,
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return len(pieces)
+
+
+def text_states(encoder: Any, tokenizer: Any, prompts: Sequence[str]) -> Float[Tensor, "prompt token width"]:
+    """States of prompts as Wan feeds them: `MAX_TOKENS` each, zeros beyond the end of the text."""
+    encoded = tokenizer(
+        list(prompts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
+    mask: Tensor = encoded["attention_mask"]
+    states: Tensor = encoder(encoded["input_ids"], attention_mask=mask).last_hidden_state
+    return states * mask.unsqueeze(-1)
+
+
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    means, stds = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
+    return means.view(-1, 1, 1, 1), stds.view(-1, 1, 1, 1)
+
+
+def normalised(vae: Any, latents: Float[Tensor, "clip 8 5 8 8"]) -> Float[Tensor, "clip 8 5 8 8"]:
+    """Latents as the transformer sees them: each channel less its mean, by its spread."""
+    mean, std = _statistics(vae)
+    return (latents - mean) / std
+
+
+def denormalised(vae: Any, latents: Float[Tensor, "clip 8 5 8 8"]) -> Float[Tensor, "clip 8 5 8 8"]:
+    """Latents as the decoder sees them."""
+    mean, std = _statistics(vae)
+    return latents * std + mean
+
+
+def write_model(parts: Parts, folder: Path) -> Path:
+    """Write the parts as a Wan pipeline's folder in float16. Returns the folder."""
+    classes = {"transformer": "diffusers", "vae": "diffusers", "text_encoder": "transformers"}
+    index: dict[str, Any] = {"_class_name": "WanPipeline", "boundary_ratio": None, "expand_timesteps": False}
+    index |= {name: [library, type(parts[name]).__name__] for name, library in classes.items()}
+    index |= {
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "scheduler": ["diffusers", _SCHEDULER["_class_name"]],
+        "transformer_2": [None, None],
+    }
+    with atomic_directory(folder) as partial:
+        write_tokenizer(partial / "tokenizer")
+        for name in classes:
+            part: Any = copy.deepcopy(parts[name]).half()
+            part.save_pretrained(str(partial / name))
+        write_json(partial / "scheduler" / "scheduler_config.json", _SCHEDULER)
+        write_json(partial / "model_index.json", index)
+    return folder
