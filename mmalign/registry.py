@@ -38,7 +38,12 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "families": Kind(
-        packages=("mmalign.diffusion.families", "mmalign.vlm.families", "mmalign.audio.families"),
+        packages=(
+            "mmalign.diffusion.families",
+            "mmalign.vlm.families",
+            "mmalign.audio.families",
+            "mmalign.video.families",
+        ),
         attribute="FAMILY",
     ),
     "rewards": Kind(packages=("mmalign.rewards.catalogue",), attribute=""),
@@ -104,7 +109,7 @@ def names(kind: str) -> list[str]:
 
 
 def modality(family: str) -> str:
-    """What a family of models makes: "image", "audio" or "language"; no built-in family is imported for it.
+    """What a family makes: "image", "audio", "video" or "language"; no built-in family is imported for it.
 
     Raises:
         UnknownNameError: no such family.
@@ -114,6 +119,8 @@ def modality(family: str) -> str:
         return "language"
     if place.startswith("mmalign.audio."):
         return "audio"
+    if place.startswith("mmalign.video."):
+        return "video"
     if place.startswith("mmalign."):
         return "image"
     return str(getattr(find("families", family), "modality", "image"))

@@ -30,7 +30,7 @@ __all__ = ["CacheIdentity", "CacheWriter", "CandidateLoader", "LatentCache"]
 
 HEADER = "cache.json"
 _FORMAT = 1
-_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,22 @@ class CacheIdentity:
         resolution: pixels of the square crop; 0 where there are no pictures.
         resize: rule between file and crop.
         dtype: of the stored moments.
-        audio: rule between a sound file and what the VAE encodes, with its settings; empty for pictures.
+        audio: rule between a sound file and what the VAE encodes, with its settings; empty for others.
+        video: the same of clips.
     """
 
     vae: str
     text: str
     resolution: int = 0
     resize: str = ""
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     audio: str = ""
+    video: str = ""
 
     def described(self) -> dict[str, Any]:
         """The fields that say something: caches of pictures keep the description they always had."""
-        return {name: value for name, value in asdict(self).items() if name != "audio" or value}
+        newer = ("audio", "video")
+        return {name: value for name, value in asdict(self).items() if name not in newer or value}
 
 
 @runtime_checkable
@@ -179,7 +182,7 @@ class CacheWriter:
         if not (stored["mean"].isfinite().all() and stored["std"].isfinite().all()):
             remedy = (
                 "Keep moments in float32: --dtype float32."
-                if self.identity.audio
+                if self.identity.audio or self.identity.video
                 else "SDXL's own VAE overflows in float16: use model.vae: madebyollin/sdxl-vae-fp16-fix, or "
                 "keep the VAE in float32."
             )
@@ -332,7 +335,7 @@ class LatentCache:
         for number, key in enumerate(loader.keys(loader.encoded(row), flipped=flipped)):
             found, geometry = self.moments(key), self.geometry(key)
             if found is None or geometry is None:
-                medium = "clip" if self.identity.audio else "image"
+                medium = "clip" if self.identity.audio or self.identity.video else "image"
                 kind = "mirrored image" if flipped else medium
                 message = (
                     f"{row.source or row.id} candidate {number}: its {kind} is not in the cache "

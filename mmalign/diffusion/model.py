@@ -121,7 +121,7 @@ class DiffusionModel(FamilyTraits):
     # --- parts ----------------------------------------------------------------------------------------------
 
     def _load_network(self, dtype: torch.dtype) -> None:
-        network = self.source.part(self.network_part, dtype=dtype)
+        network = self.source.part(self.trained_part, dtype=dtype)
         self._check_class(network)
         self.check_network(network)
         self.attention: AttentionReport = apply_attention(

@@ -66,7 +66,7 @@ class FamilyTraits(ABC):
     """The half precision that the model is run in."""
     embeds_guidance: bool = False
     """Whether guidance is an input of the network: one call per step then, and no empty prompt."""
-    adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    adapter_targets: tuple[str, ...] | str = ("to_q", "to_k", "to_v", "to_out.0")
 
     # --- the network ----------------------------------------------------------------------------------------
 
@@ -119,6 +119,11 @@ class FamilyTraits(ABC):
 
     def _make_schedule(self) -> Schedule:
         return schedule_from_config(self.scheduler_config)
+
+    @property
+    def trained_part(self) -> str:
+        """The name of the network that this run trains; another one where a model has two experts."""
+        return self.network_part
 
     # --- text lengths ---------------------------------------------------------------------------------------
 

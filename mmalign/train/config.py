@@ -30,6 +30,7 @@ from mmalign.train.sections import (
     TrainConfig,
 )
 from mmalign.train.token_sections import TokenRunConfig
+from mmalign.train.video_sections import VideoRunConfig
 
 __all__ = [
     "ROW_SETTINGS",
@@ -97,7 +98,11 @@ def _sections_of(file: ConfigFile) -> type[RunConfig]:
     return RUN_SECTIONS.get(modality, RunConfig)
 
 
-RUN_SECTIONS: Mapping[str, type[RunConfig]] = {"language": TokenRunConfig, "audio": AudioRunConfig}
+RUN_SECTIONS: Mapping[str, type[RunConfig]] = {
+    "language": TokenRunConfig,
+    "audio": AudioRunConfig,
+    "video": VideoRunConfig,
+}
 """What a run may set, by what its family makes; images are the default."""
 
 

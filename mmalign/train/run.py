@@ -192,6 +192,8 @@ def prepare(
     model.limit_images(config.data.images)
     if (limit_audio := getattr(model, "limit_audio", None)) is not None:
         limit_audio(config.data.audio)
+    if (limit_video := getattr(model, "limit_video", None)) is not None:
+        limit_video(config.data.video)
     if (show_rows := getattr(model, "show_rows", None)) is not None:
         show_rows(table)  # for corruptions that show another row's picture
     order = RowOrder.for_table(

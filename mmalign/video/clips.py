@@ -1,0 +1,255 @@
+"""From a row of a data set to clips on the CPU: what a loader worker does for a video family.
+
+Frames are resized, keeping their aspect, until they cover the model's size, and the centre is cut out. All
+candidates of a row show the same stretch of time, so that labels in time mean the same in each of them.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmalign.batch import PreferenceRow
+from mmalign.data.config import ImageLimits, VideoLimits
+from mmalign.data.media import decode_image, read_media
+from mmalign.diffusion.clip_reader import ClipReader
+from mmalign.errors import RowError
+from mmalign.seeding import derive_seed
+
+__all__ = [
+    "CLIP_RULE",
+    "Clip",
+    "ClipLoader",
+    "Clips",
+    "RowPicture",
+    "VideoReader",
+    "covering",
+    "picture_tensor",
+]
+
+CLIP_RULE = "nearest-time-bicubic-antialias-centre"
+"""Names everything between file and clip that no setting names; it is part of every cache key."""
+
+Start = Literal["first", "random", "middle"]
+Encoded = bytes | str
+"""A file's bytes, or the path of a folder of frames."""
+
+
+class RowPicture(bytes):
+    """The encoded picture that a row's clips go on from, told from its clips."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as it is shown.
+
+    Args:
+        frames: from 0 to 255.
+        fps: frames per second.
+    """
+
+    frames: UInt8[Tensor, "frame 3 height width"]
+    fps: float
+
+    @classmethod
+    def of(cls, pixels: Float[Tensor, "frame 3 height width"], fps: float) -> "Clip":
+        """The clip of pixels in [0, 1]."""
+        return cls((pixels.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu(), fps)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of one row.
+
+    Args:
+        inputs: frames from 0 to 255; where a model goes on from a picture, that comes first.
+        geometry: per candidate (height and width in the file, frames per second of the file times 1000, the
+            first frame's time in milliseconds, 0, 0).
+    """
+
+    inputs: UInt8[Tensor, "candidate frame 3 height width"]
+    geometry: Tensor
+
+
+def picture_tensor(image: Any) -> UInt8[Tensor, "3 height width"]:
+    """A PIL image as bytes of three channels."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def covering(
+    frames: UInt8[Tensor, "frame 3 source_height source_width"], size: tuple[int, int]
+) -> UInt8[Tensor, "frame 3 height width"]:
+    """Frames resized (bicubic, antialiased) until they cover a size (height, width), its centre cut out."""
+    height, width = frames.shape[-2:]
+    if (height, width) == size:
+        return frames
+    scale = max(size[0] / height, size[1] / width)
+    inner = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
+    parts = []
+    for part in frames.split(8):  # float32 frames of a whole clip at once would fill memory
+        resized = F.interpolate(part.float(), inner, mode="bicubic", antialias=True, align_corners=False)
+        cut = resized[..., top : top + size[0], left : left + size[1]]
+        parts.append(cut.round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class ClipLoader:
+    """How the clips of rows become tensors; holds settings only, so that it travels to loader workers.
+
+    Args:
+        num_frames: of every clip.
+        fps: at which they are sampled.
+        size: (height, width).
+        start: which part of longer clips.
+        with_image: put the picture that a clip goes on from before it: the row's own, else its first frame.
+        limits: clips that are refused.
+    """
+
+    num_frames: int
+    fps: float
+    size: tuple[int, int]
+    start: Start = "first"
+    with_image: bool = False
+    limits: VideoLimits = field(default_factory=VideoLimits)
+
+    @property
+    def rule(self) -> str:
+        """Everything that is done between file and clip, in words."""
+        image = "|with the picture" if self.with_image else ""
+        size = f"{self.size[1]}x{self.size[0]}"
+        return f"{CLIP_RULE}|{self.num_frames} frames at {self.fps:g} fps|{size}|{self.start}{image}"
+
+    def encoded(self, row: PreferenceRow) -> list[Encoded]:
+        """The encoded bytes, or the folder of frames, of each candidate; the row's picture last, if any.
+
+        Raises:
+            RowError: missing, empty or too large.
+        """
+        found: list[Encoded] = []
+        for number, candidate in enumerate(row.candidates):
+            where = _where(row, number)
+            if candidate.video is None:
+                message = f"{where}: got no video. Is the source's `media` set to what the rows hold?"
+                raise RowError(message, reason="missing_video")
+            found.append(self._read(candidate.video, where))
+        if self.with_image and row.images:
+            where = f"{row.source or row.id or f'row {row.index}'} image"
+            found.append(
+                RowPicture(read_media(row.images[0], where=where, max_bytes=ImageLimits().max_bytes))
+            )
+        return found
+
+    def _read(self, media: Encoded, where: str) -> Encoded:
+        if isinstance(media, str) and Path(media).is_dir():
+            return media
+        return read_media(media, where=where, max_bytes=self.limits.max_bytes, kind="video")
+
+    def keys(self, encoded: list[Encoded], *, flipped: bool = False) -> list[str]:
+        """Name of each candidate's entry in a cache: a hash of its content and of all that was done."""
+        del flipped
+        clips, picture = self._split(encoded)
+        names = []
+        for data in clips:
+            digest = hashlib.blake2b(digest_size=16, person=b"mmalign-video")
+            for part in _contents(data):
+                digest.update(part)
+            for part in _contents(picture or b""):
+                digest.update(part)
+            digest.update(f"|{self.rule}".encode())
+            names.append(digest.hexdigest())
+        return names
+
+    def load(self, row: PreferenceRow, *, key: int = 0) -> Clips:
+        """The clips of a row; `key` decides a random start.
+
+        Raises:
+            RowError: one is missing, unreadable or refused.
+        """
+        return self.centered(row, self.encoded(row), key=key)
+
+    def centered(
+        self, row: PreferenceRow, encoded: list[Encoded], *, flipped: bool = False, key: int = 0
+    ) -> Clips:
+        """The clips of a row whose bytes were read.
+
+        Raises:
+            RowError: one cannot be decoded, or is refused.
+        """
+        del flipped, key
+        from mmalign.data.video_media import decode_clip
+
+        clips, picture = self._split(encoded)
+        inputs, facts = [], []
+        for number, data in enumerate(clips):
+            where = _where(row, number)
+            decoded = decode_clip(
+                data, where=where, limits=self.limits, start=0.0, num_frames=self.num_frames, fps=self.fps
+            )
+            frames = covering(decoded.frames, self.size)
+            if self.with_image:
+                first = frames[:1] if picture is None else self._picture(picture, row)
+                frames = torch.cat([first, frames])
+            inputs.append(frames)
+            facts.append([*decoded.frames.shape[-2:], round(decoded.fps * 1000), 0, 0, 0])
+        return Clips(inputs=torch.stack(inputs), geometry=torch.tensor(facts, dtype=torch.int64))
+
+    def _picture(self, data: Encoded, row: PreferenceRow) -> UInt8[Tensor, "1 3 height width"]:
+        """The row's own picture, at the clips' size."""
+        where = f"{row.source or row.id or f'row {row.index}'} image"
+        image = decode_image(data if isinstance(data, bytes) else b"", where=where, limits=ImageLimits())
+        return covering(picture_tensor(image.image).unsqueeze(0), self.size)
+
+    def _split(self, encoded: list[Encoded]) -> tuple[list[Encoded], Encoded | None]:
+        """(clips, the row's picture) of what `encoded` gave."""
+        if encoded and isinstance(encoded[-1], RowPicture):
+            return encoded[:-1], encoded[-1]
+        return encoded, None
+
+
+def _contents(data: Encoded) -> list[bytes]:
+    """Names and bytes of a folder's files in order, or the bytes themselves, each behind its length."""
+    if isinstance(data, bytes):
+        return [len(data).to_bytes(8, "little"), data]
+    parts: list[bytes] = []
+    for path in sorted(Path(data).iterdir()):
+        if path.is_file():
+            content = path.read_bytes()
+            parts += [path.name.encode(), len(content).to_bytes(8, "little"), content]
+    return parts
+
+
+def _where(row: PreferenceRow, number: int) -> str:
+    """File, row and candidate, for messages."""
+    role = ""
+    if row.kind == "pairs":
+        role = " (chosen)" if number == 0 else " (rejected)"
+    return f"{row.source or row.id or f'row {row.index}'} candidate {number}{role}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoReader(ClipReader):
+    """Turns rows into examples, and examples into micro-batches.
+
+    Args:
+        clips: decodes, samples, resizes and cuts.
+    """
+
+    clips: ClipLoader
+    media: ClassVar[str] = "clips"
+
+    def decoded(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """Frames [candidate frame 3 height width]; the key decides which part of longer clips.
+
+        Raises:
+            RowError: a clip cannot be read.
+        """
+        loaded = self.clips.load(row, key=derive_seed(key, "start"))
+        return {self.media: loaded.inputs, "geometry": loaded.geometry}

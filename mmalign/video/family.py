@@ -1,0 +1,390 @@
+"""The video family contract: everything that text-to-video models share, whatever their networks.
+
+A family file supplies what differs: sizes, how its text becomes conditioning, what its network is given.
+Clips, prompt dropout, caches, pictures that clips go on from, sampling and saving are here, once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+
+from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.data.cache import CacheIdentity
+from mmalign.data.config import ImageLimits, VideoLimits
+from mmalign.diffusion.autoencoder import Moments
+from mmalign.diffusion.clip_reader import padded
+from mmalign.diffusion.examples import OWN
+from mmalign.diffusion.loading import PartSource
+from mmalign.diffusion.pipeline_parts import OpenSource, write_pipeline_folder
+from mmalign.errors import ConfigError, explain
+from mmalign.shapes import flatten_candidates, unflatten_candidates
+from mmalign.video.clips import Clip, ClipLoader, VideoReader
+from mmalign.video.codec import VideoCodec
+from mmalign.video.traits import VideoTraits
+
+if TYPE_CHECKING:
+    from mmalign.train.sections import ModelConfig
+    from mmalign.train.video_sections import VideoConfig
+
+__all__ = ["VideoFamily", "VideoModel"]
+
+_IMAGE = "image."
+"""Before the names of conditioning that pictures give, in examples and caches."""
+
+
+class VideoModel(VideoTraits):
+    """A loaded text-to-video model; what the training loop, the samplers and the exporters work with.
+
+    Args:
+        source: where the parts come from.
+        settings: the run's `model` section.
+        video: the run's `video` section.
+        device: where everything runs.
+        dtype: of frozen parts.
+        network_dtype: of the trained network (float32 for full fine-tuning); default `dtype`.
+
+    Attributes:
+        conditioned: whether clips go on from a picture in this run.
+        temporal_ratio: frames per latent frame, the first apart.
+        spatial_ratio: pixels per latent, along one side.
+        codec: clips to latents and back (also `autoencoder`).
+    """
+
+    autoencoder: VideoCodec
+    reader: VideoReader
+    conditioned: bool
+    temporal_ratio: int
+    spatial_ratio: int
+
+    def __init__(
+        self,
+        source: PartSource,
+        settings: "ModelConfig",
+        video: "VideoConfig",
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        network_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.video = video
+        posterior = self.default_posterior if video.posterior == "family" else video.posterior
+        self.at_mean = posterior == "mean"
+        super().__init__(source, settings, device=device, dtype=dtype, network_dtype=network_dtype)
+
+    @property
+    def media(self) -> "VideoConfig":
+        """The run's `video` section."""
+        return self.video
+
+    @property
+    def codec(self) -> VideoCodec:
+        """Clips to latents and back."""
+        return self.autoencoder
+
+    # --- sizes ----------------------------------------------------------------------------------------------
+
+    def _load_codec(self) -> None:
+        self._set_shift()
+        self.conditioned = self._decide_conditioning()
+        self.autoencoder = self._make_codec()
+        self.notes.append(self.autoencoder.note)
+        config = self.autoencoder.config
+        self.temporal_ratio, self.spatial_ratio = self.ratios(config)
+        video = self.video
+        self.num_frames = self.default_num_frames if video.num_frames is None else video.num_frames
+        self.size = (video.height or self.default_size[0], video.width or self.default_size[1])
+        self.fps = self.default_fps if video.fps is None else video.fps
+        self._check_size()
+        self.latent_shape = (
+            self.latent_channels(config),
+            (self.num_frames - 1) // self.temporal_ratio + 1,
+            self.size[0] // self.spatial_ratio,
+            self.size[1] // self.spatial_ratio,
+        )
+        begin = ", going on from a picture" if self.conditioned else ""
+        self.notes.append(
+            f"clips: {self.num_frames} frames of {self.size[1]}x{self.size[0]} at {self.fps:g} fps{begin}; "
+            f"latents {'x'.join(str(axis) for axis in self.latent_shape)}"
+        )
+
+    def _make_codec(self) -> VideoCodec:
+        """What turns clips into latents; families with another kind of VAE make another one.
+
+        Raises:
+            ConfigError: `model.vae` is set.
+        """
+        if self.settings.vae is not None:
+            message = explain("model.vae", got=self.settings.vae, expected="nothing: the model's own VAE")
+            raise ConfigError(message)
+
+        def load(dtype: torch.dtype) -> Any:
+            return self.source.part("vae", dtype=dtype)
+
+        return self.codec_class(
+            load,
+            device=self.device,
+            home=self._home,
+            dtype=self.dtype,
+            tiling=self.video.vae_tiling,
+            at_mean=self.at_mean,
+        )
+
+    codec_class: ClassVar[type[VideoCodec]] = VideoCodec
+
+    def _set_shift(self) -> None:
+        """The run's shift in the place of the checkpoint's, for training and sampling alike."""
+        shift = self.video.flow_shift
+        if shift is None:
+            return
+        if self.prediction != "flow" or self.scheduler_config.get("use_dynamic_shifting"):
+            expected = f"nothing: {self.scheduler_class} of {self.prediction} has no shift of its own"
+            raise ConfigError(explain("video.flow_shift", got=shift, expected=expected))
+        name = "flow_shift" if "flow_shift" in self.scheduler_config else "shift"
+        self.scheduler_config = {**self.scheduler_config, name: shift}
+
+    def _decide_conditioning(self) -> bool:
+        takes, asked = self.takes_images, self.video.conditioning
+        if asked is None:
+            return bool(takes)
+        if takes is not None and takes != (asked == "image"):
+            made = "image: clips go on from a picture" if takes else "text alone"
+            message = explain(
+                "video.conditioning", got=asked, expected=f"{made}, which {self.settings.source} is made for"
+            )
+            raise ConfigError(message)
+        return asked == "image"
+
+    def _check_size(self) -> None:
+        step = self.temporal_ratio
+        if (self.num_frames - 1) % step:
+            nearest = max(1, round((self.num_frames - 1) / step)) * step + 1
+            message = explain(
+                "video.num_frames",
+                got=self.num_frames,
+                expected=f"a multiple of {step} plus 1, as the VAE takes them",
+                do=f"The nearest is {nearest}.",
+            )
+            raise ConfigError(message)
+        multiple = self.spatial_ratio * self.patch
+        for name, side in zip(("height", "width"), self.size, strict=True):
+            if side % multiple:
+                message = explain(
+                    f"video.{name}",
+                    got=side,
+                    expected=f"a multiple of {multiple}, by which VAE and network shrink",
+                    do=f"The nearest is {max(1, round(side / multiple)) * multiple}.",
+                )
+                raise ConfigError(message)
+
+    @property
+    def duration(self) -> float:
+        """Seconds of its clips."""
+        return self.num_frames / self.fps
+
+    @property
+    def frame_grid(self) -> tuple[range, ...]:
+        """The pixel frames that each latent frame holds: causal, latent 0 holds frame 0 alone.
+
+        Latent k >= 1 holds frames `r (k - 1) + 1` to `r k`; with r = 1 each holds its own.
+        """
+        step = self.temporal_ratio
+        later = (range(step * (k - 1) + 1, step * k + 1) for k in range(1, self.latent_shape[1]))
+        return (range(1), *later)
+
+    # --- data -----------------------------------------------------------------------------------------------
+
+    def _make_reader(self) -> VideoReader:
+        clips = ClipLoader(
+            num_frames=self.num_frames,
+            fps=self.fps,
+            size=self.size,
+            start=self.video.start,
+            with_image=self.conditioned,
+        )
+        return VideoReader(
+            tokenizers=tuple(self.tokenizers),
+            lengths=self._token_lengths(),
+            masks=self.text_masks,
+            lowercase=self.lowercase,
+            padding="max_length",
+            clips=clips,
+            text_room=self.text_length if self.fills_texts else 0,
+        )
+
+    @property
+    def clips(self) -> ClipLoader:
+        """What reads the clips of rows; `mmalign data cache` names entries by it."""
+        return self.reader.clips
+
+    def limit_images(self, limits: ImageLimits) -> None:
+        """Nothing: clips have limits of their own."""
+        del limits
+
+    def limit_video(self, limits: VideoLimits) -> None:
+        """Refuse clips beyond other sizes than the usual ones."""
+        self.reader = replace(self.reader, clips=replace(self.reader.clips, limits=limits))
+
+    def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """Decoded, resized and cut clips, and prompts; on the CPU, decided by `key`.
+
+        Raises:
+            RowError: a clip cannot be read, or the cache lacks it.
+        """
+        return self.reader(row, key=key)
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One micro-batch of readable examples."""
+        return self.reader.collate(examples)
+
+    # --- encoding -------------------------------------------------------------------------------------------
+
+    def moments(self, clips: Shaped[Tensor, "row frame 3 height width"]) -> Moments:
+        """Mean and standard deviation of the unscaled latents of clips in [-1, 1] (or bytes), float32."""
+        return self.autoencoder.moments(clips)
+
+    def cache_moments(self, inputs: UInt8[Tensor, "row frame 3 height width"]) -> Moments:
+        """`moments` of clips as the reader gives them: behind the picture that they go on from, if any."""
+        return self.moments(inputs[:, 1:] if self.conditioned else inputs)
+
+    @torch.no_grad()
+    def cache_more(self, inputs: UInt8[Tensor, "row frame 3 height width"]) -> dict[str, Tensor]:
+        """What else a cache keeps of each clip: the conditioning of its picture."""
+        return self.image_states(inputs[:, 0]) if self.conditioned else {}
+
+    def cache_text(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Text states `[...]` of each prompt, cut to its true length where the rest is zero or masked."""
+        found = []
+        for states in super().cache_text(prompts):
+            length = int(states["text_mask"].sum()) if "text_mask" in states and self.fills_texts else None
+            cut = {"text", "text_mask"}
+            found.append({name: value[:length] if name in cut else value for name, value in states.items()})
+        return found
+
+    @torch.no_grad()
+    def encode(
+        self, collated: Mapping[str, Any], keys: RowKeys
+    ) -> tuple[Float[Tensor, "prompt candidate channel frame height width"], Conditioning]:
+        """Clean latents and conditioning of a micro-batch.
+
+        Text states are computed once per prompt, and the prompt dropped for all candidates of a prompt
+        together; conditioning of pictures is per candidate. Every draw is decided by the rows' keys.
+        """
+        keys = keys.to(self.device)
+        own = any(name.startswith(OWN) for name in collated)
+        clean = self._drawn(self._moments_of(collated, "clips"), keys, own=own)
+        text = self._conditions(collated, keys, count=clean.shape[1])
+        images = self._images_of(collated)
+        if images:
+            flat = {name: flatten_candidates(value) for name, value in images.items()}
+            clean = unflatten_candidates(self.begun(flatten_candidates(clean), flat), clean.shape[1])
+        more = self._whole_media(clean.shape[0])
+        if own:
+            return clean, Conditioning(shared=more, per_candidate={**text, **images})
+        return clean, Conditioning(shared={**text, **more}, per_candidate=images)
+
+    def _images_of(self, collated: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Conditioning `[prompt, candidate, ...]` of the pictures, from the cache's or of the clips."""
+        if not self.conditioned:
+            return {}
+        cached = {
+            name.removeprefix(_IMAGE): value for name, value in collated.items() if name.startswith(_IMAGE)
+        }
+        if cached:
+            return self._placed(cached)
+        clips = collated["clips"]
+        found = self.image_states(flatten_candidates(clips[:, :, 0]))
+        return {name: unflatten_candidates(value, clips.shape[1]) for name, value in found.items()}
+
+    def _joined(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Text states of several prompts, filled up."""
+        return padded(rows, least=self.reader.text_room)
+
+    def _meta_conditioning(self) -> Conditioning:
+        """Conditioning of one prompt and candidate, for its shapes."""
+        shapes = self.image_state_shapes() if self.conditioned else {}
+        images = {name: torch.zeros(1, 1, *shape, dtype=self.dtype) for name, shape in shapes.items()}
+        empty = padded([self._empty_states()], least=self.reader.text_room)
+        return Conditioning(shared={**empty, **self._whole_media(1)}, per_candidate=images)
+
+    # --- clips ----------------------------------------------------------------------------------------------
+
+    def decode_clips(
+        self, latents: Float[Tensor, "row channel frame height width"]
+    ) -> Float[Tensor, "row time 3 picture_height picture_width"]:
+        """Clips in [0, 1] of scaled latents, float32, on the device; gradients flow where they are on."""
+        return self.autoencoder.decode(latents)
+
+    def sample(
+        self, prompts: Sequence[str], *, seed: int, num_steps: int, guidance_scale: float, **options: Any
+    ) -> list[Clip]:
+        """Clips of prompts; the noise of prompt i depends on (seed, i) only. See `sampling.generate`."""
+        from mmalign.video.sampling import generate
+
+        return generate(
+            self, prompts, seed=seed, num_steps=num_steps, guidance_scale=guidance_scale, **options
+        )
+
+    # --- saving, identity -----------------------------------------------------------------------------------
+
+    def save_model(self, folder: str | Path) -> Path:
+        """Write a whole pipeline folder of diffusers, adapters merged in. Returns the folder."""
+        return write_pipeline_folder(self, folder)
+
+    def cache_identity(self) -> CacheIdentity:
+        """What a cache of encoded inputs must have been made with to serve this model."""
+        return CacheIdentity(
+            vae=self.vae_fingerprint(), text=self.text_fingerprint(), video=self.reader.clips.rule
+        )
+
+
+@dataclass(frozen=True)
+class VideoFamily:
+    """What the registry finds under a family's name.
+
+    Args:
+        name: as in configs.
+        model: the class of its loaded models.
+        open_source: finds the parts of a checkpoint.
+        pipelines: pipeline classes of folders it reads.
+    """
+
+    name: str
+    model: type[VideoModel]
+    open_source: OpenSource
+    pipelines: tuple[str, ...] = ()
+    modality: ClassVar[str] = "video"
+
+    def load(
+        self,
+        settings: "ModelConfig",
+        video: "VideoConfig",
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        network_dtype: torch.dtype | None = None,
+    ) -> VideoModel:
+        """A model ready to train: frozen, in evaluation mode, on the device.
+
+        Args:
+            settings: the run's `model` section.
+            video: the run's `video` section.
+            device: where it runs.
+            dtype: of the frozen parts; the VAE stays in float32.
+            network_dtype: of the network; pass float32 for full fine-tuning, so that no bit of the checkpoint
+                is lost on the way. Default `dtype`.
+
+        Raises:
+            ConfigError: nothing is there, it is another family's, or a part cannot be loaded.
+        """
+        source = self.open_source(
+            settings.source,
+            revision=settings.revision,
+            variant=settings.variant,
+            config_source=settings.config_source,
+        )
+        return self.model(source, settings, video, device=device, dtype=dtype, network_dtype=network_dtype)
