@@ -21,8 +21,8 @@ def add_relabel(
     parser = commands.add_parser(
         "relabel",
         help="labels, soft labels and weights from rewards, old labels kept beside them",
-        description="Scores every candidate, writes rows.jsonl, images/ and card.yaml, and reports how far "
-        "the new labels agree with the old ones. Interrupt and run again: stored scores are not made again.",
+        description="Scores every candidate, writes rows.jsonl, images/ or audio/, and card.yaml, and "
+        "reports how far the new labels agree with the old ones. Interrupt and run again: stored scores are not made again.",
     )
     add_source(parser, ties="soft")
     add = parser.add_argument

@@ -30,7 +30,7 @@ from mmalign.data.rows import FieldError, RowReport, issue_of
 from mmalign.errors import ConfigError, RowError, explain, unknown_name
 from mmalign.files import atomic_directory
 
-__all__ = ["DeriveSettings", "Derived", "How", "derive", "row_record"]
+__all__ = ["DeriveSettings", "Derived", "How", "derive", "row_record", "stored_candidate", "write_rows"]
 
 How = Literal[
     "all_pairs",
@@ -185,7 +185,7 @@ def derive(
                 f"{left or 'everything'}). Loosen the rule; nothing was written."
             )
             raise ConfigError(message)
-        _write(folder, found.rows)
+        write_rows(folder, found.rows)
         stages = Counter(row.extras["split"] for row in found.rows if settings.how == "curriculum")
         derived = Derived(
             rows=len(found.rows),
@@ -215,7 +215,7 @@ def _read(table: RowTable, config: DataConfig, folder: Path) -> tuple[list[Prefe
         try:
             row = table[index]
             candidates = tuple(
-                _stored(candidate, f"{row.source} candidate {number}", config, folder)
+                stored_candidate(candidate, f"{row.source} candidate {number}", config, folder)
                 for number, candidate in enumerate(row.candidates)
             )
         except RowError as error:
@@ -227,8 +227,18 @@ def _read(table: RowTable, config: DataConfig, folder: Path) -> tuple[list[Prefe
     return rows, report
 
 
-def _stored(candidate: Candidate, where: str, config: DataConfig, folder: Path) -> Candidate:
-    """The candidate with its file in the folder and the path in place of the bytes."""
+def stored_candidate(candidate: Candidate, where: str, config: DataConfig, folder: Path) -> Candidate:
+    """The candidate with its file in the folder and the path in place of the bytes.
+
+    Args:
+        candidate: with a path, or encoded bytes.
+        where: file, row and candidate, for messages.
+        config: with the limits of media.
+        folder: of the data set that is written.
+
+    Raises:
+        RowError: the file cannot be read.
+    """
     if candidate.audio is not None:
         sound = read_media(candidate.audio, where=where, max_bytes=config.audio.max_bytes, kind="audio")
         name = f"audio/{candidate_key(Candidate(audio=sound))}{audio_ending(sound)}"
@@ -389,7 +399,7 @@ _RULES: Mapping[str, Callable[[Sequence[PreferenceRow], DeriveSettings], Conditi
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def _write(folder: Path, rows: Sequence[PreferenceRow]) -> None:
+def write_rows(folder: Path, rows: Sequence[PreferenceRow]) -> None:
     """rows.jsonl, without the files that no row uses any more."""
     used: set[str] = set()
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:

@@ -4,9 +4,8 @@ Old labels stay in columns of their own, and how far the new ones agree with the
 in a store, so that a run that was killed goes on; the output appears when it is complete.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import yaml
 
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.config import DataConfig
-from mmalign.data.curation import candidate_key
-from mmalign.data.derive import row_record
-from mmalign.data.media import image_ending, read_media, safe_path
+from mmalign.data.derive import stored_candidate, write_rows
+from mmalign.data.media import read_media, safe_path
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
 from mmalign.data.statistics import Estimate
@@ -35,6 +33,7 @@ from mmalign.evals.pairs.relabelling import (
 from mmalign.evals.pairs.scores import ScoreBook, entry_of
 from mmalign.files import atomic_directory
 from mmalign.rewards.base import Reward
+from mmalign.rewards.functions import FunctionReward
 from mmalign.rewards.sample import Sample
 
 __all__ = ["RelabelSettings", "Relabelled", "relabel"]
@@ -101,7 +100,7 @@ def relabel(
 
     Args:
         config: what to read.
-        output: folder to write: rows.jsonl, images/, card.yaml.
+        output: folder to write: rows.jsonl, images/ or audio/, card.yaml.
         rewards: by title.
         settings: how scores become labels.
         store: folder of scores, shared with `mmalign eval` and `mmalign pairs`.
@@ -134,7 +133,7 @@ def relabel(
             reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
             message = f"data relabel: no rows are left of {len(table)} ({reasons}); nothing was written."
             raise ConfigError(message)
-        _write(folder, weighed(kept, settings, next(iter(rewards))))
+        write_rows(folder, weighed(kept, settings, next(iter(rewards))))
         result = Relabelled(
             rows=len(kept),
             kind=table.kind,
@@ -155,8 +154,19 @@ def _check(settings: RelabelSettings, kind: str, config: DataConfig, rewards: Ma
     media = {source.media for source in config.all_sources}
     if not rewards:
         raise ConfigError(explain("data relabel --reward", got="none", expected="at least one reward"))
-    if not media <= {"image", "text"}:
-        message = explain("data relabel media", got=", ".join(sorted(media)), expected="images or texts")
+    if not media <= {"image", "text", "audio"}:
+        expected = "images, texts or sounds"
+        raise ConfigError(explain("data relabel media", got=", ".join(sorted(media)), expected=expected))
+    for title, reward in rewards.items():
+        # A function of the user's says nothing of what it takes.
+        if isinstance(reward, FunctionReward) or (reward.card.modality == "audio") == ("audio" in media):
+            continue
+        message = explain(
+            f"data relabel --reward {title}",
+            got=f"a reward of {reward.card.modality}",
+            expected=f"one of {'sounds' if 'audio' in media else 'images or texts'}, as the rows have",
+            do="`mmalign rewards` lists them.",
+        )
         raise ConfigError(message)
     if kind == "unpaired" and settings.threshold is None and settings.keep_share is None:
         do = "Or --keep-share, to keep the best rows with their old labels."
@@ -179,7 +189,7 @@ def _scored(
     report: RowReport,
     left_out: Counter[str],
 ) -> Iterator[ScoredRow]:
-    """Rows that every reward could score; their pictures go to the folder."""
+    """Rows that every reward could score; their pictures and sounds go to the folder."""
     for numbers in _chunks(len(table)):
         rows: list[PreferenceRow] = []
         samples: list[Sample] = []
@@ -206,7 +216,8 @@ def _scored(
             if not bool(torch.isfinite(own).all()):
                 left_out["not scored by every reward"] += 1
                 continue
-            yield ScoredRow(_stored(row, folder), own)
+            kept = tuple(stored_candidate(one, row.source, config, folder) for one in row.candidates)
+            yield ScoredRow(replace(row, candidates=kept), own)
 
 
 def _chunks(count: int) -> Iterator[range]:
@@ -214,23 +225,27 @@ def _chunks(count: int) -> Iterator[range]:
 
 
 def _with_bytes(row: PreferenceRow, config: DataConfig) -> PreferenceRow:
-    """The row with encoded pictures in place of their paths."""
-    candidates = tuple(
-        candidate
-        if candidate.image is None
-        else replace(
-            candidate,
-            image=read_media(
-                candidate.image, where=f"{row.source} candidate {number}", max_bytes=config.images.max_bytes
-            ),
-        )
+    """The row with encoded pictures or sounds in place of their paths."""
+
+    def loaded(candidate: Candidate, where: str) -> Candidate:
+        if candidate.audio is not None:
+            limit = config.audio.max_bytes
+            sound = read_media(candidate.audio, where=where, max_bytes=limit, kind="audio")
+            return replace(candidate, audio=sound)
+        if candidate.image is None:
+            return candidate
+        limit = config.images.max_bytes
+        return replace(candidate, image=read_media(candidate.image, where=where, max_bytes=limit))
+
+    candidates = (
+        loaded(candidate, f"{row.source} candidate {number}")
         for number, candidate in enumerate(row.candidates)
     )
-    return replace(row, candidates=candidates)
+    return replace(row, candidates=tuple(candidates))
 
 
 def _samples(row: PreferenceRow, root: Path) -> list[Sample]:
-    """What rewards are given: a picture, or an answer with the picture its question is about.
+    """What rewards are given: a picture or sound, or an answer with the picture its question is about.
 
     Raises:
         RowError: the path of that picture leads out of the data set's folder.
@@ -242,6 +257,7 @@ def _samples(row: PreferenceRow, root: Path) -> list[Sample]:
             prompt=row.prompt if candidate.prompt is None else candidate.prompt,
             image=candidate.image if candidate.text is None else about,
             text=candidate.text,
+            audio=candidate.audio,
             extras=row.extras,
             id=f"{row.id}/{number}",
         )
@@ -249,33 +265,7 @@ def _samples(row: PreferenceRow, root: Path) -> list[Sample]:
     ]
 
 
-def _stored(row: PreferenceRow, folder: Path) -> PreferenceRow:
-    candidates = []
-    for candidate in row.candidates:
-        data = candidate.image
-        if isinstance(data, bytes):
-            name = f"images/{candidate_key(Candidate(image=data))}{image_ending(data)}"
-            path = folder / name
-            if not path.exists():
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(data)
-            candidate = replace(candidate, image=name)
-        candidates.append(candidate)
-    return replace(row, candidates=tuple(candidates))
-
-
 # ------------------------------------------------------------------------------------------------ writing
-
-
-def _write(folder: Path, rows: Sequence[PreferenceRow]) -> None:
-    used: set[str] = set()
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for row in rows:
-            used.update(str(candidate.image) for candidate in row.candidates if candidate.image is not None)
-            file.write(json.dumps(row_record(row), ensure_ascii=False) + "\n")
-    for path in folder.glob("images/*"):
-        if f"images/{path.name}" not in used:
-            path.unlink()
 
 
 def _write_card(

@@ -19,7 +19,7 @@ class Entry:
 
     Args:
         sample: what a reward is given.
-        sha256: of the file, of the text where there is no picture, of both hashes where there are both.
+        sha256: of the file, of the text where there is none, of both hashes where there are both.
     """
 
     sample: Sample
@@ -48,11 +48,11 @@ def entry_of(sample: Sample) -> Entry:
     Raises:
         RowError: its file cannot be read.
     """
-    parts = [] if sample.image is None else [media_hash(sample.image)]
+    parts = [media_hash(media) for media in (sample.image, sample.audio) if media is not None]
     if sample.text is not None or not parts:
         text = (sample.text or "").encode("utf-8", "surrogatepass")
         parts.append(hashlib.sha256(text).hexdigest())
-    # An answer to a picture is told apart from the picture, and from the same answer to another one.
+    # An answer to a picture or sound is told apart from the picture, and from the same answer to another one.
     joined = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
     return Entry(sample, joined)
 

@@ -3,16 +3,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from mmalign.cli.main import main
+from mmalign.data.audio_media import encode_audio
 from mmalign.data.config import DataConfig
 from mmalign.data.readers import open_rows
 from mmalign.errors import ConfigError
 from mmalign.evals.pairs.plan import WeightConfig
 from mmalign.evals.pairs.relabel import RelabelSettings, relabel
 from mmalign.rewards import load
+from mmalign.testing.benchmark_examples.sounded import LoudnessReward
+from mmalign.testing.simple_rewards import Brightness
 
 REDS = {"a": 200, "b": 100, "c": 100, "d": 40, "e": 10}
 
@@ -165,6 +169,50 @@ def test_answers_are_judged_with_the_picture_they_are_about(data, tmp_path):
         [600.0, 30.0]
     )  # by picture a and by picture e
     assert [row["old_preference"] for row in rows] == [0.0, 0.0]
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Rows of three clips of noise, of which the chosen one is quieter once."""
+    for name, level in {"low": 0.1, "middle": 0.3, "loud": 0.6}.items():
+        noise = torch.rand(1, 800, generator=torch.Generator().manual_seed(3)) - 0.5
+        (tmp_path / f"{name}.wav").write_bytes(encode_audio(level * noise, 4000, container="wav"))
+    rows = [
+        {"prompt": "a loud noise", "chosen": "loud.wav", "rejected": "low.wav"},
+        {"prompt": "a noise", "chosen": "low.wav", "rejected": "middle.wav"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig.model_validate({"source": {"path": str(path), "media": "audio"}})
+
+
+def test_sounds_are_relabelled_by_rewards_that_hear(sounds, tmp_path):
+    rewards, settings = {"loudness": LoudnessReward()}, RelabelSettings()
+    found = relabel(sounds, tmp_path / "out", rewards, settings, store=tmp_path / "store")
+    assert (found.rows, found.fresh, found.agreement.value) == (2, 4, 0.5)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    heard = [(tmp_path / "out" / row["chosen"]).read_bytes() for row in rows]
+    assert heard == [(tmp_path / f"{name}.wav").read_bytes() for name in ("loud", "middle")]
+    assert [row["old_preference"] for row in rows] == [1.0, 0.0]
+    assert len(list((tmp_path / "out" / "audio").iterdir())) == 3
+    again = relabel(sounds, tmp_path / "out", rewards, settings, store=tmp_path / "store", force=True)
+    assert again.fresh == 0
+    source = {"path": str(tmp_path / "out"), "media": "audio"}
+    table = open_rows(DataConfig.model_validate({"source": source}), kind="pairs")
+    assert table[1].candidates[0].audio is not None
+
+
+def test_rewards_of_another_kind_than_the_rows_are_refused(sounds, data, tmp_path):
+    for config, reward, says in (
+        (sounds, Brightness(), "got 'a reward of image', expected one of sounds"),
+        (
+            data([pair("a", "d")]),
+            LoudnessReward(),
+            "got 'a reward of audio', expected one of images or texts",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"data relabel --reward mine: {says}"):
+            relabel(config, tmp_path / "out", {"mine": reward}, RelabelSettings(), store=tmp_path / "store")
 
 
 def test_a_row_no_reward_can_score_is_left_out_and_counted(run):
