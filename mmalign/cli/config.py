@@ -82,7 +82,7 @@ def json_schema() -> dict[str, Any]:
 
     kinds: list[type[BaseModel]] = [RunConfig, *RUN_SECTIONS.values(), RewardRunConfig, StepAwareRunConfig]
     references, schema = models_json_schema([(kind, "validation") for kind in kinds])
-    for model, _ in references:
+    for model in kinds:
         described = _without_excluded(schema["$defs"][model.__name__], model)
         described["properties"]["extends"] = {
             "type": "string",
