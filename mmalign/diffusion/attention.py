@@ -88,7 +88,7 @@ def apply_attention(
         _require_flash(device, dtype)
     elif backend == "xformers":
         _require_xformers(device)
-    if all(hasattr(processor, "_attention_backend") for processor in processors.values()):
+    if any(hasattr(processor, "_attention_backend") for processor in processors.values()):
         return _dispatch(network, backend)
     return _replace_processors(network, backend)
 
@@ -143,17 +143,27 @@ def _replace_processors(network: Any, backend: Backend) -> AttentionReport:
 
 
 def _dispatch(network: Any, backend: Backend) -> AttentionReport:
-    """The path of networks that honour diffusers' dispatcher."""
+    """The path of networks that honour diffusers' dispatcher, in all layers but those of older kinds.
+
+    HunyuanVideo's refiner of text has such layers: few tokens, masked; they stay on torch's kernels.
+    """
     wanted = _DISPATCHED[backend]
     network.set_attention_backend(wanted)
+    processors = network.attn_processors.values()
+    older = Counter(
+        type(processor).__name__ for processor in processors if not hasattr(processor, "_attention_backend")
+    )
+    if not set(older) <= {"AttnProcessor2_0"}:
+        _verify(backend, "AttnProcessor2_0", older)
     found = Counter(
         str(getattr(processor._attention_backend, "value", processor._attention_backend))
-        for processor in network.attn_processors.values()
+        for processor in processors
+        if hasattr(processor, "_attention_backend")
     )
     _verify(backend, wanted, found)
-    return AttentionReport(
-        backend, dict(found), f"dispatcher backend {wanted} ({found[wanted]} attention layers)"
-    )
+    rest = f"; {older.total()} more on torch scaled_dot_product_attention" if older else ""
+    detail = f"dispatcher backend {wanted} ({found[wanted]} attention layers){rest}"
+    return AttentionReport(backend, dict(found + older), detail)
 
 
 def _verify(backend: Backend, wanted: str, found: Counter[str]) -> None:
