@@ -22,8 +22,8 @@ def add_relabel(
         "relabel",
         help="labels, soft labels and weights from rewards, old labels kept beside them",
         description="Scores every candidate, writes rows.jsonl, images/ or audio/, and card.yaml, and "
-        "reports how far the new labels agree with the old ones. Interrupt and run again: stored scores are not made "
-        "again.",
+        "reports how far the new labels agree with the old ones. Interrupt and run again: stored scores are "
+        "not made again.",
     )
     add_source(parser, ties="soft")
     add = parser.add_argument
