@@ -99,6 +99,7 @@ _PROCESSORS = {
     "XFormersAttnProcessor": ("AttnProcessor2_0", "XFormersAttnProcessor"),
     "JointAttnProcessor2_0": ("JointAttnProcessor2_0", "XFormersJointAttnProcessor"),
     "StableAudioAttnProcessor2_0": ("StableAudioAttnProcessor2_0", None),
+    "CogVideoXAttnProcessor2_0": ("CogVideoXAttnProcessor2_0", None),
 }
 """Processor class as loaded: the one on torch's kernels, the one on xformers', if there is one."""
 
