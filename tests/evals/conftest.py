@@ -31,7 +31,8 @@ def _column(title: str, *, higher: bool = True, role: str = "held_out", fingerpr
 def make_results(tmp_path: Path) -> Callable[..., Results]:
     """`make_results(values={"base": {"pick": [...]}, ...})`: results with one picture per sample and model.
 
-    `picture` names a function (model, place) -> image or None; `rewards` gives role, direction and
+    `picture` names a function (model, place) -> image or None, `sound` one to the bytes of a WAV file;
+    `rewards` gives role, direction and
     fingerprint by title; `failed` gives {(model, title, place): text}.
     """
 
@@ -44,6 +45,7 @@ def make_results(tmp_path: Path) -> Callable[..., Results]:
         rewards: dict[str, dict[str, Any]] | None = None,
         failed: dict[tuple[str, str, int], str] | None = None,
         picture: Callable[[str, int], Image.Image | None] | None = None,
+        sound: Callable[[str, int], bytes] | None = None,
         folder: Path | None = None,
         seed: int = 0,
     ) -> Results:
@@ -69,15 +71,18 @@ def make_results(tmp_path: Path) -> Callable[..., Results]:
         for name in names:
             pictures: dict[str, Picture] = {}
             for place, job in enumerate(jobs):
-                image = (picture or _plain_picture)(name, place)
-                if image is None:
-                    continue
-                path = folder / "media" / f"{name}-{place}.png"
+                path = folder / "media" / f"{name}-{place}.{'wav' if sound else 'png'}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                image.save(path)
+                image = None if sound else (picture or _plain_picture)(name, place)
+                if sound is not None:
+                    path.write_bytes(sound(name, place))
+                elif image is None:
+                    continue
+                else:
+                    image.save(path)
                 pictures[job.sample_id] = Picture(job.sample_id, job.item.prompt, path, f"{name}{place}")
             recipe = {"seed": seed, "num_steps": 20, "guidance_scale": 4.0, "format": "png", "dtype": "fp32"}
-            spec = ModelSpec(name=name, source=f"runs/{name}")
+            spec = ModelSpec(name=name, source=f"sounds:{name}" if sound else f"runs/{name}")
             models.append(ModelPictures(spec, f"{name}-fingerprint", recipe, pictures))
         numbers = {
             name: {title: np.array(values[name][title], dtype=np.float64) for title in titles}

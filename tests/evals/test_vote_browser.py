@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mmalign.cli.main import main
+from mmalign.data.audio_media import encode_audio
 from mmalign.data.check import check
 from mmalign.data.config import DataConfig
 from mmalign.evals.results import Results
@@ -139,3 +142,41 @@ def test_exported_votes_are_rows_that_the_reader_of_training_accepts(
     report = check(DataConfig.model_validate({"source": source, "tie_policy": "soft"}), decode="none")
     assert (report.ok, report.kind, report.rows, report.read.num_bad) == (True, "pairs", 22, 0)
     assert "two_images" in report.layout
+
+
+def noise(name: str, place: int) -> bytes:
+    """A WAV file of a level of its own."""
+    level = (place + 1) / (20 if name == "base" else 10)
+    waves = level * (torch.rand(1, 1600, generator=torch.Generator().manual_seed(place)) - 0.5)
+    return encode_audio(waves, 8000, container="wav")
+
+
+def test_sounds_can_be_heard_while_they_are_voted_on_and_in_the_preview_of_the_votes(
+    make_results: Callable[..., Results], open_page: Open, eventually: Wait, tmp_path: Path
+) -> None:
+    values = {name: {"clap": [0.1, 0.2, 0.3]} for name in ("base", "tuned")}
+    page = open_page(make_results(values, sound=noise))
+    start(page)
+    for key in "121":
+        assert page.locator("#vote-body figure audio[controls]").count() == 2
+        assert page.locator("#vote-body figure img").count() == 2
+        labels = page.eval_on_selector_all("#vote audio", "all => all.map(node => node.ariaLabel)")
+        assert labels == ["first sound", "second sound"]
+        page.evaluate("document.querySelectorAll('#vote audio').forEach(node => node.load())")
+        page.evaluate("document.querySelectorAll('#vote audio').forEach(node => { node.preload = 'auto'; })")
+        eventually(page, "[...document.querySelectorAll('#vote audio')].every(node => node.duration > 0.1)")
+        page.keyboard.press(key)
+    with page.expect_download() as waiting:
+        page.click("#vote-export")
+    path = tmp_path / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 3
+    assert all({"audio_a", "audio_b"} <= row.keys() for row in rows)
+    command = page.inner_text("#vote code").split()
+    assert command[:3] == ["mmalign", "data", "check"]
+    root, shown = os.path.abspath(command[5]), tmp_path / "preview.html"
+    words = ["data", "check", str(path), "--root", root, *command[6:], "--html", str(shown)]
+    assert command[4] == "--root"
+    assert main(words) == 0
+    assert shown.read_text(encoding="utf-8").count("<audio controls") == 6

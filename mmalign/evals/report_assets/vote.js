@@ -113,9 +113,9 @@
     const sample = index.get(session.samples[at]);
     const prompt = data.samples[sample][2];
     const figures = shuffled(sample).map((model, side) => el("figure", {},
-      image(data.shown[model][sample], `${side ? "second" : "first"} ${data.clips ? "clip" : "picture"}`, data.clips),
+      image(data.shown[model][sample], `${side ? "second" : "first"} ${MEDIA.slice(0, -1)}`, MEDIA !== "pictures"),
       el("figcaption", { text: side ? "2" : "1" })));
-    if (!data.clips) sharpen(figures, shuffled(sample).map((model) => data.shown[model][sample]));
+    if (MEDIA === "pictures") sharpen(figures, shuffled(sample).map((model) => data.shown[model][sample]));
     const button = (choice, text) => el("button", {
       type: "button", class: "choice", "data-vote": choice, click: () => vote(choice),
     }, el("kbd", { text: choice }), ` ${text}`);
@@ -205,7 +205,7 @@
       : "Your votes show no difference";
     const rows = data.rewards.map((reward, number) => el("tr", {},
       el("th", { scope: "row" }, named(reward.title)), el("td", { class: "num", text: agreement(number, found.voted) })));
-    const command = `mmalign data check ${fileName()} --root ${quoted(data.root)} --ties soft`;
+    const command = `mmalign data check ${fileName()} --root ${quoted(data.root)} --ties soft${data.sounds ? " --media audio" : ""}`;
     show(
       el("p", { class: "lead strong", id: "vote-verdict", text: said }),
       el("p", { class: "num", id: "vote-result", text: `${model} wins ${percent(found.rate)} against ${base}, `
@@ -217,8 +217,8 @@
         el("button", { type: "button", class: "strong", id: "vote-export", text: "Save as preference rows", click: download }),
         el("button", { type: "button", id: "vote-again", text: "Start anew", click: settings })),
       el("p", { class: "muted small", text: "One JSON record per vote, as training reads them. Paths start at the folder of "
-        + `the ${MEDIA}${MEDIA === "pictures" ? ":" : "."}` }),
-      MEDIA !== "pictures" ? null : el("pre", {}, el("code", { text: command })));
+        + `the ${MEDIA}${data.clips ? "." : ":"}` }),
+      data.clips ? null : el("pre", {}, el("code", { text: command })));
   }
 
   const quoted = (text) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
