@@ -65,15 +65,15 @@ class CacheIdentity:
 class CandidateLoader(Protocol):
     """How the media of a row are read, named and decoded (`diffusion.images.ImageLoader`)."""
 
-    def encoded(self, row: PreferenceRow) -> list[bytes]:
-        """Encoded bytes of each candidate. Raises RowError."""
+    def encoded(self, row: PreferenceRow) -> list[Any]:
+        """Encoded bytes of each candidate, or where they are. Raises RowError."""
         ...
 
-    def keys(self, encoded: list[bytes], *, flipped: bool) -> list[str]:
+    def keys(self, encoded: list[Any], *, flipped: bool) -> list[str]:
         """Name of each candidate's entry."""
         ...
 
-    def centered(self, row: PreferenceRow, encoded: list[bytes], *, flipped: bool) -> Any:
+    def centered(self, row: PreferenceRow, encoded: list[Any], *, flipped: bool) -> Any:
         """Something with the VAE's `inputs` [candidate ...] and their `geometry` [candidate 6]."""
         ...
 

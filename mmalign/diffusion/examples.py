@@ -55,9 +55,13 @@ class TextReader:
         """How many tensors `tokens` gives."""
         return len(self.tokenizers) * (2 if self.masks else 1)
 
+    def texts(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts as the pipeline gives them to its tokenizers."""
+        return [prompt.lower().strip() for prompt in prompts] if self.lowercase else list(prompts)
+
     def tokens(self, prompts: Sequence[str]) -> list[Int[Tensor, "prompt _"]]:
         """Token ids, padded and cut to each tokenizer's length, with masks if asked."""
-        texts = [prompt.lower().strip() for prompt in prompts] if self.lowercase else list(prompts)
+        texts = self.texts(prompts)
         tensors = []
         with warnings.catch_warnings():
             # Long prompts are cut on purpose; `mmalign data check` counts them.

@@ -82,6 +82,11 @@ class Schedule(ABC):
 
     num_timesteps: int
 
+    @property
+    def progress_range(self) -> tuple[float, float]:
+        """What may be drawn of the way from noise (0) to data (1); experts of some noise levels draw less."""
+        return 0.0, 1.0
+
     @abstractmethod
     def coefficients(
         self, timestep: Shaped[Tensor, "*batch"], dtype: torch.dtype = torch.float32

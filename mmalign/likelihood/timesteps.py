@@ -136,8 +136,18 @@ class LogitNormalTimesteps(TimestepSampler):
     std: Number
 
     def place(self, fraction: Float[Tensor, "*batch"], schedule: Schedule) -> Shaped[Tensor, "*batch"]:
-        """The quantile of the distribution at `fraction`."""
+        """The quantile of the distribution at `fraction`; of what the schedule cuts off, none."""
+        first, last = (self._share_before(progress) for progress in schedule.progress_range)
+        if (first, last) != (0.0, 1.0):
+            fraction = first + fraction * (last - first)
         return schedule.timestep_at(torch.sigmoid(self.mean + self.std * torch.special.ndtri(fraction)))
+
+    def _share_before(self, progress: float) -> float:
+        """How much of the distribution lies before a progress in [0, 1]."""
+        if progress <= 0 or progress >= 1:
+            return float(progress >= 1)
+        logit = math.log(progress / (1 - progress))
+        return 0.5 * (1 + math.erf((logit - self.mean) / (self.std * math.sqrt(2))))
 
     def check(self, schedule: Schedule) -> None:
         """The standard deviation must be positive; any schedule fits."""

@@ -5,6 +5,7 @@ candidates of a row show the same stretch of time, so that labels in time mean t
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,9 +16,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.batch import PreferenceRow
+from mmalign.batch import Media, PreferenceRow
 from mmalign.data.config import ImageLimits, VideoLimits
-from mmalign.data.media import decode_image, read_media
+from mmalign.data.media import check_bytes, decode_image, read_media
+from mmalign.data.video_media import decode_clips
+from mmalign.data.video_stills import frame_files
 from mmalign.diffusion.clip_reader import ClipReader
 from mmalign.errors import RowError
 from mmalign.seeding import derive_seed
@@ -37,8 +40,6 @@ CLIP_RULE = "nearest-time-bicubic-antialias-centre"
 """Names everything between file and clip that no setting names; it is part of every cache key."""
 
 Start = Literal["first", "random", "middle"]
-Encoded = bytes | str
-"""A file's bytes, or the path of a folder of frames."""
 
 
 class RowPicture(bytes):
@@ -69,8 +70,8 @@ class Clips:
 
     Args:
         inputs: frames from 0 to 255; where a model goes on from a picture, that comes first.
-        geometry: per candidate (height and width in the file, frames per second of the file times 1000, the
-            first frame's time in milliseconds, 0, 0).
+        geometry: per candidate (height and width in the file, the first frame's time in milliseconds, 0,
+            height and width of the clip).
     """
 
     inputs: UInt8[Tensor, "candidate frame 3 height width"]
@@ -127,35 +128,32 @@ class ClipLoader:
         size = f"{self.size[1]}x{self.size[0]}"
         return f"{CLIP_RULE}|{self.num_frames} frames at {self.fps:g} fps|{size}|{self.start}{image}"
 
-    def encoded(self, row: PreferenceRow) -> list[Encoded]:
-        """The encoded bytes, or the folder of frames, of each candidate; the row's picture last, if any.
+    def encoded(self, row: PreferenceRow) -> list[Media]:
+        """The encoded bytes or the path of each candidate; the row's picture last, if one is wanted.
 
         Raises:
             RowError: missing, empty or too large.
         """
-        found: list[Encoded] = []
+        found: list[Media] = []
         for number, candidate in enumerate(row.candidates):
             where = _where(row, number)
             if candidate.video is None:
                 message = f"{where}: got no video. Is the source's `media` set to what the rows hold?"
                 raise RowError(message, reason="missing_video")
-            found.append(self._read(candidate.video, where))
+            found.append(candidate.video)
         if self.with_image and row.images:
-            where = f"{row.source or row.id or f'row {row.index}'} image"
-            found.append(
-                RowPicture(read_media(row.images[0], where=where, max_bytes=ImageLimits().max_bytes))
-            )
+            picture = read_media(row.images[0], where=_picture(row), max_bytes=ImageLimits().max_bytes)
+            found.append(RowPicture(picture))
         return found
 
-    def _read(self, media: Encoded, where: str) -> Encoded:
-        if isinstance(media, str) and Path(media).is_dir():
-            return media
-        return read_media(media, where=where, max_bytes=self.limits.max_bytes, kind="video")
+    def keys(self, encoded: list[Media], *, flipped: bool = False) -> list[str]:
+        """Name of each candidate's entry in a cache: a hash of its content and of all that was done.
 
-    def keys(self, encoded: list[Encoded], *, flipped: bool = False) -> list[str]:
-        """Name of each candidate's entry in a cache: a hash of its content and of all that was done."""
+        Raises:
+            RowError: a file cannot be read.
+        """
         del flipped
-        clips, picture = self._split(encoded)
+        clips, picture = _split(encoded)
         names = []
         for data in clips:
             digest = hashlib.blake2b(digest_size=16, person=b"mmalign-video")
@@ -176,54 +174,84 @@ class ClipLoader:
         return self.centered(row, self.encoded(row), key=key)
 
     def centered(
-        self, row: PreferenceRow, encoded: list[Encoded], *, flipped: bool = False, key: int = 0
+        self, row: PreferenceRow, encoded: list[Media], *, flipped: bool = False, key: int = 0
     ) -> Clips:
-        """The clips of a row whose bytes were read.
+        """The clips of a row whose media were found.
 
         Raises:
             RowError: one cannot be decoded, or is refused.
         """
-        del flipped, key
-        from mmalign.data.video_media import decode_clip
+        del flipped
+        clips, picture = _split(encoded)
+        stored = row.extras.get("fps")
+        sizes: list[tuple[int, int]] = []
 
-        clips, picture = self._split(encoded)
+        def cut(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
+            sizes.append((frame.shape[1], frame.shape[2]))
+            return covering(frame.unsqueeze(0), self.size).squeeze(0)
+
         inputs, facts = [], []
-        for number, data in enumerate(clips):
-            where = _where(row, number)
-            decoded = decode_clip(
-                data, where=where, limits=self.limits, start=0.0, num_frames=self.num_frames, fps=self.fps
-            )
-            frames = covering(decoded.frames, self.size)
+        decoded = decode_clips(
+            clips,
+            where=[_where(row, number) for number in range(len(clips))],
+            limits=self.limits,
+            fps=self.fps,
+            num_frames=self.num_frames,
+            place=self._place(key),
+            stored_fps=float(stored) if isinstance(stored, int | float) and stored > 0 else None,
+            each=cut,
+        )
+        seen = iter(sizes)
+        for clip in decoded:
+            size = next(seen)
+            for _ in range(len(set(clip.moments)) - 1):
+                next(seen)
+            frames = clip.frames
             if self.with_image:
-                first = frames[:1] if picture is None else self._picture(picture, row)
+                first = frames[:1] if picture is None else self._shown(picture, row)
                 frames = torch.cat([first, frames])
             inputs.append(frames)
-            facts.append([*decoded.frames.shape[-2:], round(decoded.fps * 1000), 0, 0, 0])
+            facts.append([*size, round(1000 * (clip.moments[0] if clip.moments else 0.0)), 0, *self.size])
         return Clips(inputs=torch.stack(inputs), geometry=torch.tensor(facts, dtype=torch.int64))
 
-    def _picture(self, data: Encoded, row: PreferenceRow) -> UInt8[Tensor, "1 3 height width"]:
+    def _place(self, key: int) -> float:
+        """Which part of longer clips, from 0 (the beginning) to 1 (the end)."""
+        if self.start == "random":
+            return (key & 0xFFFFFF) / 2**24
+        return 0.5 if self.start == "middle" else 0.0
+
+    def _shown(self, picture: bytes, row: PreferenceRow) -> UInt8[Tensor, "1 3 height width"]:
         """The row's own picture, at the clips' size."""
-        where = f"{row.source or row.id or f'row {row.index}'} image"
-        image = decode_image(data if isinstance(data, bytes) else b"", where=where, limits=ImageLimits())
-        return covering(picture_tensor(image.image).unsqueeze(0), self.size)
-
-    def _split(self, encoded: list[Encoded]) -> tuple[list[Encoded], Encoded | None]:
-        """(clips, the row's picture) of what `encoded` gave."""
-        if encoded and isinstance(encoded[-1], RowPicture):
-            return encoded[:-1], encoded[-1]
-        return encoded, None
+        image = decode_image(picture, where=_picture(row), limits=ImageLimits()).image
+        return covering(picture_tensor(image).unsqueeze(0), self.size)
 
 
-def _contents(data: Encoded) -> list[bytes]:
-    """Names and bytes of a folder's files in order, or the bytes themselves, each behind its length."""
+def _split(encoded: list[Media]) -> tuple[list[Media], bytes | None]:
+    """(clips, the row's picture) of what `encoded` gave."""
+    if encoded and isinstance(encoded[-1], RowPicture):
+        return encoded[:-1], encoded[-1]
+    return encoded, None
+
+
+def _contents(data: Media) -> Iterator[bytes]:
+    """Everything that tells one medium from another, in pieces; each file behind its length."""
     if isinstance(data, bytes):
-        return [len(data).to_bytes(8, "little"), data]
-    parts: list[bytes] = []
-    for path in sorted(Path(data).iterdir()):
-        if path.is_file():
-            content = path.read_bytes()
-            parts += [path.name.encode(), len(content).to_bytes(8, "little"), content]
-    return parts
+        yield len(data).to_bytes(8, "little")
+        yield data
+        return
+    if isinstance(data, str) and not Path(data).is_dir():
+        check_bytes(data, where=data, max_bytes=2**62, kind="video")
+        yield Path(data).stat().st_size.to_bytes(8, "little")
+        with Path(data).open("rb") as file:
+            while piece := file.read(2**20):
+                yield piece
+        return
+    for part in frame_files(data) if isinstance(data, str) else data:
+        yield from _contents(part)
+
+
+def _picture(row: PreferenceRow) -> str:
+    return f"{row.source or row.id or f'row {row.index}'} image"
 
 
 def _where(row: PreferenceRow, number: int) -> str:
@@ -240,10 +268,20 @@ class VideoReader(ClipReader):
 
     Args:
         clips: decodes, samples, resizes and cuts.
+        cleaned: unescape HTML in prompts and join their white space, as some pipelines do.
     """
 
     clips: ClipLoader
+    cleaned: bool = False
     media: ClassVar[str] = "clips"
+
+    def texts(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts as the pipeline gives them to its tokenizer."""
+        if not self.cleaned:
+            return super().texts(prompts)
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        return [prompt_clean(prompt) for prompt in prompts]
 
     def decoded(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
         """Frames [candidate frame 3 height width]; the key decides which part of longer clips.

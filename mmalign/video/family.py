@@ -96,9 +96,10 @@ class VideoModel(VideoTraits):
         config = self.autoencoder.config
         self.temporal_ratio, self.spatial_ratio = self.ratios(config)
         video = self.video
-        self.num_frames = self.default_num_frames if video.num_frames is None else video.num_frames
-        self.size = (video.height or self.default_size[0], video.width or self.default_size[1])
-        self.fps = self.default_fps if video.fps is None else video.fps
+        frames, size, fps = self.default_clip
+        self.num_frames = frames if video.num_frames is None else video.num_frames
+        self.size = (video.height or size[0], video.width or size[1])
+        self.fps = fps if video.fps is None else video.fps
         self._check_size()
         self.latent_shape = (
             self.latent_channels(config),
@@ -213,6 +214,7 @@ class VideoModel(VideoTraits):
             lowercase=self.lowercase,
             padding="max_length",
             clips=clips,
+            cleaned=self.cleans_prompts,
             text_room=self.text_length if self.fills_texts else 0,
         )
 

@@ -5,7 +5,8 @@ A family file overrides what differs; the rest of the package asks here and nowh
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -53,7 +54,15 @@ class VideoTraits(GuidedModel):
     fills_texts: ClassVar[bool] = True
     """Whether text states are filled up to `text_length` with zeros, which the network sees or is told of."""
 
+    cleans_prompts: ClassVar[bool] = False
+    """Whether the pipeline unescapes HTML in prompts and joins white space."""
+
     # --- sizes ----------------------------------------------------------------------------------------------
+
+    @property
+    def default_clip(self) -> tuple[int, tuple[int, int], float]:
+        """(frames, (height, width), frames per second) unless the run says otherwise."""
+        return self.default_num_frames, self.default_size, self.default_fps
 
     def ratios(self, config: Mapping[str, Any]) -> tuple[int, int]:
         """(frames per latent frame, pixels per latent along one side) of a VAE's config."""
@@ -166,6 +175,11 @@ class VideoTraits(GuidedModel):
         inputs = self.network_inputs(noised.to(dtype), self.network_time(timestep), ready)
         output = network(**inputs, return_dict=False)[0]
         return self.prediction_of(output, noised, timestep, conditioning)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Whatever sampling needs besides the trained network, at hand meanwhile."""
+        yield
 
     # --- files ----------------------------------------------------------------------------------------------
 
