@@ -17,6 +17,7 @@ __all__ = [
     "Media",
     "SourceConfig",
     "TiePolicy",
+    "VideoLimits",
 ]
 
 TiePolicy = Literal["drop", "random", "soft"]
@@ -60,6 +61,31 @@ class AudioLimits(_Section):
     )
     silence: Literal["note", "refuse"] = Field("note", description="silent clips: count them, or refuse them")
     silence_peak: float = Field(1e-4, ge=0, lt=1, description="a clip whose peak is no higher is silent")
+
+
+class VideoLimits(_Section):
+    """Which clips are refused."""
+
+    max_bytes: int = Field(2**31, ge=1, description="bytes of one encoded clip")
+    max_pixels: int = Field(2**24, ge=1, description="pixels of one frame (width times height)")
+    max_seconds: float = Field(600.0, gt=0, description="longer clips are refused, before they are decoded")
+    min_seconds: float = Field(0.1, ge=0, description="shorter clips are refused")
+    max_frames: int = Field(2**15, ge=1, description="frames of one clip; clips of more are refused")
+    min_frames: int = Field(2, ge=1, description="clips of fewer frames are refused: they are pictures")
+    max_kept_pixels: int = Field(
+        2**30, ge=1, description="pixels of all frames that are kept in memory at once (2**30: 3 GiB)"
+    )
+    min_side: int = Field(16, ge=1, description="pixels of the shorter side; smaller clips are refused")
+    max_aspect_ratio: float = Field(8.0, ge=1, description="longer side over shorter side")
+    max_fps: float = Field(
+        1000.0, gt=0, description="frames per second; beyond it the head of the file is damaged"
+    )
+    frames_fps: float | None = Field(
+        None,
+        gt=0,
+        description="frames per second of clips that lie as images, where the row has no column fps; "
+        "default: those that the model is given",
+    )
 
 
 class DialogueConfig(_Section):
@@ -154,6 +180,7 @@ class DataConfig(_Section):
     shuffle: bool = Field(True, description="a new seeded order every epoch; false keeps the file's order")
     images: ImageLimits = Field(default_factory=ImageLimits)
     audio: AudioLimits = Field(default_factory=AudioLimits)
+    video: VideoLimits = Field(default_factory=VideoLimits)
 
     @field_validator("source", mode="before")
     @classmethod

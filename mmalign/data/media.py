@@ -24,7 +24,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mmalign.data.config import ImageLimits
 from mmalign.errors import RowError
 
-__all__ = ["DecodedImage", "decode_image", "image_ending", "read_media", "safe_path"]
+__all__ = [
+    "DecodedImage",
+    "check_bytes",
+    "damage_reported",
+    "decode_image",
+    "image_ending",
+    "read_media",
+    "safe_path",
+    "to_rgb",
+]
 
 # Raster formats only: Pillow would hand PostScript to an external interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -108,7 +117,7 @@ def safe_path(path: str, *, root: Path, where: str, allow_outside: bool = False)
 
 
 def read_media(
-    media: bytes | str, *, where: str, max_bytes: int, kind: Literal["image", "audio"] = "image"
+    media: bytes | str, *, where: str, max_bytes: int, kind: Literal["image", "audio", "video"] = "image"
 ) -> bytes:
     """The encoded bytes of a candidate.
 
@@ -121,39 +130,56 @@ def read_media(
     Raises:
         RowError: reason `missing_file`, `empty_file`, `too_many_bytes` or `unreadable_file`.
     """
+    check_bytes(media, where=where, max_bytes=max_bytes, kind=kind)
     if isinstance(media, bytes):
-        data, name = media, "the row's bytes"
-        size = len(data)
+        return media
+    try:
+        return Path(media).read_bytes()
+    except OSError as error:
+        raise _unreadable(media, where, error) from error
+
+
+def check_bytes(
+    media: bytes | str, *, where: str, max_bytes: int, kind: Literal["image", "audio", "video"]
+) -> int:
+    """How many encoded bytes a candidate has, without reading them.
+
+    Raises:
+        RowError: as `read_media`.
+    """
+    if isinstance(media, bytes):
+        name, size = "the row's bytes", len(media)
     else:
         name = media
         try:
             size = os.stat(media).st_size
-            if not os.path.isfile(media):
-                message = (
-                    f"{where}: got {media}, expected a file. Is the column's path relative to another root?"
-                )
-                raise RowError(message, reason="missing_file")
-            data = b"" if size > max_bytes else Path(media).read_bytes()
         except FileNotFoundError as error:
             message = f"{where}: no such file: {media}. Is it relative to another folder? Set root."
             raise RowError(message, reason="missing_file") from error
         except OSError as error:
-            message = f"{where}: {media} cannot be read ({error.strerror or error})."
-            raise RowError(message, reason="unreadable_file") from error
+            raise _unreadable(media, where, error) from error
+        if not os.path.isfile(media):
+            message = f"{where}: got {media}, expected a file. Is the column's path relative to another root?"
+            raise RowError(message, reason="missing_file")
     if size > max_bytes:
         message = (
             f"{where}: got {size} bytes in {name}, expected at most {max_bytes}. "
             f"Raise data.{kind}{'s' * (kind == 'image')}.max_bytes if this is no accident."
         )
         raise RowError(message, reason="too_many_bytes")
-    if not data:
+    if not size:
         message = f"{where}: got 0 bytes in {name}, expected an encoded {kind}. Copy or download it again."
         raise RowError(message, reason="empty_file")
-    return data
+    return size
+
+
+def _unreadable(path: str, where: str, error: OSError) -> RowError:
+    message = f"{where}: {path} cannot be read ({error.strerror or error})."
+    return RowError(message, reason="unreadable_file")
 
 
 @contextlib.contextmanager
-def _damage_reported(where: str, kind: str) -> Iterator[None]:
+def damage_reported(where: str, kind: str) -> Iterator[None]:
     """Turn whatever a decoder raises into a `RowError` that says what kind of damage it met."""
     try:
         yield
@@ -206,7 +232,7 @@ def _check_size(size: tuple[int, int], limits: ImageLimits, where: str) -> None:
         raise RowError(message, reason="extreme_aspect")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB: alpha over white, 16-bit scaled down, palette and CMYK expanded."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -252,7 +278,7 @@ def decode_image(
             `extreme_aspect`.
     """
     kind = "a file that starts with " + repr(bytes(data[:8]))
-    with _damage_reported(where, kind), warnings.catch_warnings():
+    with damage_reported(where, kind), warnings.catch_warnings():
         # Pillow warns about sizes that `limits` decides on.
         warnings.simplefilter("ignore")
         with Image.open(BytesIO(data), formats=_readable_formats()) as image:
@@ -268,7 +294,7 @@ def decode_image(
                 image.draft(None, (-int(-width * scale // 1), -int(-height * scale // 1)))
             image.load()
             upright = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
-        rgb = _to_rgb(upright)
+        rgb = to_rgb(upright)
     return DecodedImage(
         image=rgb, original_size=(width, height) if orientation in (5, 6, 7, 8) else (height, width)
     )
