@@ -321,7 +321,7 @@ class Loop:
             with syncing, self._dropout_randomness(micro_step):
                 output = preference_step(self.parts, batch, is_record=is_record)
                 # The gradient reduction takes the mean over ranks; `mean_factor` corrects for invalid rows.
-                self.accelerator.backward(output.loss / local_rows)
+                output.backward(lambda loss: self.accelerator.backward(loss / local_rows))
             num_valid += output.num_valid
             self.meter.add(output.values, output.weights)
         interrupted = torch.tensor(float(self.progress.interrupted), device=device)
@@ -508,6 +508,11 @@ def _out_of_memory(run: ResolvedRun) -> str:
         helps.append(
             f"train.batch_size={config.train.batch_size // 2} with "
             f"train.accumulation={config.train.accumulation * 2} (same result, about half the activations)"
+        )
+    if not config.train.split_backward and tokens_of(config) is None:
+        helps.append(
+            "train.split_backward=true (the same gradients, one candidate at a time: about half of a pair's "
+            "activations, one more forward pass of one side)"
         )
     if not config.model.gradient_checkpointing:
         helps.append(

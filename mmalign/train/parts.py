@@ -39,6 +39,7 @@ from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
 from mmalign.train.model import PreferenceModel, TimedModel, TrainedModel, denoising
+from mmalign.train.split_backward import SplitBackward
 from mmalign.train.step import StepParts
 from mmalign.train.supply import IN_TIME, Safeguard, Supply
 from mmalign.train.token_sections import TokensConfig, tokens_of
@@ -338,8 +339,17 @@ def attach_and_refer(
         autocast=autocast,
         base=_base_for_panel(reference, trainables, denoiser_of(model)),
         supply=supply,
+        split=_split(run, accelerator, model),
     )
     return trainables, parts
+
+
+def _split(run: ResolvedRun, accelerator: Accelerator, model: TrainedModel) -> SplitBackward | None:
+    """How backward passes are cut; None where they are not."""
+    train, network = run.config.train, model.network
+    if not train.split_backward:
+        return None
+    return SplitBackward(train.split_size, unsynced=lambda: accelerator.no_sync(network))
 
 
 def _base_for_panel(

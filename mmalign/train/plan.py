@@ -247,6 +247,8 @@ def memory_estimate(
         if config.model.gradient_checkpointing
         else "without gradient checkpointing"
     )
+    if config.train.split_backward:
+        note += f", {config.train.split_size or config.train.batch_size} candidates at a time"
     items.append(MemoryItem(f"activations of {config.train.batch_size} prompts", activation_bytes, note))
     return items
 

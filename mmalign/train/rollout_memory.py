@@ -10,17 +10,21 @@ _FLOAT32 = 4
 
 def rows_with_gradient(run: ResolvedRun) -> int:
     """Rows that the network sees with gradients in one micro-step."""
-    batch_size, rollout = run.config.train.batch_size, run.config.rollout
+    train, rollout = run.config.train, run.config.rollout
+    batch_size, pairs = train.batch_size, 2 * train.batch_size
+    if train.split_backward:
+        pairs = min(pairs, train.split_size or batch_size)
+        batch_size = min(batch_size, pairs)
     if run.method.data == "unpaired":
         return batch_size
     halves = 1 if rollout.guidance_scale in (None, 1) else 2
     match run.config.likelihood.kind:
         case "transition":
             separate = run.method.rollout == "stepwise" and rollout.inner_steps
-            return batch_size * halves * (2 if separate else 1)
+            return halves * (pairs if separate else batch_size)
         case "reward":
             return batch_size * halves * (rollout.samples or 1) * (rollout.gradient_steps or 1)
-    return 2 * batch_size
+    return pairs
 
 
 def items_per_round(run: ResolvedRun) -> int:

@@ -45,6 +45,10 @@ class ModelConfig(Section):
     vae: str | None = Field(
         None, description="replacement VAE: hub id or folder (SDXL in fp16 needs the fp16 fix)"
     )
+    motion_adapter: str | None = Field(
+        None,
+        description="AnimateDiff: motion modules for a model of pictures: hub id, folder or .safetensors file",
+    )
     text_length: int | None = Field(
         None,
         ge=1,
@@ -52,7 +56,9 @@ class ModelConfig(Section):
         description="tokens of the T5 encoder (SD3, FLUX, PixArt); default: the pipeline's",
     )
     guidance: float | None = Field(
-        None, ge=0, description="FLUX dev: guidance that the network is told while training; default 3.5"
+        None,
+        ge=0,
+        description="FLUX dev, HunyuanVideo: guidance the network is told while training; default 3.5, 6",
     )
     attention: Literal["sdpa", "xformers", "flash"] = Field("sdpa", description="attention backend, verified")
     quantization: Literal["nf4", "int8"] | None = Field(
@@ -282,6 +288,17 @@ class TrainConfig(Section):
     )
     batch_size: int = Field(1, ge=1, description="prompts (pairs) per device and micro-step")
     accumulation: int = Field(1, ge=1, description="micro-steps per optimiser step")
+    split_backward: bool = Field(
+        False,
+        description="exact gradients from one candidate at a time: half of a pair's activations, for one "
+        "more forward pass of all candidates but one",
+    )
+    split_size: int | None = Field(
+        None,
+        ge=1,
+        description="split_backward: candidates of a part, over all prompts of a micro-batch; default: "
+        "batch_size, one of every prompt. Smaller parts save more, and statistics of the batch stay whole",
+    )
     learning_rate: float | None = Field(
         None,
         gt=0,
@@ -319,6 +336,9 @@ class TrainConfig(Section):
                 clear = f"train.{share}=null on the command line clears one"
                 message = f"set {steps} or {share}, not both; {clear}"
                 raise ValueError(message)
+        if self.split_size is not None and not self.split_backward:
+            message = "split_size is the size of the parts of split_backward, which is off"
+            raise ValueError(message)
         return self
 
     @field_validator("mixed_precision", mode="before")

@@ -1,7 +1,7 @@
 """One training step as a function of its parts: scores under policy and reference, objective, summed loss."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +13,7 @@ from mmalign.batch import Batch
 from mmalign.likelihood import AnyDraw, AnyPolicy, Denoiser, Evaluation, Likelihood, Reference, TokenDraw
 from mmalign.objectives import Objective, ObjectiveState
 from mmalign.train.metrics import Quantity, panel_values
+from mmalign.train.split_backward import InParts, PartLosses, SplitBackward
 from mmalign.train.supply import StepFacts, Supply
 from mmalign.train.token_metrics import token_panel_values
 from mmalign.train.token_supply import TokenSupply
@@ -35,6 +36,7 @@ class StepParts:
         base: what the panel compares with, on the steps that are logged, when the objective has no reference
             of its own; None where that would need a second network.
         supply: what the objective reads besides the scores.
+        split: cuts the backward pass into parts; None is one pass over all candidates.
     """
 
     denoise: AnyPolicy
@@ -45,6 +47,7 @@ class StepParts:
     autocast: Callable[[], AbstractContextManager[None]]
     base: Reference | None = None
     supply: Supply | TokenSupply = field(default_factory=Supply)
+    split: SplitBackward | None = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -57,17 +60,34 @@ class StepOutput:
     """Result of one micro-step.
 
     Args:
-        loss: sum over valid prompts of weight times loss; gradients flow. The loop divides by the global
-            number of valid prompts.
+        loss: sum over valid prompts of weight times loss. The loop divides by the global number of valid
+            prompts. Gradients flow to the weights unless the backward pass is split: see `backward`.
         num_valid: valid prompts, on the device.
         values: panel values per prompt, detached.
         weights: their weights.
+        parts: of a split backward pass: losses whose gradients add up to that of `loss`, each with its own
+            forward pass; () is `loss` itself.
+        unsynced: what all of them but the last run in.
     """
 
     loss: Float[Tensor, ""]
     num_valid: Float[Tensor, ""]
     values: dict[str, Tensor]
     weights: dict[str, Tensor]
+    parts: PartLosses = ()
+    unsynced: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def backward(self, apply: Callable[[Tensor], object] = torch.Tensor.backward) -> None:
+        """The gradient of `loss`, in as many backward passes as there are parts.
+
+        Args:
+            apply: runs the backward pass of a scalar; it may scale it.
+        """
+        parts = self.parts or (lambda: self.loss,)
+        for part in parts[:-1]:
+            with self.unsynced():
+                apply(part())
+        apply(parts[-1]())
 
 
 def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) -> StepOutput:
@@ -82,17 +102,26 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
     with parts.autocast():
         draw = parts.likelihood.draw(batch, parts.denoise)
     keep = is_record or parts.supply.needs_prediction
+    scoring = parts.likelihood if parts.split is None else InParts(parts.likelihood, parts.split.size)
     # The reference goes first: the policy's graph is then not alive while the reference runs.
     # Each in an autocast of its own: casts of weights are cached by parameter until the outermost one ends,
     # and a reference that swaps other weights into the same parameters would hand its casts to the policy.
     with parts.autocast():
-        reference = parts.reference.evaluate(parts.likelihood, batch, draw, keep_prediction=keep)
-    with parts.autocast():
-        policy = parts.likelihood.evaluate(parts.denoise, batch, draw, keep_prediction=keep)
+        reference = parts.reference.evaluate(scoring, batch, draw, keep_prediction=keep)
+    split = None
+    if parts.split is not None:
+        split = parts.split.evaluate(
+            parts.likelihood, parts.denoise, batch, draw, autocast=parts.autocast, keep_prediction=keep
+        )
+    if split is not None:
+        policy = split.evaluation
+    else:
+        with parts.autocast():
+            policy = parts.likelihood.evaluate(parts.denoise, batch, draw, keep_prediction=keep)
     with parts.autocast():
         compared = reference
         if reference is None and parts.base is not None and is_record:
-            compared = parts.base.evaluate(parts.likelihood, batch, draw, keep_prediction=True)
+            compared = parts.base.evaluate(scoring, batch, draw, keep_prediction=True)
     if holds_steps(batch):
         policy = trajectory_evaluation(policy, batch)
         reference = None if reference is None else trajectory_evaluation(reference, batch)
@@ -122,7 +151,12 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
             labels=labels,
             quantity=_QUANTITIES.get(parts.likelihood.kind, "error"),
         )
-    return StepOutput(weighted.sum(), valid.sum().to(torch.float32), values, weights)
+    loss, num_valid = weighted.sum(), valid.sum().to(torch.float32)
+    if parts.split is None or split is None:
+        return StepOutput(loss, num_valid, values, weights)
+    return StepOutput(
+        loss.detach(), num_valid, values, weights, split.losses(loss), unsynced=parts.split.unsynced
+    )
 
 
 _QUANTITIES: Mapping[str, Quantity] = {"transition": "distance", "reward": "reward"}

@@ -39,6 +39,12 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
         ("diffusion_dpo", {"batch_size": 2, "accumulation": 4}, {"batch_size": 2, "accumulation": 2}),
         # The zero point is a mean over the rows of all ranks.
         ("diffusion_kto", {"batch_size": 4}, {"batch_size": 2}),
+        # Gradients are exchanged once, after the last part.
+        (
+            "diffusion_kto",
+            {"batch_size": 4},
+            {"batch_size": 2, "split_backward": True, "split_size": 1},
+        ),
     ],
 )
 def test_two_processes_equal_one(

@@ -49,6 +49,14 @@ def resolve_likelihood(
             do="Take the section out.",
         )
         raise ConfigError(message)
+    if config.train.split_backward and kind in ("tokens", "reward"):
+        message = explain(
+            f"{path}: train.split_backward",
+            got=True,
+            expected=f"false: likelihood {kind} does not score candidates one by one",
+            do="Lower train.batch_size, or use model.gradient_checkpointing=true.",
+        )
+        raise ConfigError(message)
     inversion = likelihood.inversion
     if kind == "inversion":
         values = fill(inversion, _INVERSION, "likelihood.inversion", defaults, filled)
