@@ -47,7 +47,7 @@ class ModelConfig(Section):
     )
     motion_adapter: str | None = Field(
         None,
-        description="AnimateDiff: motion modules for a model of pictures: hub id, folder or .safetensors file",
+        description="AnimateDiff: motion modules for a model of pictures: hub id, folder or safetensors file",
     )
     text_length: int | None = Field(
         None,
