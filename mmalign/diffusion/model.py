@@ -129,12 +129,16 @@ class DiffusionModel(FamilyTraits):
         )
         self.notes.append(f"attention: {self.attention.detail}")
         if self.settings.gradient_checkpointing:
-            self.notes.append(f"gradient checkpointing: {enable_checkpointing(network)} blocks")
+            self.notes.append(f"gradient checkpointing: {self.recompute(network)} blocks")
         if self.dtype == torch.float16 and self.half_dtype != self.dtype:
             remark = "in which this family may overflow: it is made for bfloat16"
             self.notes.append(f"precision: float16, {remark}")
         self.bare_network: Any = network.to(self.device)
         self.network: nn.Module = self.bare_network
+
+    def recompute(self, network: Any) -> int:
+        """Recompute activations in the backward pass. Returns how many blocks do so. Raises ConfigError."""
+        return enable_checkpointing(network)
 
     @property
     def _home(self) -> torch.device:

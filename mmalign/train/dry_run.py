@@ -114,7 +114,11 @@ def _plan_media(run: ResolvedRun, reward_bytes: int | None) -> Plan:
     if is_online(run):
         require_fitting(run, model)
     trainables = attach(
-        model.network, run.config.adapter, default_targets=model.adapter_targets, seed=run.config.train.seed
+        model.network,
+        run.config.adapter,
+        default_targets=model.adapter_targets,
+        seed=run.config.train.seed,
+        trains=getattr(model, "trains", None),
     )
     return Plan(
         run=run,

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmalign.diffusion.guided import Guide
 from mmalign.diffusion.pipeline_parts import SettingsSource, pipeline_opener
 from mmalign.errors import ConfigError, explain
-from mmalign.video.clips import Clip, VideoReader
+from mmalign.video.clips import VideoReader
 from mmalign.video.family import VideoFamily, VideoModel
 
 __all__ = ["FAMILY", "GUIDANCE", "HunyuanVideo", "HunyuanVideoSource", "Templated"]
@@ -105,6 +106,7 @@ class HunyuanVideo(VideoModel):
         r"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_mlp|proj_out)"
     )
 
+    _samples: bool = False
     _told: float | None = None
 
     @property
@@ -149,8 +151,8 @@ class HunyuanVideo(VideoModel):
         if config.in_channels != channels or config.image_condition_type is not None:
             message = explain(
                 f"model.source {self.settings.source}",
-                got=f"a transformer of {config.in_channels} channels, pictures: {config.image_condition_type}",
-                expected=f"{channels} channels and none: HunyuanVideo from text",
+                got=f"{config.in_channels} channels, pictures by {config.image_condition_type}",
+                expected=f"{channels} channels and no pictures: HunyuanVideo from text",
             )
             raise ConfigError(message)
         if self.settings.attention == "flash":
@@ -205,24 +207,20 @@ class HunyuanVideo(VideoModel):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=self.device)
 
     @contextmanager
-    def told(self, guidance: float) -> Iterator[None]:
-        """Tell the network this guidance meanwhile."""
-        before, self._told = self._told, guidance
+    def sampling(self) -> Iterator[None]:
+        """The network is told the sample's guidance meanwhile."""
+        self._samples = True
         try:
-            yield
+            with super().sampling():
+                yield
         finally:
-            self._told = before
+            self._samples, self._told = False, None
 
-    def sample(
-        self, prompts: Sequence[str], *, seed: int, num_steps: int, guidance_scale: float, **options: Any
-    ) -> list[Clip]:
-        """Clips of prompts; a network that takes guidance is told it, and called once per step."""
-        if not self.embeds_guidance:
-            return super().sample(
-                prompts, seed=seed, num_steps=num_steps, guidance_scale=guidance_scale, **options
-            )
-        with self.told(guidance_scale):
-            return super().sample(prompts, seed=seed, num_steps=num_steps, guidance_scale=1.0, **options)
+    def guide(self, scale: float) -> Guide:
+        """Plain guidance; a network that takes it is told the scale instead, while clips are sampled."""
+        if self.embeds_guidance and self._samples:
+            self._told = scale
+        return super().guide(scale)
 
 
 PIPELINES = ("HunyuanVideoPipeline",)
