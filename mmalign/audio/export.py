@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from mmalign.audio.saving import how_to_load
 from mmalign.audio.trained import load_trained
 from mmalign.errors import ConfigError, explain
 from mmalign.train.run_folders import locate_run, read_run_config
@@ -44,4 +45,6 @@ def main(run: Path, to: Literal["official", "merged", "peft"], output: Path | No
     save = {"official": "save_official", "merged": "save_model", "peft": "save_adapter"}[to]
     written = getattr(model, save)(target)
     print(f"step {loaded.step}, {loaded.weights} weights: {written}")
+    if to == "peft":
+        print(how_to_load(model, written))
     return 0

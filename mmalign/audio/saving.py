@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmalign.audio.families.tango import Tango
     from mmalign.audio.family import AudioModel
 
-__all__ = ["fourier_bases", "save_audio_adapter", "save_converted", "save_official"]
+__all__ = ["fourier_bases", "how_to_load", "save_audio_adapter", "save_converted", "save_official"]
 
 _UNET_FILE = "configs/diffusion_model_config.json"
 
@@ -36,8 +36,8 @@ def save_audio_adapter(model: "AudioModel", folder: str | Path) -> Path:
     """Write the adapter twice: for `PeftModel.from_pretrained`, and for diffusers. Returns `folder`.
 
     `adapter_model.safetensors` with `adapter_config.json` is peft's; `pytorch_lora_weights.safetensors` is
-    read by `network.load_lora_adapter(folder, prefix="unet")`. Both carry the adapter's settings: without
-    them loaders take alpha for rank.
+    read by `network.load_lora_adapter(folder, prefix="unet", weight_name="pytorch_lora_weights.safetensors")`
+    (see `how_to_load`). Both carry the adapter's settings: without them loaders take alpha for rank.
 
     Raises:
         CheckpointError: there is no adapter.
@@ -49,6 +49,18 @@ def save_audio_adapter(model: "AudioModel", folder: str | Path) -> Path:
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
     save_tensors(folder / LORA_FILE, layers, header)
     return folder
+
+
+def how_to_load(model: "AudioModel", folder: str | Path) -> str:
+    """One line of Python that puts a saved adapter onto the family's network.
+
+    Without the file's name diffusers looks for a pickle in a folder, and fails under HF_HUB_OFFLINE for a hub
+    id. Networks that read no adapters themselves (Stable Audio's) take peft's files.
+    """
+    if hasattr(model.bare_network, "load_lora_adapter"):
+        place = f"{str(folder)!r}, prefix={model.network_part!r}, weight_name={LORA_FILE!r}"
+        return f"{model.network_part}.load_lora_adapter({place})"
+    return f"peft.PeftModel.from_pretrained({model.network_part}, {str(folder)!r})"
 
 
 def _frozen(model: "Tango", name: str) -> Any:

@@ -1,9 +1,12 @@
 """Adapters of a tiny Tango: the base without them, and files that plain peft and plain diffusers read."""
 
+import ast
+
 import pytest
 import torch
 
 from mmalign.audio.checkpoint import open_source
+from mmalign.audio.saving import how_to_load
 from mmalign.errors import CheckpointError
 from mmalign.likelihood.adapters import adapters_off
 from mmalign.train.adapters import attach
@@ -50,6 +53,33 @@ def test_a_file_is_read_by_plain_libraries(trained, tango_folder, tmp_path, libr
     given = inputs(trained)
     with torch.no_grad():
         assert torch.allclose(trained.denoise(*given, network=plain), trained.denoise(*given), atol=1e-5)
+
+
+def test_the_line_that_loads_an_adapter_holds_without_network(trained, tango_folder, tmp_path, monkeypatch):
+    from diffusers.loaders import lora_base
+
+    monkeypatch.setattr(lora_base, "HF_HUB_OFFLINE", True)
+    folder = trained.save_adapter(tmp_path / "adapter")
+    unet = open_source(str(tango_folder)).part("unet", dtype=torch.float32)
+    line = how_to_load(trained, folder)
+    with pytest.raises(OSError, match=r"no file named pytorch_lora_weights\.bin"):
+        unet.load_lora_adapter(str(folder), prefix="unet")
+    with pytest.raises(ValueError, match="offline mode, you must specify a `weight_name`"):
+        unet.load_lora_adapter("someone/adapter", prefix="unet", use_safetensors=True)
+    name, _, rest = line.partition(".load_lora_adapter(")
+    (place,), keywords = literal_call(rest)
+    assert name == "unet"
+    unet.load_lora_adapter(place, **keywords)
+    given = inputs(trained)
+    with torch.no_grad():
+        assert torch.allclose(trained.denoise(*given, network=unet), trained.denoise(*given), atol=1e-5)
+
+
+def literal_call(rest):
+    """Arguments of a call, written as literals."""
+    call = ast.parse(f"f({rest}", mode="eval").body
+    values = [ast.literal_eval(argument) for argument in call.args]
+    return values, {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
 
 
 def test_saved_models_have_their_adapters_folded_in(trained, load_tango, tmp_path):
