@@ -1,6 +1,7 @@
 """Chosen frames of a video file, decoded by PyAV (the extra `video`)."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mmalign.errors import MissingExtraError, RowError, explain
+from mmalign.data.video_codecs import opened_video, video_library
+from mmalign.errors import RowError, explain
 from mmalign.rewards.frames import even_frames, num_frames
 
 __all__ = ["read_frames", "sampled_frames"]
 
 Choose = Callable[[int, float], Sequence[int]]
 """(number of frames, frames per second) to the indices of those that are read."""
-
-_ALONE = {"protocol_whitelist": "none"}
-"""No protocol has this name: a playlist or manifest cannot open the files or addresses it lists."""
 
 
 def sampled_frames(path: str | Path, fps: float = 2.0) -> UInt8[Tensor, "frame 3 height width"]:
@@ -62,14 +61,9 @@ def read_frames(path: str | Path, choose: Choose) -> UInt8[Tensor, "frame 3 heig
 
 def _described(path: Path) -> tuple[int, float]:
     """How many frames the file says it has (0 = it does not say), and how many a second."""
-    av = _library()
-    try:
-        with path.open("rb") as file, av.open(file, options=_ALONE) as container:
-            stream = _stream(container, path)
-            rate: Fraction | None = stream.average_rate or stream.guessed_rate
-            told = int(stream.frames)
-    except (av.FFmpegError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+    with _opened(path) as (_, stream):
+        rate: Fraction | None = stream.average_rate or stream.guessed_rate
+        told = int(stream.frames)
     if not rate:
         raise _unreadable(path, "no frame rate")
     return told, float(rate)
@@ -77,19 +71,13 @@ def _described(path: Path) -> tuple[int, float]:
 
 def _decoded(path: Path, wanted: frozenset[int]) -> tuple[dict[int, np.ndarray], int]:
     """Wanted frames by index, [height, width, 3], and how many frames there are."""
-    av = _library()
     kept: dict[int, np.ndarray] = {}
     total = 0
-    try:
-        with path.open("rb") as file, av.open(file, options=_ALONE) as container:
-            stream = _stream(container, path)
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                if total in wanted:
-                    kept[total] = frame.to_ndarray(format="rgb24")
-                total += 1
-    except (av.FFmpegError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+    with _opened(path) as (container, stream):
+        for frame in container.decode(stream):
+            if total in wanted:
+                kept[total] = frame.to_ndarray(format="rgb24")
+            total += 1
     if not total:
         raise _unreadable(path, "no frames")
     if len({frame.shape for frame in kept.values()}) > 1:
@@ -97,26 +85,18 @@ def _decoded(path: Path, wanted: frozenset[int]) -> tuple[dict[int, np.ndarray],
     return kept, total
 
 
-def _stream(container: Any, path: Path) -> Any:
-    streams = container.streams.video
-    if not streams:
-        raise _unreadable(path, "no video stream")
-    return streams[0]
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """(Container, video stream) of a file; damage is a `RowError`."""
+    av = video_library()
+    try:
+        with path.open("rb") as file, opened_video(file) as found:
+            yield found
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, RowError):
+            raise
+        raise _unreadable(path, str(error)) from error
 
 
 def _unreadable(path: Path, got: str) -> RowError:
     return RowError(explain(str(path), got=f"[{got}]", expected="a video file"), reason="unreadable_file")
-
-
-def _library() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        message = explain(
-            "video files",
-            got="[PyAV is not installed]",
-            expected="it, or the clip's frames in Sample.frames",
-            do="pip install 'mmalign[video]'",
-        )
-        raise MissingExtraError(message) from error
-    return av

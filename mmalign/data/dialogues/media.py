@@ -3,7 +3,6 @@
 import base64
 import binascii
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,13 @@ from mmalign.batch import Media
 from mmalign.data.dialogues.fields import is_missing
 from mmalign.data.media import safe_path
 from mmalign.data.rows import FieldError
+from mmalign.data.video_stills import FRAME_ENDINGS, frame_files
 from mmalign.errors import explain
 
 __all__ = ["FirstOf", "MediaRoot", "as_list", "as_videos", "video_frames"]
 
 _LONGEST_PATH = 4096
 """Longer texts are no paths on any system: they hold the file itself."""
-
-_FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ def as_list(value: object) -> list[Any]:
 def as_videos(value: object) -> list[Any]:
     """A cell of videos as a list; a list of images alone is one video of these frames."""
     found = as_list(value)
-    frames = [item for item in found if isinstance(item, str) and item.lower().endswith(_FRAME_ENDINGS)]
+    frames = [item for item in found if isinstance(item, str) and item.lower().endswith(FRAME_ENDINGS)]
     return [tuple(found)] if found and len(frames) == len(found) else found
 
 
@@ -139,15 +137,8 @@ def video_frames(media: Media, *, where: str) -> tuple[bytes | str, ...]:
     if not os.path.isdir(media):
         message = f"{where}: no such video: {media}. Is it relative to another folder? Set root."
         raise FieldError(message, "missing_file", where.rpartition(" ")[2])
-    names = [name for name in os.listdir(media) if name.lower().endswith(_FRAME_ENDINGS)]
-    if not names:
+    frames = frame_files(media)
+    if not frames:
         message = f"{where}: got the folder {media} without images, expected the frames of a video."
         raise FieldError(message, "no_frames", where.rpartition(" ")[2])
-    return tuple(os.path.join(media, name) for name in sorted(names, key=_natural))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts numbers inside names by value."""
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part
-    ]
+    return frames
