@@ -172,9 +172,13 @@ class Ltx(VideoModel):
     # --- text, pictures -------------------------------------------------------------------------------------
 
     def text_from_tokens(self, tokens: Sequence[Tensor], encoders: Sequence[Any]) -> dict[str, Tensor]:
-        """`text` [prompt, token, channel] and `text_mask`; the text encoder itself sees the padding."""
+        """`text` [prompt, token, channel] and `text_mask`.
+
+        The text encoder itself sees the padding, as the pipelines before 0.9.5 have it.
+        """
         ids, mask = tokens
-        return {"text": encoders[0](ids)[0], "text_mask": mask}
+        seen = {"attention_mask": mask} if self.counts_frames else {}
+        return {"text": encoders[0](ids, **seen)[0], "text_mask": mask}
 
     @property
     def takes_images(self) -> bool | None:
