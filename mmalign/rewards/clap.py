@@ -86,7 +86,7 @@ def build(
     level: Level = "file",
     channels: Channels = "mean",
 ) -> ClapReward:
-    """CLAP score by one checkpoint; its name says which, and what is heard.
+    """CLAP score by one checkpoint; its name says which, by name and digest, and what is heard.
 
     Raises:
         ConfigError: no such level, channels or windows.
@@ -95,13 +95,15 @@ def build(
         if given not in get_args(known):
             message = explain(f"reward {card.name} {name}", got=given, expected=" or ".join(get_args(known)))
             raise ConfigError(message)
+    wanted = f"clap[{checkpoint}, {windows}]"
+    encoder = load_clap(
+        checkpoint, weights=weights, reward=wanted, windows=windows, device=device, dtype=dtype
+    )
+    heard = f"{windows}{'' if level == 'file' else f', {level}'}"
     named = replace(
         card,
-        name=f"clap[{checkpoint}, {windows}{'' if level == 'file' else f', {level}'}]",
+        name=f"clap[{checkpoint} {encoder.mark}, {heard}]",
         weights=(clap_weights(checkpoint),),
         text_limit=TEXT_LIMIT,
-    )
-    encoder = load_clap(
-        checkpoint, weights=weights, reward=named.name, windows=windows, device=device, dtype=dtype
     )
     return ClapReward(named, encoder, level=level, channels=channels, device=device, dtype=dtype)

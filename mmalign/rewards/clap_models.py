@@ -18,7 +18,7 @@ from mmalign.errors import CheckpointError, ConfigError, explain, unknown_name
 from mmalign.rewards.card import Weights
 from mmalign.rewards.clip_models import HF_FILES, as_embedding, check_keys, quietly, weight_file
 from mmalign.rewards.sounds import decibel_mels
-from mmalign.rewards.weights import hashes, resolve
+from mmalign.rewards.weights import file_sha256, hashes, resolve
 
 __all__ = ["CLAP_CHECKPOINTS", "ClapEncoder", "Windows", "clap_weights", "load_clap"]
 
@@ -173,6 +173,11 @@ class ClapEncoder:
             input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device)
         )
         return F.normalize(as_embedding(output).float(), dim=1)
+
+    @property
+    def mark(self) -> str:
+        """First eight digits of the SHA-256 of the weights: two revisions of a checkpoint are told apart."""
+        return file_sha256(self.folder / weight_file(self.folder))[:8]
 
     def settings(self) -> Mapping[str, Any]:
         """Weight hashes, rate, windows and bands, for the fingerprint."""

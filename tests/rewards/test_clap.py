@@ -1,6 +1,7 @@
 """CLAP score: what is heard, deterministically, and the library's own numbers where it draws nothing."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -60,7 +61,14 @@ def test_the_first_window_is_heard_and_nothing_after_it(folder):
     start = noise(5.0)
     assert value(reward, start) == pytest.approx(value(reward, torch.cat([start, noise(4.0, 5)])), abs=1e-6)
     assert value(reward, start) != pytest.approx(value(reward, noise(5.0, 5)), abs=1e-4)
-    assert reward.card.name == "clap[htsat-unfused, first]"
+
+
+def test_the_name_says_which_weights_whatever_they_are_called(folder, tmp_path):
+    other = write_clap(tmp_path / "other", seed=3)
+    names = [rewards.load("clap", weights=place).card.name for place in (folder, folder, other)]
+    digest = hashlib.sha256((folder / "clap-htsat-unfused" / "model.safetensors").read_bytes()).hexdigest()
+    assert names[0] == names[1] == f"clap[htsat-unfused {digest[:8]}, first]"
+    assert names[2] != names[0]
 
 
 def test_all_windows_are_averaged_and_the_last_one_ends_with_the_sound(folder):

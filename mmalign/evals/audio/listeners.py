@@ -220,7 +220,7 @@ class ClapListener(_OneByOne):
 
     def __init__(self, encoder: ClapEncoder, *, checkpoint: str) -> None:
         self.encoder = encoder
-        self.name = f"CLAP {checkpoint}, {encoder.windows}"
+        self.name = f"CLAP {checkpoint} {encoder.mark}, {encoder.windows}"
 
     def provenance(self) -> Mapping[str, Any]:
         """The encoder's settings, channels and level."""

@@ -6,7 +6,6 @@ clips that cannot be heard are counted, never replaced.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +16,9 @@ from mmalign.errors import ConfigError, explain
 from mmalign.evals.adopted_pictures import is_sound
 from mmalign.evals.audio.listeners import Heard, Listener, Loading
 from mmalign.evals.base import Answer, Benchmark, Item, Metric, Outcome
+from mmalign.evals.benchmarks._background_sounds import Background, hear_background, read_background
 from mmalign.evals.benchmarks._harness import metric, official_file
+from mmalign.evals.benchmarks._listened import Listened, file_of, listen
 from mmalign.evals.benchmarks._records import mean
 from mmalign.evals.class_scores import Over, class_divergence, inception_score
 from mmalign.evals.prompts import read_prompts
@@ -110,69 +111,27 @@ def _names(item: Item, number: int) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------- scoring
 
 
-@dataclass(frozen=True)
-class _Listened:
-    """What one network heard; None where it could not.
-
-    Args:
-        clips: of every answer.
-        references: of every answer, again for each of several answers to an item.
-        of_items: every reference once.
-        problems: why something was not heard.
-    """
-
-    clips: Sequence[Heard | None]
-    references: Sequence[Heard | None]
-    of_items: Sequence[Heard | None]
-    problems: tuple[str, ...]
-
-    def pooled(self) -> tuple[Tensor, Tensor]:
-        """Features of all clips and of all references, each reference once."""
-        return _features(self.clips), _features(self.of_items)
-
-    def paired(self) -> list[int]:
-        """Places of which both sides were heard."""
-        pairs = enumerate(zip(self.clips, self.references, strict=True))
-        return [place for place, (one, other) in pairs if one is not None and other is not None]
+def _distances(
+    title: str,
+    listener: Listener,
+    listened: Listened,
+    behind: Background | None,
+    loading: Loading,
+    lost: dict[str, int],
+    references: bool,
+) -> Iterator[Metric]:
+    """From the references and from a background set, of which `lost` counts what could not be heard."""
+    clips, others = listened.pooled()
+    if references:
+        yield from _distance(f"{title} ({listener.name})", clips, others)
+    if behind is not None:
+        features, problems = hear_background(listener, behind, loading)
+        lost[f"background clips {listener.name} could not hear"] = len(problems)
+        yield from _distance(f"{title} ({listener.name}, background {behind.name})", clips, features)
 
 
-def _features(heard: Sequence[Heard | None]) -> Tensor:
-    kept = [one.features for one in heard if one is not None]
-    return torch.cat(kept) if kept else torch.zeros(0, 0)
-
-
-def _listen(listener: Listener, answers: Sequence[Answer], loading: Loading) -> _Listened:
-    """Every answer and its reference, in order."""
-    references: dict[str, Heard | None] = {}
-    clips: list[Heard | None] = []
-    problems: dict[str, None] = {}
-
-    def heard(media: Any) -> Heard | None:
-        (found,) = listener.hear([_file(media)], loading=loading)
-        if isinstance(found, str):
-            problems[found] = None
-            return None
-        return found
-
-    for answer in answers:
-        made = answer.error is None and answer.media
-        clips.append(heard(answer.media[0]) if made else None)
-        if answer.item.id not in references:
-            references[answer.item.id] = heard(answer.item.media[0]) if answer.item.media else None
-    each = [references[answer.item.id] for answer in answers]
-    return _Listened(clips, each, list(references.values()), tuple(problems))
-
-
-def _file(media: Any) -> str | Path | bytes:
-    if not isinstance(media, str | Path | bytes):
-        message = explain("answer", got=type(media).__name__, expected="the file or the bytes of a sound")
-        raise ConfigError(message)
-    return media
-
-
-def _distance(name: str, listened: _Listened) -> Iterator[Metric]:
+def _distance(name: str, clips: Tensor, references: Tensor) -> Iterator[Metric]:
     """Frechet distance; NaN where there are fewer than two on a side."""
-    clips, references = listened.pooled()
     known = len(clips) > 1 and len(references) > 1
     value = float(frechet_distance(clips, references)) if known else math.nan
     unit = f"Frechet distance of {len(clips)} and {len(references)} features, lower is better"
@@ -180,7 +139,7 @@ def _distance(name: str, listened: _Listened) -> Iterator[Metric]:
 
 
 def _verdicts(
-    name: str, listened: _Listened, answers: Sequence[Answer], splits: int, *, references: bool
+    name: str, listened: Listened, answers: Sequence[Answer], splits: int, *, references: bool
 ) -> Iterator[Metric]:
     """What a classifier's verdicts say: KL against references, inception score, kernel distance."""
     if references:
@@ -205,7 +164,7 @@ def _verdicts(
     yield metric(f"KID ({name})", math.nan if kernel is None else kernel.value, unit, higher_is_better=False)
 
 
-def _divergences(name: str, listened: _Listened, answers: Sequence[Answer]) -> Iterator[Metric]:
+def _divergences(name: str, listened: Listened, answers: Sequence[Answer]) -> Iterator[Metric]:
     """KL of each clip from its reference, over softmax and over sigmoids."""
     places = listened.paired()
     target, found = (_logits(heard, places) for heard in (listened.references, listened.clips))
@@ -230,7 +189,7 @@ def _logits(heard: Sequence[Heard | None], places: Sequence[int]) -> Tensor:
 def _texts(clap: Reward, answers: Sequence[Answer]) -> Metric:
     """CLAP score; NaN of clips it could not score."""
     made = [place for place, answer in enumerate(answers) if answer.error is None and answer.media]
-    samples = [Sample(answers[place].item.prompt, audio=_file(answers[place].media[0])) for place in made]
+    samples = [Sample(answers[place].item.prompt, audio=file_of(answers[place].media[0])) for place in made]
     values = [math.nan] * len(answers)
     for place, value in zip(made, clap.score(samples).first().tolist(), strict=True):
         values[place] = value
@@ -248,6 +207,7 @@ def _score(
     clap_sounds: Listener | None = None,
     loading: Loading = "clean",
     splits: int = 10,
+    background: str = "",
 ) -> Outcome:
     if loading not in get_args(Loading):
         raise ConfigError(explain("loading", got=loading, expected=" or ".join(get_args(Loading))))
@@ -256,29 +216,33 @@ def _score(
     ordered = sorted(answers, key=lambda answer: (answer.item.id, answer.copy))
     references = any(answer.item.media for answer in ordered)
     heard = {
-        listener.name: _listen(listener, ordered, loading)
+        listener.name: listen(listener, ordered, loading)
         for listener in (vggish, panns, clap_sounds)
         if listener is not None
     }
     metrics: list[Metric] = []
-    if references:
-        for listener, title in ((vggish, "FAD"), (panns, "FD"), (clap_sounds, "FD")):
-            if listener is not None:
-                metrics += _distance(f"{title} ({listener.name})", heard[listener.name])
+    behind = read_background(background) if background else None
+    lost: dict[str, int] = {}
+    for listener, title in ((vggish, "FAD"), (panns, "FD"), (clap_sounds, "FD")):
+        if listener is not None:
+            metrics += _distances(title, listener, heard[listener.name], behind, loading, lost, references)
     if panns is not None:
         metrics += _verdicts(panns.name, heard[panns.name], ordered, splits, references=references)
     if clap is not None:
         metrics.append(_texts(clap, ordered))
     if not metrics:
-        message = explain("metrics", got="[no references]", expected="panns or clap, which need none")
+        do = "Or give options.background, a folder of sounds."
+        message = explain("metrics", got="[no references]", expected="panns or clap, which need none", do=do)
         raise ConfigError(message)
     counts = _counts(ordered, heard, metrics[-1] if clap is not None else None, references=references)
-    notes = _notes(heard, counts["clips"], loading, references=references)
+    counts |= lost
+    distances = references or behind is not None
+    notes = _notes(heard, counts["clips"], loading, references=distances)
     return Outcome(tuple(metrics), counts, tuple(notes))
 
 
 def _counts(
-    answers: Sequence[Answer], heard: Mapping[str, _Listened], texts: Metric | None, *, references: bool
+    answers: Sequence[Answer], heard: Mapping[str, Listened], texts: Metric | None, *, references: bool
 ) -> dict[str, int]:
     """Clips that every network heard and all others, and what each could not hear."""
     made = [answer.error is None and bool(answer.media) for answer in answers]
@@ -297,9 +261,7 @@ def _counts(
     return {"clips": sum(whole), "failed": len(whole) - sum(whole), **found}
 
 
-def _notes(
-    heard: Mapping[str, _Listened], count: int, loading: Loading, *, references: bool
-) -> Iterator[str]:
+def _notes(heard: Mapping[str, Listened], count: int, loading: Loading, *, references: bool) -> Iterator[str]:
     if references and count < _FEW:
         yield (
             f"Frechet distances are biased upwards with few clips; compare sets of {count} clips with such "
@@ -328,6 +290,8 @@ BENCHMARK = Benchmark(
         "references": "folder of reference clips; none leaves out FAD, FD, KL and KID",
         "loading": "clean resamples properly; released drops samples of 32 and 48 kHz files, as released",
         "splits": "of the inception score; 10 in the released code",
+        "background": "folder of sounds that have nothing to do with the prompts: FAD and FD from it, under "
+        "its name and the digest of its files; from the current folder",
     },
     protocol={
         "images per prompt": 1,
@@ -336,6 +300,7 @@ BENCHMARK = Benchmark(
         "KL": "reference || generated, 1e-6 added to the generated side",
         "IS and KID": "numpy RandomState(2020), clips in the order of their ids",
         "references": "of the same prompts, matched by name",
+        "background": "none; of a set that is given the metric bears name and digest",
     },
     paper="2301.12503",
     official_code="haoheliu/audioldm_eval",

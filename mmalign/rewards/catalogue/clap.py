@@ -26,7 +26,8 @@ CARD = Card(
         "channels": "mean (default) of all, or the first.",
     },
     departures=(
-        "No revision is pinned: the files' hashes are in the fingerprint.",
+        "No revision is pinned: the digest of the weights is in the loaded reward's name, the files' hashes "
+        "are in its fingerprint.",
         "Long sounds are cut at fixed places; the released code and the library draw random crops.",
         "Of fused checkpoints every sound is read as a long one, as the released code does with one sound at "
         "a time; of several short ones it picks one at random.",

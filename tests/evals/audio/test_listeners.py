@@ -103,7 +103,7 @@ def test_clap_hears_unit_vectors_of_its_windows(tmp_path):
     (heard,) = listener.hear([wav(noise(12.3, 4800), 4800)])
     assert heard.features.shape == (3, 20)
     assert torch.allclose(heard.features.norm(dim=1), torch.ones(3))
-    assert listener.name == "CLAP tiny, all"
+    assert listener.name == f"CLAP tiny {listener.encoder.mark}, all"
 
 
 def test_what_is_no_sound_is_told_and_leaves_the_others_alone(panns):

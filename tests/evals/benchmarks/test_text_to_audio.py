@@ -107,6 +107,55 @@ def test_the_bytes_of_references_are_part_of_the_annotations(folder):
     assert before[1].expected == after[1].expected
 
 
+def test_distances_from_a_background_bear_its_name_and_digest(folder, tmp_path):
+    from mmalign.evals.set_distances import frechet_distance
+
+    root = tmp_path / "studio" / "deeper"
+    root.mkdir(parents=True)
+    for number in range(5):
+        (root / f"{number}.wav").write_bytes(sound(200 + number))
+    answers = EXAMPLE.answers(read_items(folder))
+    outcome = BENCHMARK.score(answers, background=str(tmp_path / "studio"), **tools())
+    (name,) = (name for name in named(outcome) if name.startswith("FAD (VGGish, background studio "))
+    ears = AmplitudeListener("x")
+    clips, others = (
+        torch.cat([heard.features for heard in ears.hear(media)])
+        for media in ([answer.media[0] for answer in answers], sorted(root.glob("*.wav")))
+    )
+    found = named(outcome)
+    assert found[name].value == pytest.approx(float(frechet_distance(clips, others)))
+    assert found["FAD (VGGish)"].value != pytest.approx(found[name].value)
+    assert outcome.counts["background clips VGGish could not hear"] == 0
+    # Bytes decide: a moved set keeps its name, another file is another set.
+    (tmp_path / "studio").rename(tmp_path / "away")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "away").rename(tmp_path / "else" / "studio")
+    moved = BENCHMARK.score(answers, background=str(tmp_path / "else" / "studio"), **tools())
+    assert name in named(moved)
+    (tmp_path / "else" / "studio" / "deeper" / "0.wav").write_bytes(sound(300))
+    changed = named(BENCHMARK.score(answers, background=str(tmp_path / "else" / "studio"), **tools()))
+    assert name not in changed
+    alone = BENCHMARK.score(
+        [
+            Answer(item, media=answer.media)
+            for item, answer in zip(read_items(folder, references="none"), answers, strict=True)
+        ],
+        background=str(tmp_path / "else" / "studio"),
+        vggish=AmplitudeListener("VGGish"),
+    )
+    assert all("background studio" in name for name in named(alone))
+    assert "biased upwards" in alone.notes[0]
+
+
+def test_a_background_needs_two_sounds(folder, tmp_path):
+    answers = EXAMPLE.answers(read_items(folder))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.wav").write_bytes(sound(1))
+    for place, got in (("one", "one with 1 sounds"), ("nowhere", "nowhere")):
+        with pytest.raises(ConfigError, match=rf"options\.background: got .*{got}.*two sounds or more"):
+            BENCHMARK.score(answers, background=str(tmp_path / place), **tools())
+
+
 def test_without_references_only_what_needs_none_is_measured(folder):
     items = read_items(folder, references="none")
     answers = EXAMPLE.answers(items)
