@@ -29,11 +29,11 @@ class Moments:
 
     Args:
         mean: `[..., channel, height, width]`.
-        std: of the same shape, positive.
+        std: of the same shape, positive; all axes but the first of size 1, and zero, where nobody samples.
     """
 
     mean: Float[Tensor, "*shape"]
-    std: Float[Tensor, "*shape"]
+    std: Float[Tensor, "..."]
 
 
 @contextmanager

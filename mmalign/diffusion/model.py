@@ -328,7 +328,7 @@ class DiffusionModel(FamilyTraits):
             network: another network of the same kind, for example a frozen copy; default the trained one.
         """
         network = self.network if network is None else network
-        dtype = next(network.parameters()).dtype  # of its inputs: no adapter replaces the first weight
+        dtype = self.input_dtype(network)
         ready = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in conditioning.items()

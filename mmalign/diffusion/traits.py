@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmalign.errors import ConfigError, explain
 from mmalign.likelihood.schedules import Prediction, Schedule, schedule_from_config
@@ -88,6 +88,10 @@ class FamilyTraits(ABC):
     def network_time(self, timestep: Shaped[Tensor, " row"]) -> Shaped[Tensor, " row"]:
         """The network's own time input of one from 0 to 1000."""
         return timestep
+
+    def input_dtype(self, network: nn.Module) -> torch.dtype:
+        """The dtype of the network's inputs: of its first weight, since no adapter replaces it."""
+        return next(network.parameters()).dtype
 
     def pack(self, latents: Float[Tensor, "row channel *size"]) -> Float[Tensor, "row ..."]:
         """Latents as the network takes them; as they are, by default."""

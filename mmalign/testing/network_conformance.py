@@ -176,7 +176,7 @@ class NetworkConformance(ABC):
         model = self.loaded(folder, dtype=torch.bfloat16)
         trainables = trained_by(model, AdapterConfig(rank=2))
         assert {parameter.dtype for parameter in trainables.parameters.values()} == {torch.float32}
-        assert next(model.bare_network.parameters()).dtype == torch.bfloat16
+        assert model.input_dtype(model.bare_network) == torch.bfloat16
         prediction = model.denoise(*example_inputs(model))
         assert prediction.dtype == torch.bfloat16
         assert torch.isfinite(prediction).all()
