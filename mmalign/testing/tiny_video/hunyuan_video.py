@@ -15,7 +15,7 @@ from mmalign.testing.tiny import END, clip_encoder, write_clip_tokenizer
 
 __all__ = ["write_tiny_hunyuan_video"]
 
-_TEMPLATE_TOKENS = 95
+_TEMPLATE_TOKENS, _PIECES = 95, 83
 _BEGIN, _TURN_END, _HEAD, _HEAD_END = (
     "<|begin_of_text|>",
     "<|eot_id|>",
@@ -25,21 +25,16 @@ _BEGIN, _TURN_END, _HEAD, _HEAD_END = (
 _WIDTH, _TEXT_WIDTH, _LATENTS = 24, 20, 4
 
 
-def _pieces_of_template() -> list[str]:
-    """The instruction cut into so many pieces that everything before the prompt is 95 tokens."""
+def _instruction() -> str:
+    """Everything before the prompt."""
     from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
 
     template: str = pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE["template"]
-    before = template.split("{}", maxsplit=1)[0]
-    plain = before.split(_HEAD_END)[1].split(_TURN_END)[0]
-    around = [_HEAD, "system", _HEAD_END, _TURN_END, _HEAD, "user", _HEAD_END, "\n\n"]
-    count = _TEMPLATE_TOKENS - len(around) - 1
-    edges = [round(number * len(plain) / count) for number in range(count + 1)]
-    return ["system", "user", *(plain[left:right] for left, right in pairwise(edges))]
+    return template.split("{}", maxsplit=1)[0]
 
 
-def _write_llama_tokenizer(folder: Path) -> int:
-    """A byte-level tokenizer without merges that knows the template. Returns the size of its vocabulary."""
+def _tokenizer_of(pieces: list[str]) -> Any:
+    """A byte-level tokenizer without merges that knows some pieces of text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -47,9 +42,26 @@ def _write_llama_tokenizer(folder: Path) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([_BEGIN, _TURN_END, _HEAD, _HEAD_END])
-    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in [*_pieces_of_template(), "\n\n"]])
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
     begin = (_BEGIN, tokenizer.token_to_id(_BEGIN))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{_BEGIN} $A", special_tokens=[begin])
+    return tokenizer
+
+
+def _write_llama_tokenizer(folder: Path) -> int:
+    """A tokenizer that makes 95 tokens of what comes before a prompt. Returns the size of its vocabulary."""
+    before = _instruction()
+    plain = before.split(_HEAD_END)[1].split(_TURN_END)[0]
+    edges = [round(number * len(plain) / _PIECES) for number in range(_PIECES + 1)]
+    pieces = ["system", "user", "\n\n", *(plain[left:right] for left, right in pairwise(edges))]
+    # A piece that is not known is as many tokens as it has letters: the number that fits is looked for.
+    for left_out in range(3, len(pieces)):
+        tokenizer = _tokenizer_of(pieces[:left_out] + pieces[left_out + 1 :])
+        if len(tokenizer.encode(before).ids) == _TEMPLATE_TOKENS:
+            break
+    else:
+        message = f"the instruction of this diffusers makes no {_TEMPLATE_TOKENS} tokens of {_PIECES} pieces"
+        raise RuntimeError(message)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {

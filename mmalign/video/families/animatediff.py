@@ -39,7 +39,7 @@ _SCHEDULE = {
     "timestep_spacing": "linspace",
     "prediction_type": "epsilon",
 }
-"""Source: guoyww/AnimateDiff configs/inference/inference-v2.yaml; the pipeline's documentation in diffusers."""
+"""Source: guoyww/AnimateDiff configs/inference/inference-v2.yaml; an example of diffusers' documentation."""
 
 _PARTS = {
     "vae": ["diffusers", "AutoencoderKL"],
