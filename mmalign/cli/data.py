@@ -392,7 +392,7 @@ def add_commands(subparsers: Any) -> None:
     cache.add_argument(
         "--dtype",
         default="float16",
-        choices=("float16", "float32"),
+        choices=("float16", "bfloat16", "float32"),
         help="of stored moments (default: %(default)s)",
     )
     cache.set_defaults(handler=_cache)

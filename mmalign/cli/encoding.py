@@ -1,6 +1,5 @@
 """`mmalign data cache CONFIG`: load the encoders of a run and fill its cache."""
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,9 +22,9 @@ def encode_run(
     Args:
         config_path: YAML file of the run.
         overrides: `section.key=value`.
-        output: folder; default `image.cache` (or `audio.cache`) of the config.
+        output: folder; default `image.cache` (or `audio.cache`, `video.cache`) of the config.
         batch_size: images or clips encoded at once.
-        dtype: of the stored moments, float16 or float32.
+        dtype: of the stored moments: float16, bfloat16 or float32.
 
     Raises:
         ConfigError: no folder is named, random crops, or the folder belongs to another model.
@@ -41,8 +40,8 @@ def encode_run(
     from mmalign.train.config import load_run
 
     run = load_run(config_path, overrides).config
-    section = "audio" if registry.modality(run.model.family) == "audio" else "image"
-    media = getattr(run, section)
+    section = run.media_name
+    media = run.media
     folder = output or media.cache
     if folder is None:
         message = f"{config_path}: neither {section}.cache nor --output names a folder to write the cache to."
@@ -57,15 +56,15 @@ def encode_run(
     model = family.load(run.model, media, device="cuda" if use_cuda else "cpu", dtype=half)
     crop, flip = "center", False
     loader: Any
-    if section == "audio":
-        model.limit_audio(run.data.audio)
+    if section in ("audio", "video"):
+        getattr(model, f"limit_{section}")(getattr(run.data, section))
         loader = model.clips
     else:
         crop, flip = media.crop, media.flip
         loader = ImageLoader(media.resolution, crop=crop, flip=flip, limits=run.data.images)
-    # Mean and standard deviation of every candidate, once more for its mirror image.
+    # Of every candidate, once more for its mirror image.
     entries = 2 * len(table) * (2 if flip else 1)
-    size = entries * 2 * math.prod(model.latent_shape) * (2 if dtype == "float16" else 4)
+    size = entries * model.numbers_per_entry * (4 if dtype == "float32" else 2)
     Path(folder).mkdir(parents=True, exist_ok=True)
     needed, free = size / 2**30, shutil.disk_usage(folder).free / 2**30
     print(f"{folder}: at most {needed:.2f} GiB of moments will be written, {free:.1f} GiB are free")

@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -29,6 +30,7 @@ from mmalign.files import read_json, save_tensors, write_json
 __all__ = ["CacheIdentity", "CacheWriter", "CandidateLoader", "LatentCache"]
 
 HEADER = "cache.json"
+_MORE = "more."
 _FORMAT = 1
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -54,6 +56,11 @@ class CacheIdentity:
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     audio: str = ""
     video: str = ""
+
+    @property
+    def medium(self) -> Literal["images", "clips"]:
+        """What is encoded."""
+        return "clips" if self.audio or self.video else "images"
 
     def described(self) -> dict[str, Any]:
         """The fields that say something: caches of pictures keep the description they always had."""
@@ -169,20 +176,23 @@ class CacheWriter:
         self,
         key: str,
         mean: Float[Tensor, "*shape"],
-        std: Float[Tensor, "*shape"],
+        std: Float[Tensor, "..."],
         geometry: Int[Tensor, " 6"],
+        more: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Store the moments of one image or clip.
+        """Store the moments of one image or clip, and whatever else the model makes of it (`more`).
 
         Raises:
             TrainingError: they are not finite, or overflow the cache's dtype.
         """
         dtype = _DTYPES[self.identity.dtype]
         stored = {"mean": mean.to("cpu", dtype), "std": std.to("cpu", dtype), "geometry": geometry.to("cpu")}
-        if not (stored["mean"].isfinite().all() and stored["std"].isfinite().all()):
+        for name, value in (more or {}).items():
+            stored[f"{_MORE}{name}"] = value.to("cpu", dtype if value.is_floating_point() else value.dtype)
+        if not all(bool(value.isfinite().all()) for value in stored.values()):
             remedy = (
                 "Keep moments in float32: --dtype float32."
-                if self.identity.audio or self.identity.video
+                if self.identity.medium == "clips"
                 else "SDXL's own VAE overflows in float16: use model.vae: madebyollin/sdxl-vae-fp16-fix, or "
                 "keep the VAE in float32."
             )
@@ -306,6 +316,17 @@ class LatentCache:
         shard, row = found
         return shard.get_slice("mean")[row : row + 1][0], shard.get_slice("std")[row : row + 1][0]
 
+    def more(self, row: PreferenceRow, loader: CandidateLoader) -> dict[str, Tensor]:
+        """What else is stored of the candidates of a row, stacked; `row` has found that they are there."""
+        found: dict[str, list[Tensor]] = {}
+        for key in loader.keys(loader.encoded(row), flipped=False):
+            shard, number = self._entry("m", key) or (None, 0)
+            names = [] if shard is None else [name for name in shard.keys() if name.startswith(_MORE)]  # noqa: SIM118 - no iterator
+            for name in names:
+                value = shard.get_slice(name)[number : number + 1][0]
+                found.setdefault(name.removeprefix(_MORE), []).append(value)
+        return {name: torch.stack(values) for name, values in found.items()}
+
     def geometry(self, key: str) -> Int[Tensor, " 6"] | None:
         """Original size, crop offset and target size of an image; None if absent."""
         found = self._entry("m", key)
@@ -335,8 +356,7 @@ class LatentCache:
         for number, key in enumerate(loader.keys(loader.encoded(row), flipped=flipped)):
             found, geometry = self.moments(key), self.geometry(key)
             if found is None or geometry is None:
-                medium = "clip" if self.identity.audio or self.identity.video else "image"
-                kind = "mirrored image" if flipped else medium
+                kind = "mirrored image" if flipped else self.identity.medium.removesuffix("s")
                 message = (
                     f"{row.source or row.id} candidate {number}: its {kind} is not in the cache "
                     f"{self.folder}. "

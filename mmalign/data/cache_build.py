@@ -78,10 +78,15 @@ class _Encoder:
     def encode(self, keys: list[str]) -> None:
         """Encode some of the images that are ready."""
         entries = [self.ready.pop(key) for key in keys]
-        moments = self.model.cache_moments(torch.stack([inputs for inputs, _ in entries]))
+        inputs = torch.stack([inputs for inputs, _ in entries])
+        moments = self.model.cache_moments(inputs)
         mean, std = moments.mean.cpu(), moments.std.cpu()
+        # Clips that go on from a picture keep what the network is told of it.
+        cache_more = getattr(self.model, "cache_more", None)
+        more = {} if cache_more is None else cache_more(inputs)
         for number, (key, (_, geometry)) in enumerate(zip(keys, entries, strict=True)):
-            self.writer.add_moments(key, mean[number], std[number], geometry)
+            own = {name: value[number] for name, value in more.items()}
+            self.writer.add_moments(key, mean[number], std[number], geometry, own)
 
 
 def _jobs(
@@ -95,7 +100,7 @@ def _jobs(
     """Decoding work of every row that is not cached yet."""
     scheduled: set[str] = set()
     for index in range(len(table)):
-        progress("clips" if encoder.writer.identity.audio else "images", index + 1, len(table))
+        progress(encoder.writer.identity.medium, index + 1, len(table))
         try:
             row = table[index]
             encoded = loader.encoded(row)

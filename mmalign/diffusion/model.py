@@ -4,6 +4,7 @@ Pictures, sound and clips differ in what becomes of a row's media, in the shape 
 latent becomes media again; `ImageModel`, `AudioModel` and their like add that. The rest is here, once.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -203,6 +204,11 @@ class DiffusionModel(FamilyTraits):
     @abstractmethod
     def cache_moments(self, inputs: Shaped[Tensor, "row ..."]) -> Moments:
         """Moments of media as the reader gives them, as a cache keeps them."""
+
+    @property
+    def numbers_per_entry(self) -> int:
+        """What a cache keeps of one medium: mean and standard deviation of its latents."""
+        return 2 * math.prod(self.latent_shape)
 
     def _states_of(self, tokens: Sequence[Tensor]) -> dict[str, Tensor]:
         with self.encoders_ready():

@@ -497,7 +497,11 @@ def peak_memory_gib(device: torch.device) -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-_SIZES = {"image": "image.resolution", "audio": "audio.duration"}
+_SIZES = {
+    "image": "image.resolution",
+    "audio": "audio.duration",
+    "video": "video.num_frames, or video.height and video.width",
+}
 
 
 def _out_of_memory(run: ResolvedRun) -> str:

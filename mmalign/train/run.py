@@ -44,12 +44,14 @@ from mmalign.train.plan import (
 from mmalign.train.rollouts import is_online, make_online, opening_lines
 from mmalign.train.run_identity import identity_of, require_agreement, start_of
 from mmalign.train.sample_answers import SampleAnswers
+from mmalign.train.sample_clips import SampleClips
 from mmalign.train.sample_sounds import SampleSounds
 from mmalign.train.samples import SampleGrids
 from mmalign.train.steps import learning_rates, with_steps
 from mmalign.train.token_metrics import token_verdict
 from mmalign.train.token_sections import AnswerRolloutConfig, TokenRunConfig, tokens_of
 from mmalign.train.tracking import Tracking
+from mmalign.train.video_sections import VideoRunConfig
 
 __all__ = ["CONFIG_FILE", "SUMMARY_FILE", "RunResult", "describe", "main", "prepare", "train"]
 
@@ -351,11 +353,13 @@ def _sample_hook(
         if path.suffix == ".png":
             tracking.log_picture("samples", path, step)
 
-    maker: SampleGrids | SampleSounds | SampleAnswers
+    maker: SampleGrids | SampleSounds | SampleClips | SampleAnswers
     if isinstance(config, TokenRunConfig):
         maker = SampleAnswers(model, trainables, config.answers, folder)
     elif isinstance(config, AudioRunConfig):
         maker = SampleSounds(denoising(model), trainables, config.samples, folder)
+    elif isinstance(config, VideoRunConfig):
+        maker = SampleClips(denoising(model), trainables, config.samples, folder)
     else:
         maker = SampleGrids(denoising(model), trainables, config.samples, folder)
     return hook

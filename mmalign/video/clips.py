@@ -27,6 +27,7 @@ from mmalign.seeding import derive_seed
 
 __all__ = [
     "CLIP_RULE",
+    "IMAGE",
     "Clip",
     "ClipLoader",
     "Clips",
@@ -38,6 +39,9 @@ __all__ = [
 
 CLIP_RULE = "nearest-time-bicubic-antialias-centre"
 """Names everything between file and clip that no setting names; it is part of every cache key."""
+
+IMAGE = "image."
+"""Before the names of conditioning that pictures give, in examples."""
 
 Start = Literal["first", "random", "middle"]
 
@@ -282,6 +286,14 @@ class VideoReader(ClipReader):
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
         return [prompt_clean(prompt) for prompt in prompts]
+
+    def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """As every clip; from the cache with what it holds of the pictures that clips go on from, too."""
+        found = super().__call__(row, key=key)
+        if self.cache is None or not self.clips.with_image:
+            return found
+        states = self.cache.more(row, self.clips)
+        return {**found, **{f"{IMAGE}{name}": value for name, value in states.items()}}
 
     def decoded(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
         """Frames [candidate frame 3 height width]; the key decides which part of longer clips.

@@ -4,6 +4,7 @@ A family file supplies what differs: sizes, how its text becomes conditioning, w
 Clips, prompt dropout, caches, pictures that clips go on from, sampling and saving are here, once.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from mmalign.diffusion.loading import PartSource
 from mmalign.diffusion.pipeline_parts import OpenSource, write_pipeline_folder
 from mmalign.errors import ConfigError, explain
 from mmalign.shapes import flatten_candidates, unflatten_candidates
-from mmalign.video.clips import Clip, ClipLoader, VideoReader
+from mmalign.video.clips import IMAGE, Clip, ClipLoader, VideoReader
 from mmalign.video.codec import VideoCodec
 from mmalign.video.traits import VideoTraits
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from mmalign.train.video_sections import VideoConfig
 
 __all__ = ["VideoFamily", "VideoModel"]
-
-_IMAGE = "image."
-"""Before the names of conditioning that pictures give, in examples and caches."""
 
 
 class VideoModel(VideoTraits):
@@ -258,6 +256,13 @@ class VideoModel(VideoTraits):
         """What else a cache keeps of each clip: the conditioning of its picture."""
         return self.image_states(inputs[:, 0]) if self.conditioned else {}
 
+    @property
+    def numbers_per_entry(self) -> int:
+        """The mean alone where nobody samples; more of models that go on from a picture."""
+        latents = math.prod(self.latent_shape) * (1 if self.at_mean else 2)
+        shapes = self.image_state_shapes().values() if self.conditioned else ()
+        return latents + sum(math.prod(shape) for shape in shapes)
+
     def cache_text(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Text states `[...]` of each prompt, cut to its true length where the rest is zero or masked."""
         found = []
@@ -294,7 +299,7 @@ class VideoModel(VideoTraits):
         if not self.conditioned:
             return {}
         cached = {
-            name.removeprefix(_IMAGE): value for name, value in collated.items() if name.startswith(_IMAGE)
+            name.removeprefix(IMAGE): value for name, value in collated.items() if name.startswith(IMAGE)
         }
         if cached:
             return self._placed(cached)
