@@ -2,8 +2,8 @@
 
     python -m mmalign.toy.audio_model --output DIR
 
-trains the autoencoder of spectrograms, the vocoder, the text encoder, then the UNet by plain denoising, and
-writes a folder of Tango's official layout. One thread is enough.
+trains the autoencoder of spectrograms (on 600 clips), the vocoder (on 400), the text encoder, then the UNet
+by plain denoising (on 6000), and writes a folder of Tango's official layout. One thread is enough.
 """
 
 import argparse
@@ -434,6 +434,7 @@ def train_base(
     text_steps: int = 300,
     steps: int = 1500,
     num_clips: int = 600,
+    num_played: int = 400,
     num_scenes: int = 6_000,
     num_evaluated: int = 48,
 ) -> None:
@@ -449,7 +450,7 @@ def train_base(
     folder = _training_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     vae = _vae_of(folder, seed, vae_steps, num_clips)
-    vocoder = _vocoder_of(folder, seed, vocoder_steps, num_clips)
+    vocoder = _vocoder_of(folder, seed, vocoder_steps, num_played)
     texts = train_text_encoder(seed=seed, steps=text_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
