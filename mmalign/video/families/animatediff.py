@@ -119,7 +119,9 @@ class MotionSource:
             RuntimeError,
             ValueError,
         ) as error:  # what diffusers says of other numbers of blocks and channels
-            message = f"model.motion_adapter {self.adapter}: does not fit {self.source} ({error}). {advice}"
+            # Tensors that do not fit are named one per line, behind a line that says so.
+            reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            message = f"model.motion_adapter {self.adapter}: does not fit {self.source} ({reason}) {advice}"
             raise ConfigError(message) from error
         return network.requires_grad_(False).eval()
 
