@@ -10,24 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmalign.data.kinds import AUDIO_ENDINGS
+from mmalign.data.kinds import AUDIO_ENDINGS, VIDEO_ENDINGS
 from mmalign.data.records import JsonLinesRecords, ListRecords, read_csv
+from mmalign.data.video_stills import FRAME_ENDINGS
 from mmalign.errors import ConfigError
 
 __all__ = ["is_kohya", "is_matched", "read_kohya", "read_matched"]
 
-_MEDIA_ENDINGS = AUDIO_ENDINGS | {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".avif",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".jp2",
-}
+_MEDIA_ENDINGS = (
+    AUDIO_ENDINGS
+    | VIDEO_ENDINGS
+    | {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".avif",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".jp2",
+    }
+)
 _CHOSEN = ("chosen", "win", "winner", "w", "preferred", "good", "positive")
 _REJECTED = ("rejected", "lose", "loser", "l", "dispreferred", "bad", "negative")
 _KOHYA = re.compile(r"(\d+)_.+")
@@ -56,11 +61,19 @@ def is_kohya(folder: Path) -> bool:
     return bool(_kohya_folders(folder))
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Name without ending to file, over the whole tree below a folder."""
+def _files(folder: Path, *, frames: bool) -> dict[str, Path]:
+    """Name without ending to file, over the whole tree below a folder.
+
+    Args:
+        folder: where to look.
+        frames: whether images are frames, and the folders they lie in the clips.
+    """
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _MEDIA_ENDINGS:
+        ending = path.suffix.lower()
+        if frames and ending in FRAME_ENDINGS and path.parent != folder:
+            found[str(path.parent.relative_to(folder))] = path.parent
+        elif ending in _MEDIA_ENDINGS:
             key = str(path.relative_to(folder).with_suffix(""))
             if key in found:
                 message = (
@@ -104,7 +117,7 @@ def _caption(key: str, places: tuple[Path, ...]) -> str | None:
     return None
 
 
-def _pairs(folder: Path, root: Path) -> Iterator[dict[str, Any]]:
+def _pairs(folder: Path, root: Path, *, frames: bool) -> Iterator[dict[str, Any]]:
     """One record per file name found on either side; a side without partner has None."""
     chosen, rejected = _child(folder, _CHOSEN), _child(folder, _REJECTED)
     if chosen is None or rejected is None:
@@ -114,7 +127,7 @@ def _pairs(folder: Path, root: Path) -> Iterator[dict[str, Any]]:
             f"{sorted(p.name for p in folder.iterdir())[:12]}."
         )
         raise ConfigError(message)
-    better, worse = _files(chosen), _files(rejected)
+    better, worse = _files(chosen, frames=frames), _files(rejected, frames=frames)
     if not better.keys() & worse.keys():
         message = (
             f"{folder}: no file name is in both {chosen.name}/ ({len(better)} files) and {rejected.name}/ "
@@ -135,19 +148,27 @@ def _pairs(folder: Path, root: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def read_matched(folder: Path) -> ListRecords:
+def read_matched(folder: Path, *, frames: bool = False) -> ListRecords:
     """Records of two matched folders.
+
+    Args:
+        folder: the one that holds them.
+        frames: whether folders of images inside are clips.
 
     Raises:
         ConfigError: a side is missing, or no names match.
     """
-    records = list(_pairs(folder, folder))
+    records = list(_pairs(folder, folder, frames=frames))
     places = [str(record["id"]) for record in records]
     return ListRecords(records, path=folder, description="two matched folders", places=places)
 
 
-def read_kohya(folder: Path) -> ListRecords:
+def read_kohya(folder: Path, *, frames: bool = False) -> ListRecords:
     """Records of kohya's preference layout; a folder `N_name` counts N times per epoch, as there.
+
+    Args:
+        folder: the one that holds them.
+        frames: whether folders of images inside are clips.
 
     Raises:
         ConfigError: there is no such folder inside.
@@ -155,7 +176,7 @@ def read_kohya(folder: Path) -> ListRecords:
     records: list[dict[str, Any]] = []
     places: list[str] = []
     for repeats, child in _kohya_folders(folder):
-        pairs = list(_pairs(child, folder))
+        pairs = list(_pairs(child, folder, frames=frames))
         for _ in range(repeats):
             records.extend(pairs)
             places.extend(f"{child.name}/{record['id']}" for record in pairs)

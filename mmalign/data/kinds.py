@@ -13,14 +13,36 @@ from mmalign.data.config import Media, SourceConfig
 from mmalign.data.layouts import Match
 from mmalign.data.media import image_ending
 from mmalign.data.records import ParquetRecords, Records
+from mmalign.data.video_structure import ENDINGS, file_kind
 from mmalign.errors import RowError
 
-__all__ = ["AUDIO_ENDINGS", "ScoredSamples", "first_value", "recognised_media", "taken_apart"]
+__all__ = [
+    "AUDIO_ENDINGS",
+    "VIDEO_ENDINGS",
+    "ScoredSamples",
+    "first_value",
+    "recognised_media",
+    "taken_apart",
+]
 
 AUDIO_ENDINGS = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma"}
 )
 """File endings that mean sound and nothing else."""
+
+VIDEO_ENDINGS = frozenset(
+    {
+        *ENDINGS["mp4"],
+        *ENDINGS["webm"],
+        *ENDINGS["avi"],
+        *ENDINGS["flv"],
+        *ENDINGS["mpeg"],
+        *(".wmv", ".ogv", ".mts", ".m2ts"),
+    }
+    - AUDIO_ENDINGS
+    - {".mka"}
+)
+"""File endings that mean clips; animated pictures are clips where their column's name says so."""
 
 _SURE = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au"})
 """First bytes that mean sound; those of mp4 and webm may be a video's."""
@@ -46,14 +68,36 @@ def first_value(records: Records, column: str) -> Any:
 
 
 def recognised_media(records: Records, match: Match, source: SourceConfig) -> Media:
-    """The source's kind of media; where its settings leave that open, sound is recognised.
+    """The source's kind of media; where its settings leave that open, sound and clips are.
 
-    By the ending of a path, the first bytes of a file, or the form {array, sampling_rate}.
+    By the ending of a path, the first bytes of a file, the form {array, sampling_rate}, or the word "video"
+    in the name of the column.
     """
     role = next((role for role in _ROLES if role in match.columns), None)
     if "media" in source.model_fields_set or role is None:
         return source.media
-    return "audio" if _is_audio(first_value(records, match.columns[role])) else source.media
+    column = match.columns[role]
+    value = first_value(records, column)
+    if _is_audio(value):
+        return "audio"
+    return "video" if _is_video(value, column) else source.media
+
+
+def _is_video(value: Any, column: str) -> bool:
+    if isinstance(value, list):
+        return bool(value) and _is_video(value[0], column)
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    named = "video" in column.lower() and not isinstance(value, bytes)
+    if isinstance(value, str):
+        ending = Path(value).suffix.lower()
+        return ending in VIDEO_ENDINGS or (named and ending not in AUDIO_ENDINGS)
+    if isinstance(value, bytes):
+        kind = file_kind(value[:512])
+        if kind == "mp4":
+            return b"vide" in value
+        return kind == "avi" or (kind == "webm" and b"V_" in value[:65_536])
+    return False
 
 
 def _is_audio(value: Any) -> bool:

@@ -15,6 +15,7 @@ __all__ = [
     "numbers",
     "preference_from_label",
     "preference_from_scores",
+    "preference_from_signed",
     "preference_from_winner",
 ]
 
@@ -32,6 +33,9 @@ _WORDS_A = (
     "model_a",
     "0",
     "yes_a",
+    "video_a",
+    "video_0",
+    "leftvote",
 )
 _WORDS_B = (
     "b",
@@ -45,8 +49,23 @@ _WORDS_B = (
     "model_b",
     "1",
     "yes_b",
+    "video_b",
+    "video_1",
+    "rightvote",
 )
-_WORDS_TIE = ("tie", "draw", "equal", "both", "neither", "same", "none", "c", "0.5")
+_WORDS_TIE = (
+    "tie",
+    "draw",
+    "equal",
+    "both",
+    "neither",
+    "same",
+    "none",
+    "c",
+    "0.5",
+    "tievote",
+    "bothbad_vote",
+)
 _WORDS_LIKED = (
     "1",
     "true",
@@ -115,6 +134,17 @@ def preference_from_label(values: NDArray[Any]) -> Vector:
     if np.nanmin(given, initial=0.0) < 0.0:
         given = (given + 1.0) / 2.0
     return np.where((given >= 0.0) & (given <= 1.0), given, np.nan)
+
+
+def preference_from_signed(values: NDArray[Any]) -> Vector:
+    """Probability that a is preferred: from 1 (a), 0 (a tie) and -1 (b), numbers between, or words."""
+    if _is_texts(values):
+        parsed = numbers(values)
+        if np.isnan(parsed).all():
+            return preference_from_winner(values, None, None)
+        values = parsed
+    given = numbers(values)
+    return np.where(np.abs(given) <= 1.0, (given + 1.0) / 2.0, np.nan)
 
 
 def preference_from_winner(

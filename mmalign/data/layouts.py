@@ -52,6 +52,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "chosen_audio",
             "chosen_audio_path",
             "preferred_audio",
+            "chosen_video",
+            "chosen_video_path",
+            "video_win",
+            "preferred_video",
         ),
     ),
     "rejected": (
@@ -67,7 +71,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         ),
         *("image_rejected", "rejected_path", "rejected_file_name", "rejected_image_path", "dispreferred"),
         *("dispreferred_image", "video_rejected", "audio_rejected", "rejected_audio", "rejected_audio_path"),
-        *("dispreferred_audio",),
+        *("dispreferred_audio", "rejected_video", "rejected_video_path", "video_lose", "dispreferred_video"),
     ),
     "a": (
         *(
@@ -82,7 +86,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "file_a",
             "left",
         ),
-        *("video_a", "audio_a", "audio_0", "audio_path_a", "response_a", "a"),
+        *("video_a", "audio_a", "audio_0", "audio_path_a", "response_a", "a", "video_0", "video_path_a"),
+        *("file_name1", "video1", "left_video"),
     ),
     "b": (
         *(
@@ -97,21 +102,28 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "right",
             "video_b",
         ),
-        *("audio_b", "audio_1", "audio_path_b", "response_b", "b"),
+        *("audio_b", "audio_1", "audio_path_b", "response_b", "b", "video_1", "video_path_b"),
+        *("file_name2", "video2", "right_video"),
     ),
-    "label": ("label_0", "label", "preference", "pref", "human_pref"),
+    "label": ("label_0", "label", "preference", "pref", "human_pref", "overall", "vote_type"),
+    "signed": (),
+    "segment_labels": ("segment_labels",),
     "label_b": ("label_1",),
     "winner": ("winner", "better", "preferred_index", "chosen_index", "best_image_uid"),
     "score_a": ("score_a", "score_0", "reward_a", "reward_0"),
     "score_b": ("score_b", "score_1", "reward_b", "reward_1"),
-    "votes_a": ("votes_a", "votes_0", "weighted_results_image1_preference"),
-    "votes_b": ("votes_b", "votes_1", "weighted_results_image2_preference"),
+    "votes_a": (
+        *("votes_a", "votes_0", "weighted_results_image1_preference", "weighted_results1_preference"),
+    ),
+    "votes_b": (
+        *("votes_b", "votes_1", "weighted_results_image2_preference", "weighted_results2_preference"),
+    ),
     "has_label": ("has_label",),
     "are_different": ("are_different",),
     "id_a": ("image_0_uid", "id_a", "uid_a"),
     "id_b": ("image_1_uid", "id_b", "uid_b"),
-    "model_a": ("model_0", "model_a"),
-    "model_b": ("model_1", "model_b"),
+    "model_a": ("model_0", "model_a", "a_model", "model1", "left_model"),
+    "model_b": ("model_1", "model_b", "b_model", "model2", "right_model"),
     "preference": ("preference", "probability"),
     "score_chosen": ("score_chosen", "reward_chosen", "chosen_score"),
     "score_rejected": ("score_rejected", "reward_rejected", "rejected_score"),
@@ -128,7 +140,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "paths",
             "responses",
         ),
-        *("videos", "image_list", "audios", "audio_paths", "audio_list"),
+        *("videos", "image_list", "audios", "audio_paths", "audio_list", "video_paths", "video_list"),
     ),
     "ranks": ("rank", "ranks", "ranking"),
     "scores": ("human_preference", "scores", "rewards", "relevance", "ratings"),
@@ -147,6 +159,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "audio_path",
             "location",
             "wav",
+            "video_path",
+            "clip",
+            "clip_path",
         ),
     ),
     "rank": ("rank", "ranking"),
@@ -216,8 +231,19 @@ _TWO = (
 )
 _PICKAPIC = (("prompt", "caption"), ("a", "jpg_0"), ("b", "jpg_1"), ("label", "label_0"))
 
+_TWO_VIDEOS = (("a", "video_0"), ("b", "video_1"), ("signed", "preference"))
+"""Unordered clips: `preference` is 1 where video_0 is better, -1 where video_1 is, 0 for a tie."""
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout("pickapic", "two_candidates", ("prompt", "a", "b", "label"), optional=_TWO, exact=_PICKAPIC),
+    Layout(
+        "two_videos",
+        "two_candidates",
+        ("prompt", "a", "b"),
+        one_of=(("signed",), ("segment_labels",)),
+        optional=_TWO,
+        exact=_TWO_VIDEOS,
+    ),
     Layout(
         "chosen_rejected",
         "chosen_rejected",

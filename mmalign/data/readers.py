@@ -23,13 +23,19 @@ from mmalign.data.media import safe_path
 from mmalign.data.pairing import follow
 from mmalign.data.records import ParquetRecords, Records
 from mmalign.data.rows import FieldError, RowIssue, RowReport, check_prompt, check_row
+from mmalign.data.segment_labels import LABELS, SECONDS, stretches, turned
+from mmalign.data.segments import COLUMN
 from mmalign.data.selection import Selection, select
 from mmalign.data.sources import open_records
+from mmalign.data.video_records import with_common_columns
 from mmalign.errors import ConfigError, explain
 
 __all__ = ["RowTable", "SourceTable", "open_rows"]
 
 _LARGE_GROUP_BYTES = 64 * 2**20
+
+_PICTURES = ("image", "first_frame", "prompt_asset", "conditioning_image")
+"""Columns of the picture that the clips of a row go on from."""
 
 
 @dataclass
@@ -53,6 +59,15 @@ class SourceTable:
     def __post_init__(self) -> None:
         heavy = self.records.heavy()
         mapped = set(self.match.columns.values())
+        self._picture = next(
+            (
+                name
+                for name in _PICTURES
+                if self.source.media == "video" and name in self.records.columns and name not in mapped
+            ),
+            None,
+        )
+        mapped |= {LABELS, SECONDS} | ({self._picture} if self._picture is not None else set())
         # Extra columns travel along unless they hold media nobody asked for.
         self._read = tuple(name for name in self.records.columns if name in mapped or name not in heavy)
         self._extra = tuple(name for name in self._read if name not in mapped)
@@ -78,6 +93,8 @@ class SourceTable:
             "source": where,
             "extras": {name: values[name] for name in self._extra},
         }
+        if self._picture is not None and values[self._picture] is not None:
+            common["images"] = (self._file(values[self._picture], f"{where} {self._picture}", "image"),)
         structure = self.match.layout.structure
         if structure == "prompts":
             return check_row(PreferenceRow(candidates=(), kind="prompts", **common))
@@ -118,7 +135,18 @@ class SourceTable:
             replace(candidate, prompt=self._own_prompt(values, f"prompt_{role}", where))
             for candidate, (role, *_) in zip((first, second), roles, strict=True)
         )
+        common["extras"] |= self._segments(values, where, swapped=probability < 0.5)
         return self._finished_pair(first, second, probability, where, common)
+
+    def _segments(self, values: Mapping[str, Any], where: str, *, swapped: bool) -> dict[str, Any]:
+        """Labels of stretches, about the candidates in the order in which the row will have them."""
+        given = values.get(COLUMN)
+        if given is not None and given != "":
+            # Where columns are called chosen and rejected, so are the sides of the stretches.
+            by_name = swapped and self.match.layout.structure == "chosen_rejected"
+            return {COLUMN: turned(given)} if by_name else {}
+        found = stretches(values.get(LABELS), values.get(SECONDS), where=where, swapped=swapped)
+        return {COLUMN: found, SECONDS: found[0]["end"]} if found else {}
 
     def _own_prompt(self, values: Mapping[str, Any], role: str, where: str) -> str | None:
         """The prompt of one candidate alone, where the data have a column for it and it is filled."""
@@ -250,18 +278,24 @@ class SourceTable:
             raise FieldError(message, f"missing_{media}", column)
         if media == "text":
             return Candidate(text=check_prompt(value, where=where), reward=reward)
+        found: dict[str, Any] = {media: self._file(value, where, media)}
+        return Candidate(**found, reward=reward)
+
+    def _file(self, value: Any, where: str, media: str) -> bytes | str:
+        """Encoded bytes, or a path that was resolved and stays inside the root."""
+        column = where.rpartition(" ")[2]
+        if isinstance(value, dict):  # the stored form of a `datasets` Image, Audio or Video
+            value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes | bytearray | memoryview):
-            found: dict[str, Any] = {media: bytes(value)}
-            if not found[media]:
+            if not len(value):
                 message = explain(where, got="0 bytes", expected=f"an encoded {media}")
                 raise FieldError(message, "empty_file", column)
-        elif isinstance(value, str):
+            return bytes(value)
+        if isinstance(value, str):
             root = self.records.root
-            found = {media: safe_path(value, root=root, where=where, allow_outside=self.source.allow_outside)}
-        else:
-            message = explain(where, got=type(value).__name__, expected="encoded bytes or a path")
-            raise FieldError(message, "bad_media", column)
-        return Candidate(**found, reward=reward)
+            return safe_path(value, root=root, where=where, allow_outside=self.source.allow_outside)
+        message = explain(where, got=type(value).__name__, expected="encoded bytes or a path")
+        raise FieldError(message, "bad_media", column)
 
 
 def _written(value: Mapping[str, Any], where: str) -> bytes:
@@ -500,7 +534,7 @@ def open_rows(config: DataConfig, *, kind: DataKind | None = None) -> RowTable:
         if dialogues is not None:
             parts.append(dialogues)
             continue
-        records = taken_apart(records)
+        records = with_common_columns(taken_apart(records))
         match = detect(
             records,
             format="prompts" if kind == "prompts" else source.format,

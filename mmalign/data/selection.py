@@ -17,6 +17,7 @@ from mmalign.data.layouts import Match
 from mmalign.data.pairing import Pairing, couples
 from mmalign.data.records import Records
 from mmalign.data.rows import FieldError, RowIssue, RowReport, issue_of
+from mmalign.data.segment_labels import majority
 from mmalign.errors import explain
 from mmalign.seeding import derive_seed
 
@@ -190,7 +191,14 @@ def _two_candidates(records: Records, match: Match, numbers: Integers, config: D
 
     columns = match.columns
     values: Any
-    if "label" in columns:
+    if "signed" in columns:
+        values, column = read("signed"), columns["signed"]
+        preference = labels.preference_from_signed(values)
+        if "segment_labels" in columns:
+            preference = np.where(
+                np.isnan(preference), majority(np.asarray(read("segment_labels"))), preference
+            )
+    elif "label" in columns:
         values = read("label")
         preference, column = labels.preference_from_label(values), columns["label"]
     elif "winner" in columns:
@@ -199,6 +207,9 @@ def _two_candidates(records: Records, match: Match, numbers: Integers, config: D
             labels.preference_from_winner(values, read("id_a"), read("id_b")),
             columns["winner"],
         )
+    elif "segment_labels" in columns:
+        values, column = read("segment_labels"), columns["segment_labels"]
+        preference = majority(np.asarray(values))
     else:
         votes = "votes_a" in columns and "votes_b" in columns
         names = ("votes_a", "votes_b") if votes else ("score_a", "score_b")

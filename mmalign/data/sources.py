@@ -16,6 +16,7 @@ from mmalign.data.records import (
     read_csv,
     read_json,
 )
+from mmalign.data.video_records import is_videodpo, read_videodpo
 from mmalign.errors import ConfigError
 
 __all__ = ["open_records"]
@@ -56,6 +57,8 @@ def _open_file(path: Path, source: SourceConfig) -> Records:
         return _rooted(ParquetRecords([path]), source)
     if ending == ".jsonl" or (ending == ".json" and _looks_like_lines(path)):
         return _rooted(JsonLinesRecords(path), source)
+    if is_videodpo(path):
+        return _rooted(read_videodpo(path), source)
     if ending == ".json":
         return _rooted(read_json(path), source)
     if ending in (".csv", ".tsv"):
@@ -131,15 +134,17 @@ def _listed_table(folder: Path, source: SourceConfig) -> Path | None:
 
 
 def _open_folder(path: Path, source: SourceConfig) -> Records:
+    if is_videodpo(path):
+        return _rooted(read_videodpo(path), source)
     listed = _listed_table(path, source)
     if listed is not None:
         return _open_file(listed, source)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _open_saved(path, source)
     if folders.is_matched(path):
-        return _rooted(folders.read_matched(path), source)
+        return _rooted(folders.read_matched(path, frames=source.media == "video"), source)
     if folders.is_kohya(path):
-        return _rooted(folders.read_kohya(path), source)
+        return _rooted(folders.read_kohya(path, frames=source.media == "video"), source)
     inside = path / source.split if source.split is not None and (path / source.split).is_dir() else path
     for name in _METADATA:
         if (inside / name).is_file():
