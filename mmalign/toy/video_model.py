@@ -26,6 +26,7 @@ from mmalign.files import load_tensors, save_tensors
 from mmalign.seeding import generator_for
 from mmalign.toy.base_training import Trained, log_line
 from mmalign.toy.video_pipeline import (
+    LATENT_CHANNELS,
     LATENT_SHAPE,
     MAX_TOKENS,
     SHIFT,
@@ -76,40 +77,72 @@ def _pixels(frames: Sequence[Tensor]) -> Float[Tensor, "clip 3 frame height widt
     return torch.stack(list(frames)).transpose(1, 2).float() / 127.5 - 1.0
 
 
+@torch.no_grad()
+def _begin_with_pictures(vae: Any) -> None:
+    """Make an untrained autoencoder one of single frames, as Wan's was made from one of pictures.
+
+    Its convolutions look at the present frame alone and its resampling in time keeps the last of two frames,
+    or repeats it. The posterior is narrow: noise as large as the latents would hide them for long.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0
+    for name, module in vae.named_modules():
+        if isinstance(module, WanCausalConv3d) and module.kernel_size[0] == 3:
+            module.weight[:, :, :2] = 0.0
+            if name.endswith("time_conv"):
+                module.weight.zero_()
+                module.bias.zero_()
+                for channel in range(module.out_channels):
+                    module.weight[channel, channel % module.in_channels, 2] = 1.0
+
+
+def _piece(
+    pixels: Float[Tensor, "clip 3 frame height width"], step: int, pictures: int, generator: torch.Generator
+) -> Float[Tensor, "piece 3 time height width"]:
+    """What the autoencoder sees at a step: single frames first, then pieces of 9 frames and whole clips.
+
+    Nine frames are three latent ones: the first, the second and a later one differ in a causal network.
+    """
+    size, length = (24, 1) if step <= pictures else (3, NUM_FRAMES) if step % 4 == 0 else (6, 9)
+    rows = torch.randint(0, len(pixels), (size,), generator=generator)
+    if length == 1:
+        frames = torch.randint(0, NUM_FRAMES, (size,), generator=generator)
+        return pixels[rows, :, frames].unsqueeze(2)
+    first = int(torch.randint(0, NUM_FRAMES - length + 1, (), generator=generator))
+    return pixels[rows, :, first : first + length]
+
+
 def train_vae(
-    pixels: Float[Tensor, "clip 3 frame height width"],
-    *,
-    seed: int,
-    steps: int,
-    batch_size: int = 8,
-    num_frames: int = 9,
+    pixels: Float[Tensor, "clip 3 frame height width"], *, seed: int, pictures: int, steps: int
 ) -> Any:
     """A causal autoencoder; its latents' means and spreads are those that it has on `pixels`.
 
-    It is trained on pieces of 9 frames (three latent ones: the first, the second and a later one differ in a
-    causal network) and, every fourth step, on half as many whole clips. Pixels of a shape count five times.
+    Pixels of a shape count five times.
+
+    Args:
+        pixels: clips in [-1, 1].
+        seed: of weights and draws.
+        pictures: steps on single frames.
+        steps: steps in all; the others are on pieces of clips.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = new_vae()
+    _begin_with_pictures(vae)
     trained = Trained([vae], learning_rate=3e-3, decay=0.99, warmup=30)
     started, running = time.time(), 0.0
     for step in range(1, steps + 1):
         generator = generator_for(seed, "vae", step)
-        whole = step % 4 == 0
-        size, length = (batch_size // 2, NUM_FRAMES) if whole else (batch_size, num_frames)
-        rows = torch.randint(0, len(pixels), (size,), generator=generator)
-        first = int(torch.randint(0, NUM_FRAMES - length + 1, (), generator=generator))
-        given = pixels[rows, :, first : first + length]
+        given = _piece(pixels, step, pictures, generator)
         posterior = vae.encode(given).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         error = vae.decode(posterior.mean + posterior.std * noise).sample - given
         weight = 1.0 + 4.0 * ((given - given[:, :, :1, :1, :1]).abs().amax(1, keepdim=True) > 0.15)
-        loss = (weight * (error.abs() + 0.5 * error.square())).mean()
-        loss = loss + 1e-4 * posterior.kl().mean() / num_frames
+        loss = (weight * (error.abs() + 0.5 * error.square())).mean() + 1e-6 * posterior.kl().mean()
         trained.update(loss, step=step, steps=steps)
-        running = loss.item() if step == 1 else 0.95 * running + 0.05 * loss.item()
-        if step % 25 == 0:
+        running = loss.item() if step in (1, pictures + 1) else 0.95 * running + 0.05 * loss.item()
+        if step % 50 == 0:
             log_line("vae", step=step, loss=running, seconds=time.time() - started)
     torch._foreach_copy_(trained.values, trained.shadow)
     with torch.no_grad():
@@ -188,7 +221,7 @@ class BaseData:
         captions: row of `states` per clip.
     """
 
-    latents: Float[Tensor, "clip 8 5 8 8"]
+    latents: Float[Tensor, "clip 16 5 4 4"]
     states: Float[Tensor, "caption token width"]
     captions: Int[Tensor, " clip"]
 
@@ -282,8 +315,8 @@ def train_denoiser(
     seed: int,
     steps: int,
     output: Path,
-    batch_size: int = 32,
-    save_every: int = 500,
+    batch_size: int = 16,
+    save_every: int = 750,
     num_evaluated: int = 48,
 ) -> None:
     """Train the transformer in place; the text encoder stays as it is.
@@ -293,7 +326,7 @@ def train_denoiser(
     there, with the same draws as if it had never stopped.
     """
     transformer = parts["transformer"]
-    trained = Trained([transformer], learning_rate=2e-3, decay=0.995)
+    trained = Trained([transformer], learning_rate=1.5e-3, decay=0.995)
     state = _training_folder(output) / "denoiser.safetensors"
     first = trained.load(state) + 1 if state.exists() else 1
     started, running = time.time(), 0.0
@@ -317,12 +350,12 @@ def _training_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
-def _vae_of(folder: Path, seed: int, steps: int, num_clips: int) -> Any:
+def _vae_of(folder: Path, seed: int, pictures: int, steps: int, num_clips: int) -> Any:
     """The autoencoder of an earlier run that was stopped, or a new one."""
     path = folder / "vae.safetensors"
     names = ("latents_mean", "latents_std")
     if not path.exists():
-        vae = train_vae(clips(num_clips, seed=seed), seed=seed, steps=steps)
+        vae = train_vae(clips(num_clips, seed=seed), seed=seed, pictures=pictures, steps=steps)
         kept = {name: torch.tensor(vae.config[name], dtype=torch.float64) for name in names}
         save_tensors(path, {**vae.state_dict(), **kept})
     state, vae = load_tensors(path), new_vae()
@@ -335,11 +368,12 @@ def train_base(
     output: Path,
     *,
     seed: int = 0,
-    vae_steps: int = 600,
+    vae_pictures: int = 900,
+    vae_steps: int = 1600,
     text_steps: int = 300,
-    steps: int = 3000,
+    steps: int = 4500,
     num_clips: int = 600,
-    num_scenes: int = 6_000,
+    num_scenes: int = 4_000,
     num_evaluated: int = 48,
 ) -> None:
     """The shipped base, written to `output`: autoencoder, text encoder, then the transformer.
@@ -349,7 +383,7 @@ def train_base(
     """
     folder = _training_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
-    vae = _vae_of(folder, seed, vae_steps, num_clips)
+    vae = _vae_of(folder, seed, vae_pictures, vae_steps, num_clips)
     texts = train_text_encoder(seed=seed, steps=text_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -369,15 +403,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the transformer")
-    parser.add_argument("--num-scenes", type=int, default=6_000)
+    parser.add_argument("--vae-pictures", type=int, default=900, help="steps of the VAE on single frames")
+    parser.add_argument("--vae-steps", type=int, default=1600, help="steps of the VAE in all")
+    parser.add_argument("--steps", type=int, default=4500, help="steps of the transformer")
+    parser.add_argument("--num-scenes", type=int, default=4_000)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     train_base(
         options.output,
         seed=options.seed,
+        vae_pictures=options.vae_pictures,
         vae_steps=options.vae_steps,
         steps=options.steps,
         num_scenes=options.num_scenes,

@@ -39,7 +39,7 @@ _Array = npt.NDArray[np.float64]
 _BOUNDS = ((0, TURN), (TURN, NUM_FRAMES - 1))
 _FAINT = 40.0  # distance of colours, of 255, from the ground
 _LONGEST_STEP, _SLACK = 1.7, 2.0  # pixels: a step is smooth up to the first, not at all beyond their sum
-_ROUGHEST = 1.1  # pixels: difference of neighbouring steps that is smooth; a turn of a quick shape has 1.7
+_ROUGHEST = 1.1  # pixels: difference of neighbouring steps that is smooth; a turn of a quick shape has 1.6
 
 
 @dataclass(frozen=True)
@@ -139,22 +139,11 @@ def _outline(shape: str, x: float, y: float) -> _Array:
     return shape_mask(shape, x, y)
 
 
-# The centre of mass of a triangle lies below the middle of its height.
-@lru_cache(maxsize=8)
-def _offset(shape: str) -> tuple[float, float]:
-    middle = FRAME_SIZE / 2
-    mask = shape_mask(shape, middle, middle)
-    centres = np.arange(FRAME_SIZE) + 0.5
-    total = mask.sum()
-    return float((mask.sum(0) @ centres) / total - middle), float((mask.sum(1) @ centres) / total - middle)
-
-
 def _form(mask: _Array, x: float, y: float) -> tuple[str, float]:
     """The shape whose outline covers a mask best, and how well."""
     best = ("", 0.0)
     for shape in SHAPES:
-        across, along = _offset(shape)
-        outline = _outline(shape, round(4 * (x - across)) / 4, round(4 * (y - along)) / 4)
+        outline = _outline(shape, round(4 * x) / 4, round(4 * y) / 4)
         overlap = float(np.minimum(mask, outline).sum() / np.maximum(mask, outline).sum())
         if overlap > best[1]:
             best = (shape, overlap)

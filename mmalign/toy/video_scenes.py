@@ -59,8 +59,8 @@ NUM_SEGMENTS = 2
 SEGMENT_SECONDS = NUM_FRAMES / FPS / NUM_SEGMENTS
 """Seconds of a segment: frames 0 to 8 start within the first, frames 9 to 16 within the second."""
 
-RADIUS = 5.0
-"""Half the height of a shape in pixels."""
+RADIUS = 5.5
+"""Half the length of the longest shape in pixels."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 45),
@@ -70,11 +70,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (165, 70, 200),
     "white": (235, 235, 235),
 }
-SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
+SHAPES: tuple[str, ...] = ("ball", "plank", "pole")
+"""A ball, a bar that lies, a bar that stands."""
+
 DIRECTIONS: dict[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 """Steps to the right and downwards."""
 
-SPEEDS: dict[str, float] = {"slowly": 0.65, "quickly": 1.2}
+SPEEDS: dict[str, float] = {"slowly": 0.6, "quickly": 1.1}
 """Pixels per frame."""
 
 WORDS: tuple[str, ...] = (*COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS, "a", "moves", "then", ",")
@@ -269,7 +271,7 @@ def faulty(facts: Facts, rng: random.Random, *, wrong_turn: float, fault_share: 
 # --- pictures -----------------------------------------------------------------------------------------------
 
 
-def shape_mask(shape: str, x: float, y: float, *, radius: float = RADIUS) -> npt.NDArray[np.float64]:
+def shape_mask(shape: str, x: float, y: float) -> npt.NDArray[np.float64]:
     """How much of every pixel [height, width] a shape covers; 4 x 4 points are asked per pixel.
 
     Raises:
@@ -278,13 +280,9 @@ def shape_mask(shape: str, x: float, y: float, *, radius: float = RADIUS) -> npt
     points = (np.arange(4 * FRAME_SIZE) + 0.5) / 4
     across, along = points[None, :] - x, points[:, None] - y
     inside = {
-        "circle": lambda: across**2 + along**2 <= radius**2,
-        "square": lambda: np.maximum(abs(across), abs(along)) <= 0.9 * radius,
-        "triangle": lambda: (along <= 0.85 * radius) & (abs(across) * 1.7 <= along + radius * 1.05),
-        "cross": lambda: (
-            (np.minimum(abs(across), abs(along)) <= 0.36 * radius)
-            & (np.maximum(abs(across), abs(along)) <= radius)
-        ),
+        "ball": lambda: across**2 + along**2 <= 4.5**2,
+        "plank": lambda: (abs(across) <= RADIUS) & (abs(along) <= 2.5),
+        "pole": lambda: (abs(across) <= 2.5) & (abs(along) <= RADIUS),
     }[shape]()
     covered: npt.NDArray[np.float64] = (
         inside.reshape(FRAME_SIZE, 4, FRAME_SIZE, 4).astype(np.float64).mean((1, 3))
@@ -326,6 +324,6 @@ def facts_of(caption: str) -> Facts:
     message = explain(
         "caption of the toy world of video",
         got=caption,
-        expected="one like 'a red circle moves slowly right, then down', turning at a right angle",
+        expected="one like 'a red ball moves slowly right, then down', turning at a right angle",
     )
     raise ConfigError(message)
