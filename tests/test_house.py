@@ -161,7 +161,7 @@ def test_every_row_names_things_that_exist(row: Method) -> None:
         module, _, name = row.function.rpartition(".")
         assert name in importlib.import_module(module).__all__
     assert row.likelihood in {"", *get_args(LikelihoodKind)}
-    assert set(row.defaults) <= {"*", "image", "audio", "language", *registry.names("families")}
+    assert set(row.defaults) <= {"*", "image", "audio", "video", "language", *registry.names("families")}
     assert row.formula
     assert row.title
     assert [case for case in row.parity if not (CASES / f"{case}.json").is_file()] == []

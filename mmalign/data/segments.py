@@ -6,6 +6,8 @@ A pair carries them in its column `segments`, a list (or the JSON of one) of str
     {"start": 2.5, "end": 5.0, "chosen": 0.4, "rejected": 0.7}  a score of each side, the higher is better
 
 Stretches may overlap, and need not cover the clip: what no stretch covers is undecided.
+
+Two clips may also begin alike: the column `shared_prefix_frames` counts the frames that both have.
 """
 
 import json
@@ -19,12 +21,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.batch import PreferenceRow
-from mmalign.errors import RowError, explain
+from mmalign.errors import RowError, ShapeError, explain
 
-__all__ = ["COLUMN", "FrameGrid", "Stretch", "frame_preferences", "stretches_of"]
+__all__ = [
+    "COLUMN",
+    "PREFIX",
+    "FrameGrid",
+    "Stretch",
+    "frame_preferences",
+    "frames_apart",
+    "stretches_of",
+]
 
 COLUMN = "segments"
 """Where a row has its stretches."""
+
+PREFIX = "shared_prefix_frames"
+"""Where a row says how many frames its two clips share at the beginning."""
 
 _WORDS: Mapping[Any, int] = {"chosen": 1, "rejected": -1, "tie": 0, 1: 1, -1: -1, 0: 0}
 
@@ -35,11 +48,46 @@ class FrameGrid:
 
     Args:
         count: frames.
-        seconds: of the clip they make up; all are equally long.
+        seconds: of the clip they make up.
+        spans: (start, end) of each in seconds; () where all are equally long, one after the other. The first
+            latent frame of a causal video VAE holds one picture, every other one several.
+        fps: pictures per second, where the clip has pictures.
     """
 
     count: int
     seconds: float
+    spans: tuple[tuple[float, float], ...] = ()
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        """As many spans as frames.
+
+        Raises:
+            ShapeError: another number of them.
+        """
+        if self.spans and len(self.spans) != self.count:
+            message = explain("FrameGrid spans", got=len(self.spans), expected=f"{self.count}, one per frame")
+            raise ShapeError(message)
+
+    @classmethod
+    def of_pictures(cls, held: Sequence[range], fps: float) -> "FrameGrid":
+        """Latent frames that hold pictures: picture i lasts from i / fps to (i + 1) / fps.
+
+        Args:
+            held: the pictures that each latent frame holds; an empty one holds none and is never decided.
+            fps: pictures per second.
+        """
+        spans = tuple((span.start / fps, max(span.stop, span.start) / fps) for span in held)
+        return cls(len(held), max((end for _, end in spans), default=0.0), spans, fps)
+
+    def edges(self) -> tuple[Float[Tensor, " frame"], Float[Tensor, " frame"]]:
+        """Start and end of every frame, seconds, float64."""
+        if self.spans:
+            start, end = torch.tensor(self.spans, dtype=torch.float64).unbind(1)
+            return start, end
+        each = self.seconds / self.count
+        edges = torch.arange(self.count + 1, dtype=torch.float64) * each
+        return edges[:-1], edges[1:]
 
 
 @dataclass(frozen=True)
@@ -121,18 +169,52 @@ def frame_preferences(stretches: Sequence[Stretch], grid: FrameGrid) -> Float[Te
     """The label of every latent frame: 1, -1, or 0 where it is undecided.
 
     A frame takes the label that holds most of it; time that no stretch covers counts as undecided, and so
-    does a frame of which two labels hold as much.
+    does a frame of which two labels hold as much. Frames of a causal video VAE hold 1, r, r, ... pictures:
+    the label of most of its pictures is that of most of its time.
 
     Source: arXiv 2506.03517, whose segments are whole seconds.
     """
-    each = grid.seconds / grid.count
-    edges = torch.arange(grid.count + 1, dtype=torch.float64) * each
+    starts, ends = grid.edges()
+    each = ends - starts
     held = torch.zeros(3, grid.count, dtype=torch.float64)  # rejected, undecided, chosen
     for stretch in stretches:
-        left = edges[:-1].clamp(min=stretch.start)
-        right = edges[1:].clamp(max=min(stretch.end, grid.seconds))
+        left = starts.clamp(min=stretch.start)
+        right = ends.clamp(max=min(stretch.end, grid.seconds))
         held[stretch.preference + 1] += (right - left).clamp(min=0.0)
     held[1] += (each - held.sum(0)).clamp(min=0.0)
     near = held >= held.amax(0) - 1e-9 * each
     alone = near.sum(0) == 1
     return torch.where(alone, near[2].float() - near[0].float(), 0.0)
+
+
+def frames_apart(row: PreferenceRow, grid: FrameGrid) -> Float[Tensor, " frame"]:
+    """1 at latent frames that hold a picture behind the shared beginning of two clips, else 0.
+
+    Raises:
+        RowError: the row does not say how much its clips share (`no_prefix`), says it wrongly
+            (`bad_prefix`), or leaves no frame (`all_shared`).
+
+    Source: the masked DPO of DynamicsBoost, CVPR 2026.
+    """
+    given = row.extras.get(PREFIX)
+    if given is None or given == "":
+        message = (
+            f"{row.source or row.id}: no column {PREFIX!r}, which this method reads: how many frames the "
+            "two clips share at the beginning."
+        )
+        raise RowError(message, reason="no_prefix")
+    if isinstance(given, bool) or not isinstance(given, int | float) or given < 0 or given != int(given):
+        message = explain(f"{row.source or row.id}: {PREFIX}", got=repr(given), expected="a count of frames")
+        raise RowError(message, reason="bad_prefix")
+    if grid.fps is None:
+        message = explain(f"{row.source or row.id}: {PREFIX}", got="a model without frames", expected="video")
+        raise RowError(message, reason="bad_prefix")
+    starts, ends = grid.edges()
+    apart = (ends > given / grid.fps + 1e-9) & (ends > starts)
+    if not bool(apart.any()):
+        message = (
+            f"{row.source or row.id}: the clips share {int(given)} frames, all of the "
+            f"{round(grid.seconds * grid.fps)} that the model sees of them."
+        )
+        raise RowError(message, reason="all_shared")
+    return apart.to(torch.float32)

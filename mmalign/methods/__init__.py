@@ -12,7 +12,7 @@ from functools import cache
 from types import MappingProxyType
 
 from mmalign.errors import ConfigError, explain, unknown_name
-from mmalign.methods import audio
+from mmalign.methods import audio, video
 from mmalign.methods.row import FIXES, ON_ERRORS, Default, Mark, Method, Status, Taxonomy, View
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
 _TABLES = (
     "mmalign.methods.image",
     "mmalign.methods.audio",
+    "mmalign.methods.video",
     "mmalign.methods.segments",
     "mmalign.methods.vlm",
     "mmalign.methods.imitation",
@@ -49,7 +50,7 @@ _CATALOGUE = "mmalign.objectives"
 def _table() -> Mapping[str, Method]:
     tables = [importlib.import_module(module).ROWS for module in _TABLES]
     catalogue = importlib.import_module(_CATALOGUE)
-    rows = audio.with_strengths(row for table in tables for row in table)
+    rows = video.with_strengths(audio.with_strengths(row for table in tables for row in table))
     return merge(rows, [catalogue.row(name) for name in catalogue.names()])
 
 

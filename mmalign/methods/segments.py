@@ -29,7 +29,8 @@ _DENSE = Method(
     defaults={"*": {"beta": _BETA, "reduction": Default("mean", "paper", "its appendix")}},
     departures=(
         *_SHARED,
-        "noise is shared by the two sides unless likelihood.share_noise=false, which the paper has",
+        "sides have noise of their own, as in the paper, on models of video, whose pairs share their layout; "
+        "on sound they share it (likelihood.share_noise)",
     ),
     needs=frozenset({"reference", "preference"}),
     taxonomy=_TAXONOMY,

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmalign.batch import Batch, Conditioning, Labels, PreferenceRow, RowKeys
 from mmalign.data.readers import RowTable
 from mmalign.data.sampler import RowOrder, step_positions
-from mmalign.data.segments import FrameGrid, frame_preferences, stretches_of
 from mmalign.errors import MmalignError, RowError, TrainingError
-from mmalign.train.model import Encoded, Example, ReadsRows, TrainedModel, denoising
+from mmalign.train.model import Encoded, Example, ReadsRows, TrainedModel, denoising, in_time
+from mmalign.train.row_needs import RowFacts, RowNeeds
 
 __all__ = ["BadRow", "Layout", "MicroBatch", "StepSampler", "make_loader", "to_batch"]
 
@@ -84,7 +84,7 @@ class MicroBatch:
         bad: the unreadable rows.
         reward: of a reward model per candidate, NaN where the data have none.
         prompts: their texts.
-        preference: label of each latent frame of every pair, 1, -1 or 0, for methods that read them.
+        facts: what else the method reads of the rows.
     """
 
     collated: Mapping[str, Any]
@@ -96,7 +96,7 @@ class MicroBatch:
     bad: tuple[BadRow, ...] = field(default=())
     reward: Tensor | None = None
     prompts: tuple[str, ...] = ()
-    preference: Tensor | None = None
+    facts: RowFacts = field(default_factory=RowFacts)
 
     def pin_memory(self) -> "MicroBatch":
         """Called by the loader when pinned memory is asked for."""
@@ -113,12 +113,13 @@ class _Loaded:
     row: PreferenceRow
     example: Example | None
     bad: BadRow | None = None
-    preference: Tensor | None = None
+    facts: RowFacts = field(default_factory=RowFacts)
 
     @property
     def counts(self) -> bool:
         """Whether it was read, and says something: a pair of undecided frames alone is no preference."""
-        return self.example is not None and (self.preference is None or bool(self.preference.any()))
+        label = self.facts.preference
+        return self.example is not None and (label is None or bool(label.any()))
 
 
 class _Positions(Dataset[_Loaded]):
@@ -130,11 +131,9 @@ class _Positions(Dataset[_Loaded]):
         order: RowOrder,
         model: ReadsRows,
         *,
-        needs_reward: bool,
-        frames: FrameGrid | None,
+        needs: RowNeeds,
     ) -> None:
-        self.table, self.order, self.model, self.needs_reward = table, order, model, needs_reward
-        self.frames = frames
+        self.table, self.order, self.model, self.needs = table, order, model, needs
 
     def __len__(self) -> int:
         return len(self.table)
@@ -143,13 +142,11 @@ class _Positions(Dataset[_Loaded]):
         index, _ = self.order.at(position)
         try:
             row = self.table[index]
-            if self.needs_reward:
-                _require_rewards(row)
+            facts = self.needs.read(row)
             if row.kind == "prompts" and not getattr(self.model, "reads_prompts", False):
                 return _Loaded(position, row, {})
-            labelled = None if self.frames is None else frame_preferences(stretches_of(row), self.frames)
             example = self.model.example(row, key=self.order.key(position))
-            return _Loaded(position, row, example, preference=labelled)
+            return _Loaded(position, row, example, facts=facts)
         except RowError as error:
             bad = BadRow(index, self.table.where(index), error.reason, str(error))
             return _Loaded(position, self.table.placeholder(index), None, bad)
@@ -179,7 +176,7 @@ class _Collator:
             bad=tuple(item.bad for item in loaded if item.bad is not None),
             reward=_rewards(rows, width),
             prompts=tuple(item.row.prompt for item in loaded),
-            preference=_frame_labels(used, self.rows.frames),
+            facts=self.rows.needs.stacked([item.facts for item in used]),
         )
 
     def _substitute(self, position: int) -> _Loaded:
@@ -193,28 +190,6 @@ class _Collator:
             f"the last: {loaded.bad.message if loaded.bad else ''} Run `mmalign data check` on the data."
         )
         raise TrainingError(message)
-
-
-def _require_rewards(row: PreferenceRow) -> None:
-    """Refuse a row without a reward for every candidate, where the objective reads rewards.
-
-    Raises:
-        RowError: a candidate has none.
-    """
-    if any(candidate.reward is None for candidate in row.candidates):
-        message = (
-            f"{row.source or row.id}: a candidate has no reward, which this method reads. "
-            "Score the rows first: `mmalign data relabel`."
-        )
-        raise RowError(message, reason="no_reward")
-
-
-def _frame_labels(used: Sequence[_Loaded], grid: FrameGrid | None) -> Tensor | None:
-    """Labels [prompt, frame] of rows that were read."""
-    if grid is None:
-        return None
-    empty = torch.zeros(grid.count)
-    return torch.stack([empty if item.preference is None else item.preference for item in used])
 
 
 def _rewards(rows: Sequence[PreferenceRow], width: int) -> Tensor | None:
@@ -280,8 +255,7 @@ def make_loader(
     world_size: int,
     num_workers: int | None,
     pin_memory: bool,
-    needs_reward: bool = False,
-    frames: FrameGrid | None = None,
+    needs: RowNeeds | None = None,
 ) -> DataLoader[_Loaded]:
     """A loader of one `MicroBatch` per list of positions.
 
@@ -294,13 +268,11 @@ def make_loader(
         world_size: devices that share the machine's cores.
         num_workers: loader processes; None decides by the cores.
         pin_memory: for transfers to CUDA.
-        needs_reward: rows without a reward per candidate count as unreadable.
-        frames: of the model's clips, where rows are read for their labels in time; those without count as
-            unreadable.
+        needs: what is read of the rows besides media and labels; rows without it count as unreadable.
     """
     if num_workers is None:
         num_workers = min(4, max((os.cpu_count() or 1) // max(world_size, 1), 1))
-    rows = _Positions(table, order, model, needs_reward=needs_reward, frames=frames)
+    rows = _Positions(table, order, model, needs=needs or RowNeeds())
     return DataLoader(
         rows,
         batch_sampler=positions,
@@ -327,6 +299,14 @@ def _of_all(micro: MicroBatch, num_candidates: int) -> tuple[Labels, Tensor | No
     return labels, reward
 
 
+def _over_frames(kept: Tensor, clean: Tensor, model: TrainedModel) -> Tensor:
+    """Weights of latent frames as weights of every element."""
+    axis = in_time(model).time_axis + 2
+    shape = [1] * clean.ndim
+    shape[0], shape[axis] = kept.shape
+    return kept.view(shape).expand_as(clean)
+
+
 def to_batch(micro: MicroBatch, model: TrainedModel, device: torch.device) -> Batch:
     """Move a micro-batch to the device and encode it there."""
     keys = micro.keys.to(device)
@@ -350,9 +330,17 @@ def to_batch(micro: MicroBatch, model: TrainedModel, device: torch.device) -> Ba
     if clean.shape[0] != len(micro.valid):
         message = f"encode: got {clean.shape[0]} prompts, expected {len(micro.valid)}."
         raise MmalignError(message)
-    if micro.preference is not None:
-        label = micro.preference.to(device, non_blocking=True)
-        more["recorded"] = {"preference": torch.stack([label, -label], dim=1)}
+    recorded = dict(more.get("recorded", {}))
+    facts = micro.facts
+    if facts.preference is not None:
+        label = facts.preference.to(device, non_blocking=True)
+        recorded["preference"] = torch.stack([label, -label], dim=1)
+    for name, value in facts.columns.items():
+        recorded[name] = value.to(device, non_blocking=True).unsqueeze(1).expand(-1, clean.shape[1])
+    if recorded:
+        more["recorded"] = recorded
+    if facts.apart is not None:
+        more["element_mask"] = _over_frames(facts.apart.to(device, non_blocking=True), clean, model)
     labels, reward = _of_all(micro, clean.shape[1])
     moved = {
         name: value.to(device, non_blocking=True) if value is not None else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import BatchContext, Conditioning, PreferenceRow, RowKeys
 from mmalign.data.config import ImageLimits
+from mmalign.errors import ConfigError, explain
 from mmalign.likelihood.schedules import Prediction, Schedule
 from mmalign.rollout.collectors import Collector
 from mmalign.rollout.items import Queue
@@ -34,6 +35,7 @@ __all__ = [
     "TrainedModel",
     "WritingModel",
     "denoising",
+    "in_time",
     "writing",
 ]
 
@@ -267,3 +269,15 @@ def writing(model: TrainedModel) -> WritingModel:
 def denoising(model: TrainedModel) -> PreferenceModel:
     """The model as one that denoises, where the run's configuration has decided that it does."""
     return cast("PreferenceModel", model)
+
+
+def in_time(model: TrainedModel) -> TimedModel:
+    """The model as one whose media have a time axis.
+
+    Raises:
+        ConfigError: they have none.
+    """
+    if not isinstance(model, TimedModel):
+        expected = "a family whose media have a time axis: this method reads labels in time"
+        raise ConfigError(explain("model.family", got=model.family, expected=expected))
+    return model

@@ -38,10 +38,11 @@ from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
-from mmalign.train.model import PreferenceModel, TimedModel, TrainedModel, denoising
+from mmalign.train.model import PreferenceModel, TrainedModel, denoising, in_time
+from mmalign.train.row_needs import RowNeeds
 from mmalign.train.split_backward import SplitBackward
 from mmalign.train.step import StepParts
-from mmalign.train.supply import IN_TIME, Safeguard, Supply
+from mmalign.train.supply import IN_TIME, OF_THE_PAIR, Safeguard, Supply
 from mmalign.train.token_sections import TokensConfig, tokens_of
 from mmalign.train.token_supply import OF_THE_ROW, TokenSupply
 from mmalign.train.tracking import available_trackers
@@ -59,6 +60,7 @@ __all__ = [
     "make_objective",
     "reads_time",
     "reference_kind",
+    "row_needs",
 ]
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,28 +148,55 @@ def reads_time(run: ResolvedRun) -> bool:
     return bool(objectives.build(run.method.objective, **run.objective_arguments).needs & IN_TIME)
 
 
-def in_time(model: TrainedModel) -> TimedModel:
-    """The model as one whose media have a time axis.
-
-    Raises:
-        ConfigError: they have none.
-    """
-    if not isinstance(model, TimedModel):
-        expected = "a family whose media have a time axis: this method reads labels in time"
-        raise ConfigError(explain("model.family", got=model.family, expected=expected))
-    return model
-
-
 def frame_grid(run: ResolvedRun, model: TrainedModel) -> FrameGrid | None:
     """The latent frames that a run's labels lie on; None where its objective reads no such labels.
 
     Raises:
-        ConfigError: the model's media have no time axis.
+        ConfigError: the model's media have no time axis, or clips are cut where labels do not begin.
     """
     if tokens_of(run.config) is not None or not reads_time(run):
         return None
-    timed = in_time(model)
+    return _grid(run, model)
+
+
+def _grid(run: ResolvedRun, model: TrainedModel) -> FrameGrid:
+    """The latent frames of the model's clips.
+
+    Raises:
+        ConfigError: as `frame_grid`.
+    """
+    timed, start = in_time(model), getattr(run.config.media, "start", "first")
+    if start != "first":
+        message = explain(
+            f"{run.config.media_name}.start",
+            got=start,
+            expected=f"first: method {run.method.name} counts time from the beginning of the clips",
+        )
+        raise ConfigError(message)
+    held, fps = getattr(timed, "frame_grid", None), getattr(timed, "fps", None)
+    if held is not None and fps is not None:
+        return FrameGrid.of_pictures(held, fps)
     return FrameGrid(timed.latent_shape[timed.time_axis], timed.duration)
+
+
+def row_needs(run: ResolvedRun, model: TrainedModel, objective: Objective, *, is_online: bool) -> RowNeeds:
+    """What a run reads of every row besides media and labels.
+
+    Args:
+        run: resolved.
+        model: whose clips labels in time belong to.
+        objective: of the run.
+        is_online: rewards are those of samples, not of rows.
+
+    Raises:
+        ConfigError: as `frame_grid`.
+    """
+    return RowNeeds(
+        reward="reward" in objective.needs and not is_online,
+        frames=frame_grid(run, model),
+        apart=_grid(run, model) if "shared_prefix" in run.method.needs else None,
+        columns=objective.needs & OF_THE_PAIR if tokens_of(run.config) is None else frozenset(),
+    )
 
 
 def make_objective(run: ResolvedRun) -> tuple[Objective, Supply | TokenSupply]:

@@ -33,10 +33,10 @@ from mmalign.train.online import RunReward
 from mmalign.train.optim import Updater, make_optimizer, make_schedule
 from mmalign.train.parts import (
     attach_and_refer,
-    frame_grid,
     load_model,
     make_accelerator,
     reference_kind,
+    row_needs,
 )
 from mmalign.train.plan import (
     derived_values,
@@ -276,8 +276,7 @@ def prepare(
             world_size=layout.world_size,
             num_workers=config.train.num_workers,
             pin_memory=accelerator.device.type == "cuda",
-            needs_reward="reward" in parts.objective.needs and online is None,
-            frames=frame_grid(run, model),
+            needs=row_needs(run, model, parts.objective, is_online=online is not None),
         )
         return cast("Iterable[MicroBatch]", loader)
 

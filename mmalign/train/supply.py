@@ -18,7 +18,16 @@ from mmalign.methods.row import LikelihoodKind
 from mmalign.objectives import Scores
 from mmalign.objectives.predictions import prediction_drift, safeguard_factor
 
-__all__ = ["IN_TIME", "RECORDED", "SUPPLIED", "Safeguard", "StepFacts", "Supply", "recorded_entry"]
+__all__ = [
+    "IN_TIME",
+    "OF_THE_PAIR",
+    "RECORDED",
+    "SUPPLIED",
+    "Safeguard",
+    "StepFacts",
+    "Supply",
+    "recorded_entry",
+]
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,12 @@ _FROM_PREDICTIONS = frozenset({"safeguard", "drift", "mean_drift"})
 RECORDED: frozenset[str] = frozenset({"advantage", "old_log_probability", "anchor"})
 """Entries that a rollout keeps with its samples."""
 
-SUPPLIED: frozenset[str] = frozenset({"reference", "reward", "noise_level"}) | _FROM_PREDICTIONS | RECORDED
+OF_THE_PAIR: frozenset[str] = frozenset({"pair_weight"})
+"""Entries that are columns of the data, one number per row."""
+
+SUPPLIED: frozenset[str] = (
+    frozenset({"reference", "reward", "noise_level"}) | _FROM_PREDICTIONS | RECORDED | OF_THE_PAIR
+)
 """Everything a step of a denoiser can hand to an objective besides the policy's scores."""
 
 IN_TIME: frozenset[str] = frozenset({"preference"})
@@ -141,6 +155,7 @@ class Supply:
             "drift": _drift,
             "mean_drift": self._mean_drift,
             **{name: _recorded(name) for name in RECORDED | IN_TIME},
+            **{name: _of_the_pair(name) for name in OF_THE_PAIR},
         }
         return MappingProxyType({name: makers[name](facts) for name in sorted(self.names & makers.keys())})
 
@@ -214,3 +229,7 @@ def recorded_entry(batch: Batch, name: str) -> Tensor:
 
 def _recorded(name: str) -> Callable[[StepFacts], Tensor]:
     return lambda facts: recorded_entry(facts.batch, name)
+
+
+def _of_the_pair(name: str) -> Callable[[StepFacts], Tensor]:
+    return lambda facts: recorded_entry(facts.batch, name)[:, 0]

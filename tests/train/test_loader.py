@@ -10,6 +10,7 @@ from mmalign.data.readers import open_rows
 from mmalign.data.sampler import RowOrder
 from mmalign.errors import TrainingError
 from mmalign.train.loader import Layout, StepSampler, make_loader
+from mmalign.train.row_needs import RowNeeds
 
 REWARDS = [(5.0, 2.0), (None, 2.0), (7.0, 3.0), (3.0, None), (None, None)]
 
@@ -54,7 +55,7 @@ def load(tmp_path, untyped):
             world_size=1,
             num_workers=0,
             pin_memory=False,
-            needs_reward=needs_reward,
+            needs=RowNeeds(reward=needs_reward),
         )
         return list(loader)
 

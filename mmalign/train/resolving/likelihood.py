@@ -18,6 +18,7 @@ _INVERSION: Settings = {
 _LEVELS: Settings = {
     "snr_gamma": ("snr_gamma", None),
     "snr_form": ("snr_form", None),
+    "share_noise": ("share_noise", None),
 }
 
 LIKELIHOOD_SETTINGS = (_INVERSION, _LEVELS)

@@ -21,9 +21,9 @@ def defaults_of(method: Method, family: str, modality: str) -> dict[str, Default
     """What is recommended: each layer over those before it; of steps and epochs only the upper one's.
 
     Numbers of training that hold for any language model lie under everything that a row says; those of sound
-    over what a row says of all media, which are numbers of pictures.
+    and of video over what a row says of all media, which are numbers of pictures.
     """
-    from mmalign.methods import audio, vlm
+    from mmalign.methods import audio, video, vlm
 
     def of(name: str) -> Mapping[str, Default]:
         return method.defaults.get(name, {})
@@ -31,6 +31,7 @@ def defaults_of(method: Method, family: str, modality: str) -> dict[str, Default
     layers = {
         "language": (vlm.PRESET, {**of("*"), **of("language"), **of(family)}),
         "audio": (of("*"), audio.PRESET, {**of("audio"), **of(family)}),
+        "video": (of("*"), video.PRESET, {**of("video"), **of(family)}),
     }
     found: dict[str, Default] = {}
     for layer in layers.get(modality, (method.defaults_for(family, modality),)):
