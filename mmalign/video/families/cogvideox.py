@@ -36,13 +36,28 @@ from mmalign.seeding import row_normal
 from mmalign.video.cogvideox_sampler import SecondOrderSampler, frames_first
 from mmalign.video.family import VideoFamily, VideoModel
 
-__all__ = ["FAMILY", "OFFSET", "PICTURE_NOISE", "CogVideoX"]
+__all__ = ["FAMILY", "NEWER_SIZE", "OFFSET", "PICTURE_NOISE", "CogVideoX"]
 
 PICTURE_NOISE = (-3.0, 0.5)
 """Mean and standard deviation of the logarithm of the noise that pictures get in training."""
 
 OFFSET = 2.0
 """What 1.5 is told besides the time where it goes on from a picture (`ofs`)."""
+
+NEWER_SIZE = (768, 1360)
+"""(height, width) of clips of 1.5, pixels, unless the run says otherwise. Source: its model card."""
+
+_FIRST_RELEASE: dict[str, Any] = {
+    "sample_frames": 49,
+    "sample_height": 60,
+    "sample_width": 90,
+    "max_text_seq_length": 226,
+    "use_rotary_positional_embeddings": False,
+    "use_learned_positional_embeddings": False,
+    "patch_size_t": None,
+    "ofs_embed_dim": None,
+}
+"""Settings of the network that files of the time leave out."""
 
 _TEXT, _PICTURE = "CogVideoXPipeline", "CogVideoXImageToVideoPipeline"
 _SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpmpp": "CogVideoXDPMScheduler"}
@@ -64,30 +79,38 @@ class CogVideoX(VideoModel):
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """The network's settings, before it is loaded."""
-        defaults = {
-            "max_text_seq_length": 226,
-            "use_rotary_positional_embeddings": False,
-            "use_learned_positional_embeddings": False,
-            "patch_size_t": None,
-            "ofs_embed_dim": None,
-        }
-        return {**defaults, **self.source.settings_of(self.network_part)}
+        return {**_FIRST_RELEASE, **self.source.settings_of(self.network_part)}
 
     @property
-    def default_num_frames(self) -> int:  # type: ignore[override]
-        """What the network's settings say: 49; 81 in 1.5."""
-        return int(self._settings.get("sample_frames", 49))
+    def default_clip(self) -> tuple[int, tuple[int, int], float]:
+        """49 frames of 480 by 720 at 8; 81 of 768 by 1360 at 16 in 1.5, whose positions reach further."""
+        frames, (height, width) = int(self._settings["sample_frames"]), self._reach
+        if self._step is None:
+            return frames, (height, width), 8.0
+        return frames, (min(height, NEWER_SIZE[0]), min(width, NEWER_SIZE[1])), 16.0
 
     @property
-    def default_size(self) -> tuple[int, int]:  # type: ignore[override]
-        """What the network's settings say: 480 by 720; 768 by 1360 in 1.5."""
-        side = self.spatial_ratio
-        return int(self._settings["sample_height"]) * side, int(self._settings["sample_width"]) * side
+    def _reach(self) -> tuple[int, int]:
+        """(height, width) in pixels that the network's positions are made for."""
+        height, width = (int(self._settings[name]) for name in ("sample_height", "sample_width"))
+        return height * self.spatial_ratio, width * self.spatial_ratio
 
-    @property
-    def default_fps(self) -> float:  # type: ignore[override]
-        """8; 16 in 1.5."""
-        return 8.0 if self._step is None else 16.0
+    def _check_size(self) -> None:
+        step = 2 * self.temporal_ratio
+        if (self.num_frames - 1) % step:
+            message = explain(
+                "video.num_frames",
+                got=self.num_frames,
+                expected=f"a multiple of {step} plus 1: the VAE takes odd numbers of latent frames",
+                do=f"The nearest is {max(1, round((self.num_frames - 1) / step)) * step + 1}.",
+            )
+            raise ConfigError(message)
+        super()._check_size()
+        if self._step is not None and any(
+            side > most for side, most in zip(self.size, self._reach, strict=True)
+        ):
+            expected = f"at most {self._reach}, to where its positions reach"
+            raise ConfigError(explain("video.height, width", got=self.size, expected=expected))
 
     @property
     def _step(self) -> int | None:
@@ -109,13 +132,10 @@ class CogVideoX(VideoModel):
 
     @property
     def frame_grid(self) -> tuple[range, ...]:
-        """The pixel frames that each latent frame holds: copies of the first hold its own."""
-        step = self.temporal_ratio
-        later = self.latent_shape[1] - self.num_copies
-        return (
-            *(range(1) for _ in range(self.num_copies + 1)),
-            *(range(step * (k - 1) + 1, step * k + 1) for k in range(1, later)),
-        )
+        """The pixel frames that each latent frame holds: copies of the first hold none."""
+        step, later = self.temporal_ratio, self.latent_shape[1] - self.num_copies
+        held = (range(step * (k - 1) + 1, step * k + 1) for k in range(1, later))
+        return (*(range(0) for _ in range(self.num_copies)), range(1), *held)
 
     @property
     def num_tokens(self) -> int:
@@ -169,7 +189,7 @@ class CogVideoX(VideoModel):
         if not config.use_rotary_positional_embeddings and self.text_length != config.max_text_seq_length:
             expected = f"{config.max_text_seq_length}: positions of clips begin behind so many"
             raise ConfigError(explain("model.text_length", got=self.text_length, expected=expected))
-        own, asked = (self.default_num_frames, *self.default_size), (self.num_frames, *self.size)
+        own, asked = (int(config.sample_frames), self._reach), (self.num_frames, self.size)
         if config.use_learned_positional_embeddings and own != asked:
             expected = f"{own}: this checkpoint has learned positions of one size"
             raise ConfigError(explain("video.num_frames, height, width", got=asked, expected=expected))
