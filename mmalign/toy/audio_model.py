@@ -444,8 +444,8 @@ def train_base(
 
     The shipped weights came from these functions in stages, driven by hand: the UNet had 2250 steps with a
     text encoder that could not read (it played the right events in any order), 500 with this one on right
-    captions, and 300 with the wrong ones of `base_data`. One run of this function replaces the stages; its
-    weights are not bit-equal to the shipped ones.
+    captions, and 300 with the wrong ones of `base_data`. One run of this function replaces the stages. Its
+    weights are others; docs/audio-world.md says what they play beside the shipped ones.
     """
     folder = _training_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -469,21 +469,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=600)
-    parser.add_argument("--vocoder-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=1500, help="steps of the UNet")
-    parser.add_argument("--num-scenes", type=int, default=6_000)
+    for stage, (flag, value, what) in _AMOUNTS.items():
+        parser.add_argument(flag, dest=stage, type=int, default=value, help=what)
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    train_base(
-        options.output,
-        seed=options.seed,
-        vae_steps=options.vae_steps,
-        vocoder_steps=options.vocoder_steps,
-        steps=options.steps,
-        num_scenes=options.num_scenes,
-    )
+    options = vars(parser.parse_args(arguments))
+    torch.set_num_threads(options.pop("threads"))
+    train_base(options.pop("output"), **options)
+
+
+_AMOUNTS = {
+    "vae_steps": ("--vae-steps", 600, "of the autoencoder"),
+    "vocoder_steps": ("--vocoder-steps", 300, "after its regression"),
+    "text_steps": ("--text-steps", 300, "of the text encoder"),
+    "steps": ("--steps", 1500, "of the UNet"),
+    "num_clips": ("--num-clips", 600, "that the autoencoder is trained on"),
+    "num_played": ("--num-played", 400, "clips that the vocoder is trained on"),
+    "num_scenes": ("--num-scenes", 6_000, "clips that the UNet is trained on"),
+    "num_evaluated": ("--num-evaluated", 48, "held-out captions that are judged on the way"),
+}
+"""By argument of `train_base`: flag, default, help."""
 
 
 if __name__ == "__main__":
