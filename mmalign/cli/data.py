@@ -100,7 +100,7 @@ def _derive(options: argparse.Namespace) -> int:
             for name in (
                 *("pairs", "min_gap", "max_per_prompt", "stages", "scope", "keep", "scale", "directions"),
                 *("max_angle", "user_column", "shots", "show", "score_column", "share", "template", "seed"),
-                *("max_length", "group_column", "compare"),
+                *("max_length", "group_column", "compare", "exponent", "bin_width"),
             )
         },
     )
@@ -136,7 +136,7 @@ def _add_source_options(parser: argparse.ArgumentParser, *, ties: str = "drop", 
     )
     parser.add_argument(
         "--media",
-        choices=("image", "text", "audio", "dialogue"),
+        choices=("image", "text", "audio", "video", "dialogue"),
         help="what candidates are (default: images, unless sounds or dialogues are recognised)",
     )
     parser.add_argument(
@@ -217,6 +217,7 @@ _RULES = {
     "few_shot": "other choices of the same user in the prompt (FSPO)",
     "keep_lowest": "the rows with the lowest value in a column (a CHES filter)",
     "ranked_chains": "rankings out of pairs that share candidates (Diffusion-LPO)",
+    "rarity": "the pairs with a weight each, higher where scores are rare (VideoDPO): the column pair_weight",
     "cross_validation": "images compared under a prompt, prompts under an image (InstructEngine)",
 }
 
@@ -294,6 +295,8 @@ def _add_derive(commands: Any) -> None:
         metavar="COLUMN",
         help="keep_lowest: column to sort by (default: ches)",
     )
+    add("--exponent", type=float, default=0.72, help="rarity: of p_max / p (default: 0.72)")
+    add("--bin-width", type=float, default=0.01, help="rarity: of the histogram of scores (default: 0.01)")
     add("--share", type=float, default=0.5, help="keep_lowest: part of the rows to keep (default: 0.5)")
     add(
         "--max-length",
@@ -370,7 +373,7 @@ def add_commands(subparsers: Any) -> None:
             *("pickapic", "audio-alpaca", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"),
         ),
         help="pickapic: a parquet file with images inside, in small row groups; audio-alpaca: one of sounds; "
-        "jsonl: rows.jsonl, images/ or audio/; "
+        "jsonl: rows.jsonl, images/, audio/ or videos/; "
         "folders: chosen/, rejected/, captions/; of dialogues: trl-jsonl (an image folder of `datasets`), "
         "ms-swift, llama-factory (with dataset_info.json)",
     )

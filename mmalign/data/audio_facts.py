@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +10,10 @@ import numpy as np
 from mmalign.batch import PreferenceRow
 from mmalign.data.audio_media import AUDIO_NOTES, decode_audio
 from mmalign.data.config import AudioLimits
+from mmalign.data.cues import cue
 from mmalign.data.media import read_media
-from mmalign.data.statistics import share_of
 
 __all__ = ["AudioFacts"]
-
-_CUE = 0.6
-"""Share of pairs from which a difference between chosen and rejected clips is worth a note."""
 
 
 @dataclass
@@ -100,21 +96,6 @@ class AudioFacts:
         if len(self.rates) > 1:
             listed = ", ".join(f"{count} at {rate} Hz" for rate, count in self.rates.most_common())
             found.append(f"Sampling rates differ ({listed}); clips are resampled to the model's.")
-        found += _cue("longer", self.lengths, self.prompts, "cut or pad all clips alike")
-        found += _cue("louder", self.levels, self.prompts, "audio.normalise: peak makes the peaks alike")
+        found += cue("longer", self.lengths, self.prompts, "cut or pad all clips alike")
+        found += cue("louder", self.levels, self.prompts, "audio.normalise: peak makes the peaks alike")
         return found
-
-
-def _cue(word: str, values: Sequence[tuple[float, float]], prompts: Sequence[str], remedy: str) -> list[str]:
-    """A note where one side is mostly the longer or louder one: a model may learn that and nothing else."""
-    if not values:
-        return []
-    ahead = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in values]
-    for side, share in (("chosen", ahead), ("rejected", [1.0 - value for value in ahead])):
-        estimate = share_of(share, prompts)
-        if estimate.low is not None and estimate.low > _CUE:
-            return [
-                f"The {side} clip is the {word} one in {estimate.describe(2)} of pairs: a model may learn "
-                f"that alone; {remedy}."
-            ]
-    return []

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mmalign.batch import Candidate, PreferenceRow
-from mmalign.data.config import DataConfig, ImageLimits
+from mmalign.data.config import DataConfig
 from mmalign.data.curation import (
     Consistency,
     LengthBias,
@@ -28,6 +28,7 @@ from mmalign.data.media import read_media
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import FieldError, RowReport, issue_of
 from mmalign.data.separability import Separability, linear_separability
+from mmalign.data.video_stills import check_clip_files
 from mmalign.errors import ConfigError, RowError, TrainingError, explain
 
 __all__ = ["AuditReport", "audit", "print_audit", "write_json_audit"]
@@ -92,7 +93,7 @@ def audit(config: DataConfig, *, features: str | None = None, num_folds: int = 5
     rows, vectors, lengths = [], [], {}
     for index, row in _readable(table, report):
         try:
-            light, measured = _light(row, config.images)
+            light, measured = _light(row, config)
             pair = _feature_pair(table, index, row, names) if names else None
         except RowError as error:
             report.add_bad(issue_of(error, row.source))
@@ -156,14 +157,17 @@ def _key_of(candidate: Candidate) -> str:
     return candidate.id or ""
 
 
-def _light(row: PreferenceRow, limits: ImageLimits) -> tuple[PreferenceRow, dict[str, tuple[float, str]]]:
+def _light(row: PreferenceRow, config: DataConfig) -> tuple[PreferenceRow, dict[str, tuple[float, str]]]:
     """The row with a hash in place of its media, and the length behind each hash."""
     candidates, lengths = [], {}
     for number, candidate in enumerate(row.candidates):
         where = f"{row.source} candidate {number}"
         for media in ("image", "audio", "video"):
             value = getattr(candidate, media)
-            if value is not None:
+            if value is not None and media == "video":
+                check_clip_files(value, where=where, max_bytes=config.video.max_bytes)
+            elif value is not None:
+                limits = config.audio if media == "audio" else config.images
                 data = read_media(value, where=where, max_bytes=limits.max_bytes)
                 candidate = replace(candidate, **cast("dict[str, Any]", {media: data}))
         key = candidate_key(candidate)

@@ -18,6 +18,7 @@ from mmalign.data.dialogues.facts import DialogueFacts
 from mmalign.data.media import decode_image, read_media
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
+from mmalign.data.video_facts import VideoFacts
 from mmalign.errors import RowError, TrainingError
 
 __all__ = ["CheckReport", "check", "print_report", "write_json_report"]
@@ -44,6 +45,7 @@ class CheckReport:
         prompts: numbers about prompts.
         images: numbers about image sizes.
         audio: numbers about clips of sound.
+        video: numbers about clips.
         duplicates: numbers about repeated pairs and images among the rows looked at.
         answers: numbers about the lengths of answers, of dialogues.
         shown: what the rows looked at show, of dialogues.
@@ -62,6 +64,7 @@ class CheckReport:
     prompts: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
     audio: dict[str, Any] = field(default_factory=dict)
+    video: dict[str, Any] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
@@ -108,9 +111,10 @@ def _prompt_facts(table: RowTable, dialogues: DialogueFacts) -> dict[str, Any]:
 
 @dataclass
 class _Media:
-    """Collects facts about the images and sounds of the rows looked at."""
+    """Collects facts about the images, sounds and clips of the rows looked at."""
 
     audio: AudioFacts
+    video: VideoFacts
     sizes: list[tuple[int, int]] = field(default_factory=list)
     bytes_per_image: list[int] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
@@ -122,8 +126,11 @@ class _Media:
         if row.messages:
             dialogues.look(row)
             return
-        digests = self.audio.look(row)
-        media = "sound" if digests else "image"
+        digests = self.video.look(row)
+        media = "clip" if digests else "image"
+        if not digests:
+            digests = self.audio.look(row)
+            media = "sound" if digests else "image"
         for number, candidate in enumerate(row.candidates):
             if candidate.image is None:
                 continue
@@ -160,8 +167,8 @@ class _Media:
         return facts
 
     def duplicate_facts(self) -> dict[str, int]:
-        """Repeated images or sounds, and rows."""
-        media = "sounds" if self.audio.num_bytes else "images"
+        """Repeated images, sounds or clips, and rows."""
+        media = "clips" if self.video.num_clips else "sounds" if self.audio.num_bytes else "images"
         return {
             "repeated_rows": sum(count - 1 for count in self.rows_seen.values()),
             f"{media}_used_more_than_once": sum(count > 1 for count in self.images_seen.values()),
@@ -183,8 +190,8 @@ def check(
 
     Args:
         config: what to read.
-        decode: every image or sound, those of about 500 rows spread over the data set, or none (rows are
-            still read).
+        decode: every image, sound or clip, those of about 500 rows spread over the data set, or none (rows
+            are still read).
         html: page with a preview to write.
         num_preview: rows in the preview.
 
@@ -198,8 +205,10 @@ def check(
     indices = _spread(len(table), len(table) if decode == "all" else _SAMPLE)
     dialogues = DialogueFacts(config.images, decode != "none")
     audio = AudioFacts(config.audio, decode != "none")
+    video = VideoFacts(config.video, decode != "none")
     media = _Media(
         audio=audio,
+        video=video,
         sizes=dialogues.sizes,
         bytes_per_image=dialogues.num_bytes,
         rows_seen=dialogues.rows_seen,
@@ -222,10 +231,17 @@ def check(
         prompts=_prompt_facts(table, dialogues),
         images=media.image_facts(),
         audio=audio.facts(),
+        video=video.facts(),
         duplicates=media.duplicate_facts(),
         answers=dialogues.answer_facts(),
         shown=dialogues.media_facts(),
-        advice=[*table.advice(), *_advice(config, table), *dialogues.advice(), *audio.advice()],
+        advice=[
+            *table.advice(),
+            *_advice(config, table),
+            *dialogues.advice(),
+            *audio.advice(),
+            *video.advice(),
+        ],
     )
     _judge(found, config)
     if html is not None:
@@ -236,7 +252,13 @@ def check(
 def _advice(config: DataConfig, table: RowTable) -> list[str]:
     found = []
     ties = table.report.dropped.get("tie", 0)
-    if ties:
+    labelled = any("segment_labels" in part.records.columns for part in table.parts)
+    if ties and labelled:
+        found.append(
+            f"{ties} ties are dropped, and with them their labels of segments, which may be decided: "
+            "tie_policy soft keeps them for methods of segments."
+        )
+    elif ties:
         found.append(
             f"{ties} ties are dropped; tie_policy soft keeps them at preference 0.5, random throws a coin."
         )
@@ -273,6 +295,7 @@ def _write_page(
         problems=problems,
         limits=config.images,
         audio=config.audio,
+        video=config.video,
     )
 
 
@@ -299,21 +322,21 @@ def _facts(found: CheckReport) -> list[tuple[str, str]]:
             lines.append((f"image {name}: smallest, median, largest", ", ".join(map(str, value))))
         elif name != "looked_at":
             lines.append((f"images: {name.replace('_', ' ')}", str(value)))
-    lines += _audio_lines(found.audio)
+    lines += _media_lines("sounds", found.audio) + _media_lines("clips", found.video)
     lines += [(name.replace("_", " "), str(value)) for name, value in found.duplicates.items()]
     return lines
 
 
-def _audio_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _media_lines(media: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
             listed = ", ".join(f"{key} ({count})" for key, count in value.items())
-            lines.append((f"sounds: {name.replace('_', ' ')}", listed))
+            lines.append((f"{media}: {name.replace('_', ' ')}", listed))
         elif isinstance(value, list):
-            lines.append((f"sounds: {name}: least, median, most", ", ".join(map(str, value))))
+            lines.append((f"{media}: {name}: least, median, most", ", ".join(map(str, value))))
         elif name != "looked_at":
-            lines.append((f"sounds: {name.replace('_', ' ')}", str(value)))
+            lines.append((f"{media}: {name.replace('_', ' ')}", str(value)))
     return lines
 
 

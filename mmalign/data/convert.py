@@ -6,6 +6,7 @@ that cannot be used are counted and left out.
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -21,6 +22,9 @@ from mmalign.data.dialogues.writers import DialogueTarget, is_dialogue_target, w
 from mmalign.data.media import image_ending, read_media
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
+from mmalign.data.segments import COLUMN
+from mmalign.data.video_stills import check_clip_files, frame_files
+from mmalign.data.video_structure import video_ending
 from mmalign.errors import CheckpointError, ConfigError, RowError, explain
 from mmalign.files import atomic_directory
 
@@ -140,6 +144,9 @@ def _usable(table: RowTable, config: DataConfig, report: RowReport) -> Iterator[
 
 
 def _with_bytes(candidate: Candidate, where: str, config: DataConfig) -> Candidate:
+    if candidate.video is not None:  # clips stay on the disk until they are copied
+        check_clip_files(candidate.video, where=where, max_bytes=config.video.max_bytes)
+        return candidate
     if candidate.audio is not None:
         limit = config.audio.max_bytes
         return replace(
@@ -242,7 +249,7 @@ def _pickapic_record(row: PreferenceRow) -> dict[str, Any]:
 
 
 def _write_jsonl(folder: Path, rows: Iterator[PreferenceRow]) -> None:
-    """rows.jsonl with paths into images/ or audio/, named by row and candidate; texts stand in the rows."""
+    """rows.jsonl with paths into images/, audio/ or videos/, named by row and candidate; texts inside."""
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             names = []
@@ -250,17 +257,17 @@ def _write_jsonl(folder: Path, rows: Iterator[PreferenceRow]) -> None:
                 if candidate.text is not None:
                     names.append(candidate.text)
                     continue
-                kind = "images" if candidate.audio is None else "audio"
+                kind = {"image": "images", "audio": "audio", "video": "videos"}[_media_of(candidate)]
                 name = f"{kind}/{number:07d}_{place}{_ending(candidate)}"
                 (folder / kind).mkdir(exist_ok=True)
-                (folder / name).write_bytes(_bytes_of(candidate))
+                _write_media(candidate, folder / name)
                 names.append(name)
             file.write(json.dumps(_json_record(row, names), ensure_ascii=False) + "\n")
 
 
 def _json_record(row: PreferenceRow, names: list[str]) -> dict[str, Any]:
     record: dict[str, Any] = {"id": row.id, "prompt": row.prompt}
-    single = "image" if row.candidates[0].audio is None else "audio"
+    single = _media_of(row.candidates[0])
     if row.kind == "pairs":
         record |= {"chosen": names[0], "rejected": names[1], "preference": row.preference}
         rewards = [candidate.reward for candidate in row.candidates]
@@ -268,15 +275,15 @@ def _json_record(row: PreferenceRow, names: list[str]) -> dict[str, Any]:
             record |= {"score_chosen": rewards[0], "score_rejected": rewards[1]}
     elif row.kind == "lists":
         record |= {
-            "images" if single != "audio" else "candidates": names,
+            {"audio": "candidates", "video": "videos"}.get(single, "images"): names,
             "scores": list(row.relevance or ()),
         }
     elif row.kind == "chosen":
         record |= {single: names[0]}
     else:
         record |= {single: names[0], "label": row.desirable}
-    strategy = row.extras.get("strategy")
-    record |= {} if strategy is None else {"strategy": strategy}
+    kept = ("strategy", *_CLIP_COLUMNS) if single == "video" else ("strategy",)
+    record |= {name: row.extras[name] for name in kept if row.extras.get(name) is not None}
     return record if row.weight == 1.0 else record | {"weight": row.weight}
 
 
@@ -289,14 +296,37 @@ def _write_folders(folder: Path, rows: Iterator[PreferenceRow]) -> None:
             message = f"{row.source}: two folders cannot say that a pair is a tie. Use --ties drop or random."
             raise ConfigError(message)
         for side, candidate in zip(("chosen", "rejected"), row.candidates, strict=True):
-            (folder / side / f"{number:07d}{_ending(candidate)}").write_bytes(_bytes_of(candidate))
+            _write_media(candidate, folder / side / f"{number:07d}{_ending(candidate)}")
         (folder / "captions" / f"{number:07d}.txt").write_text(row.prompt + "\n", encoding="utf-8")
 
 
+_CLIP_COLUMNS = ("fps", COLUMN, "negative_prompt", "shared_prefix_frames", "real", "scores")
+"""Columns that methods for clips read."""
+
+
+def _media_of(candidate: Candidate) -> Literal["image", "audio", "video"]:
+    if candidate.video is not None:
+        return "video"
+    return "image" if candidate.audio is None else "audio"
+
+
 def _ending(candidate: Candidate) -> str:
+    """The ending of a candidate's file; "" for a folder of frames."""
+    if isinstance(candidate.video, str):
+        return "" if os.path.isdir(candidate.video) else Path(candidate.video).suffix.lower()
+    if candidate.video is not None:
+        return video_ending(candidate.video)
     return image_ending(candidate.image) if candidate.audio is None else audio_ending(candidate.audio)
 
 
-def _bytes_of(candidate: Candidate) -> bytes:
-    data = candidate.image if candidate.audio is None else candidate.audio
-    return data if isinstance(data, bytes) else b""
+def _write_media(candidate: Candidate, path: Path) -> None:
+    """Copy a candidate's file, or its folder of frames."""
+    data = getattr(candidate, _media_of(candidate))
+    if isinstance(data, str) and os.path.isdir(data):
+        path.mkdir()
+        for place, frame in enumerate(frame_files(data)):
+            shutil.copyfile(frame, path / f"{place:06d}{Path(frame).suffix.lower()}")
+    elif isinstance(data, str):
+        shutil.copyfile(data, path)
+    else:
+        path.write_bytes(data or b"")

@@ -17,6 +17,7 @@ import numpy as np
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.rows import FieldError
 from mmalign.data.statistics import Estimate, mean_of, share_of
+from mmalign.data.video_stills import clip_contents, frame_files
 from mmalign.errors import ConfigError, explain
 
 __all__ = [
@@ -43,6 +44,11 @@ def candidate_key(candidate: Candidate) -> str:
         value = getattr(candidate, media)
         if value is None:
             continue
+        if media == "video" and isinstance(value, str) and os.path.isdir(value):
+            digest = hashlib.blake2b(digest_size=12)
+            for piece in clip_contents(value):
+                digest.update(piece)
+            return digest.hexdigest()
         if media != "text" and isinstance(value, str):
             with open(value, "rb") as file:
                 return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
@@ -105,6 +111,8 @@ def default_length(candidate: Candidate) -> tuple[float, str]:
     if candidate.text is not None:
         return float(len(candidate.text)), "characters"
     value = next((value for value in (candidate.image, candidate.audio, candidate.video) if value), b"")
+    if isinstance(value, str) and os.path.isdir(value):
+        return float(sum(os.path.getsize(frame) for frame in frame_files(value))), "encoded bytes"
     return float(os.path.getsize(value) if isinstance(value, str) else len(value)), "encoded bytes"
 
 

@@ -3,6 +3,7 @@
 import base64
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from PIL import Image
 
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.audio_preview import player
-from mmalign.data.config import AudioLimits, ImageLimits
+from mmalign.data.config import AudioLimits, ImageLimits, VideoLimits
 from mmalign.data.dialogues.media import video_frames
 from mmalign.data.media import decode_image, read_media
+from mmalign.data.video_preview import moving_picture
 from mmalign.errors import RowError
 from mmalign.files import atomic_write
 
@@ -43,10 +45,20 @@ border-radius: 4px; } .chosen .wave { border-color: var(--good); }
 """
 
 
-def _thumbnail(candidate: Candidate, where: str, limits: ImageLimits, audio: AudioLimits) -> str:
+@dataclass(frozen=True)
+class _Limits:
+    images: ImageLimits
+    audio: AudioLimits
+    video: VideoLimits
+
+
+def _thumbnail(candidate: Candidate, where: str, bounds: _Limits) -> str:
     """An <img> element, a player, the words of an answer, or what is wrong with the medium."""
+    limits = bounds.images
+    if candidate.video is not None:
+        return moving_picture(candidate.video, where, bounds.video)
     if candidate.audio is not None:
-        return player(candidate.audio, where, audio)
+        return player(candidate.audio, where, bounds.audio)
     if candidate.image is None and candidate.text is not None:
         own = "".join(_picture(image, where, limits) for image in candidate.images or ())
         return f'{own}<div class="answer">{html.escape(candidate.text)}</div>'
@@ -81,7 +93,7 @@ def _labels(row: PreferenceRow) -> list[tuple[str, str]]:
     return [("chosen", "liked") if row.desirable else ("rejected", "disliked")]
 
 
-def _row(row: PreferenceRow, limits: ImageLimits, audio: AudioLimits) -> str:
+def _row(row: PreferenceRow, bounds: _Limits) -> str:
     figures = []
     for number, (candidate, (role, caption)) in enumerate(zip(row.candidates, _labels(row), strict=True)):
         facts = [caption]
@@ -89,10 +101,10 @@ def _row(row: PreferenceRow, limits: ImageLimits, audio: AudioLimits) -> str:
             facts.append(f"reward {candidate.reward:.4g}")
         if candidate.model:
             facts.append(candidate.model)
-        picture = _thumbnail(candidate, f"{row.source} candidate {number}", limits, audio)
+        picture = _thumbnail(candidate, f"{row.source} candidate {number}", bounds)
         text = html.escape(" · ".join(facts))
         figures.append(f'<figure class="{role}">{picture}<figcaption>{text}</figcaption></figure>')
-    shown = _shown(row, limits)
+    shown = _shown(row, bounds.images)
     prompt = row.prompt if len(row.prompt) <= 600 else f"{row.prompt[:600]} … ({len(row.prompt)} characters)"
     return (
         f'<div class="row"><div class="prompt">{html.escape(prompt)}</div>'
@@ -132,6 +144,7 @@ def write_preview(
     problems: Sequence[str],
     limits: ImageLimits,
     audio: AudioLimits | None = None,
+    video: VideoLimits | None = None,
 ) -> Path:
     """Write the page. Returns its path.
 
@@ -144,12 +157,14 @@ def write_preview(
         problems: messages about unusable rows.
         limits: sizes beyond which an image is refused.
         audio: sounds that are refused.
+        video: clips that are refused.
     """
     table = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts
     )
     listed = "".join(f'<p class="problem">{html.escape(problem)}</p>' for problem in problems)
-    shown = "".join(_row(row, limits, audio or AudioLimits()) for row in rows)
+    bounds = _Limits(limits, audio or AudioLimits(), video or VideoLimits())
+    shown = "".join(_row(row, bounds) for row in rows)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -46,6 +46,7 @@ VIDEO_NOTES: dict[str, str] = {
     "odd_size": "an odd number of pixels in a row or column: many codecs cut one off",
     "repeated_frames": "fewer frames per second than are wanted: some are taken twice",
     "lost_frames": "some of its frames cannot be decoded",
+    "still": "nothing moves: all frames that were looked at are equal",
 }
 """Notes and what they mean."""
 
@@ -140,7 +141,15 @@ def _opened(
         raise RowError(message, reason="truncated_video")
     animated = kind in ("gif", "webp", "png")
     reader: type[AnimatedClip | FFmpegClip] = AnimatedClip if animated else FFmpegClip
-    clip = reader(file, where=where, max_pixels=limits.max_pixels)
+    try:
+        clip = reader(file, where=where, max_pixels=limits.max_pixels)
+    except RowError as error:
+        if kind or error.reason != "damaged_video":
+            raise
+        file.seek(0)
+        got = f"[a file that starts with {file.read(8)!r}]"
+        message = explain(where, got=got, expected="a clip (mp4, webm, gif, frames ...)")
+        raise RowError(message, reason="no_video_stream") from error
     ending = Path(media).suffix.lower() if isinstance(media, str) else ""
     if kind and ending and ending not in ENDINGS[kind]:
         clip.notes.add("wrong_ending")

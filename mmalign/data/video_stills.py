@@ -11,13 +11,14 @@ from typing import IO, Any, cast
 import numpy as np
 from PIL import Image
 
+from mmalign.batch import Media
 from mmalign.data.config import ImageLimits
-from mmalign.data.media import damage_reported, decode_image, read_media, to_rgb
+from mmalign.data.media import check_bytes, damage_reported, decode_image, read_media, to_rgb
 from mmalign.data.video_codecs import Head, Picture
 from mmalign.data.video_timeline import Timeline, even_timeline, timeline_of
 from mmalign.errors import RowError, explain
 
-__all__ = ["FRAME_ENDINGS", "AnimatedClip", "FramesClip", "frame_files"]
+__all__ = ["FRAME_ENDINGS", "AnimatedClip", "FramesClip", "check_clip_files", "clip_contents", "frame_files"]
 
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Endings of files that count as frames in a folder."""
@@ -41,6 +42,40 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [
         (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part
     ]
+
+
+def check_clip_files(media: Media, *, where: str, max_bytes: int) -> None:
+    """Refuse a clip whose files are not all there, without reading them.
+
+    Raises:
+        RowError: reason `no_frames`, or those of `mmalign.data.media.check_bytes`.
+    """
+    if isinstance(media, str) and os.path.isdir(media):
+        media = frame_files(media)
+    if not media and isinstance(media, tuple):
+        message = explain(where, got="[a folder without images]", expected="frames of a clip")
+        raise RowError(message, reason="no_frames")
+    for part in media if isinstance(media, tuple) else (media,):
+        check_bytes(part, where=where, max_bytes=max_bytes, kind="video")
+
+
+def clip_contents(media: Media) -> Iterator[bytes]:
+    """Everything that tells one clip from another, in pieces; each file behind its length.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if isinstance(media, bytes):
+        yield len(media).to_bytes(8, "little")
+        yield media
+    elif isinstance(media, str) and not os.path.isdir(media):
+        yield os.stat(media).st_size.to_bytes(8, "little")
+        with open(media, "rb") as file:
+            while piece := file.read(2**20):
+                yield piece
+    else:
+        for part in frame_files(media) if isinstance(media, str) else media:
+            yield from clip_contents(part)
 
 
 class AnimatedClip:

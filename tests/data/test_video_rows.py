@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmalign.cli.main import main
 from mmalign.data import open_rows
+from mmalign.data.audit import audit
+from mmalign.data.check import check
 from mmalign.data.config import VideoLimits
+from mmalign.data.convert import convert
 from mmalign.data.labels import preference_from_signed
 from mmalign.data.segments import FrameGrid, frame_preferences, stretches_of
+from mmalign.data.video_facts import clip_digest
 from mmalign.data.video_media import decode_clip
 from mmalign.errors import ConfigError, RowError
 from mmalign.testing.clips import clip, frames_of, numbers, sound_alone
@@ -331,3 +336,165 @@ def test_matched_folders_hold_clips_as_files_or_as_frames(files, folder, config_
 def test_signed_preferences_may_be_words():
     words = np.array(["a", "tie", "b", "nobody"], dtype=object)
     assert preference_from_signed(words).tolist()[:3] == [1.0, 0.5, 0.0]
+
+
+# ------------------------------------------------------------------------------------------------ check
+
+
+@pytest.fixture
+def mixed(files, write_lines, tmp_path):
+    """Three good pairs; a text, a cut file, twice the same, sound alone, a missing side, wrong labels."""
+    files("a.mp4", "b.mp4", "c.webm", "d.mov", "e.mkv", "f.mp4")
+    (tmp_path / "words.mp4").write_text("no clip" * 300)
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:900])
+    (tmp_path / "sound.mp4").write_bytes(sound_alone())
+    still = np.repeat(frames_of(3)[1:2], 7, axis=0)
+    (tmp_path / "still.mkv").write_bytes(clip("matroska", still))
+    pairs = [
+        ("a.mp4", "b.mp4"),
+        ("c.webm", "d.mov"),
+        ("e.mkv", "still.mkv"),
+        ("words.mp4", "a.mp4"),
+        ("a.mp4", "cut.mp4"),
+        ("a.mp4", "./a.mp4"),
+        ("sound.mp4", "a.mp4"),
+        ("nowhere.mp4", "a.mp4"),
+        ("a.mp4", None),
+        ("a.mp4", "f.mp4"),
+    ]
+    records = [
+        {"prompt": f"p{number}", "chosen": chosen, "rejected": rejected}
+        for number, (chosen, rejected) in enumerate(pairs)
+    ]
+    records[0] |= {"segment_labels": [1, -1, 0], "segment_seconds": 0.25}
+    records[-1] |= {"segment_labels": [1, 0], "segment_seconds": 0.25}
+    return write_lines(records)
+
+
+def test_check_counts_clips_by_reason_and_notes_doubts(mixed, config_of):
+    found = check(config_of(mixed), decode="all")
+    assert found.read.bad == {
+        "no_video_stream": 2,
+        "truncated_video": 1,
+        "identical_candidates": 1,
+        "missing_file": 1,
+        "missing_video": 1,
+        "wrong_segments": 1,
+    }
+    assert (found.read.read, found.read.kept) == (10, 3)
+    assert found.video["seconds"] == [0.7, 0.7, 0.7]
+    assert found.video["frames"] == [7, 7, 7]
+    assert found.video["segments"] == {"rows": 1, "chosen": 1, "rejected": 1, "tie": 1}
+    assert found.video["notes"] == {"still": 1}
+    assert found.video["motion"][0] == 0.0
+    assert any("1 clip noted as still: nothing moves" in line for line in found.advice)
+    assert found.duplicates["clips_used_more_than_once"] == 0
+    assert not found.ok
+
+
+def test_check_shows_clips_to_people(mixed, capsys, tmp_path):
+    page = tmp_path / "page.html"
+    assert main(["data", "check", str(mixed), "--decode", "all", "--html", str(page)]) == 1
+    shown = capsys.readouterr().out
+    assert "clips: seconds: least, median, most" in shown
+    assert "bad: truncated_video" in shown
+    text = page.read_text()
+    assert text.count("data:image/webp;base64,") > 7
+    assert "expected a clip" in text
+    assert "http" not in text
+
+
+def test_check_warns_where_the_chosen_side_stands_still(write_lines, config_of, tmp_path):
+    records = []
+    for number in range(13):
+        for side, step in (("calm", 1), ("lively", 5)):
+            frames = np.zeros((7, 32, 32, 3), np.uint8)
+            frames[:, :, :, 0] = number
+            for place in range(7):
+                frames[place, :, 2 + step * place : 6 + step * place] = 255
+            (tmp_path / f"{side}{number}.mkv").write_bytes(clip("matroska", frames))
+        pair = {"chosen": f"calm{number}.mkv", "rejected": f"lively{number}.mkv"}
+        records.append({"prompt": f"p{number}", **pair})
+    found = check(config_of(write_lines(records)), decode="all")
+    assert any("The rejected clip is the livelier one" in line for line in found.advice)
+    assert not any("longer one" in line for line in found.advice)
+
+
+def test_check_tells_pairs_that_are_unlike(files, write_lines, config_of, tmp_path):
+    files("a.mp4")
+    (tmp_path / "b.mkv").write_bytes(clip("matroska", frames_of(5, (48, 48)), rate=5))
+    found = check(config_of(write_lines([{"prompt": "x", "chosen": "a.mp4", "rejected": "b.mkv"}])))
+    assert found.video["pairs_unlike_in"] == {"fps": 1, "frames": 1, "size": 1}
+    assert found.video["frames_per_second"] == {"10": 1, "5": 1}
+    assert any("Frames per second differ" in line for line in found.advice)
+
+
+def test_check_says_that_ties_may_have_decided_segments(files, write_lines, config_of):
+    files("a.mp4", "b.mp4")
+    clips = {"prompt": "x", "video_0": "a.mp4", "video_1": "b.mp4", "segment_seconds": 0.35}
+    path = write_lines([clips | {"segment_labels": labels} for labels in ([1, -1], [1, 0])])
+    assert any("their labels of segments" in line for line in check(config_of(path)).advice)
+
+
+def test_check_without_decoding_reads_bytes_alone(mixed, config_of):
+    found = check(config_of(mixed), decode="none")
+    assert found.read.bad == {"identical_candidates": 1, "missing_file": 1, "missing_video": 1}
+    assert "seconds" not in found.video
+
+
+# ------------------------------------------------------------------------------------------ audit and convert
+
+
+def test_audit_takes_clips_and_folders_of_frames(files, folder, write_lines, config_of):
+    files("a.mp4", "b.mp4")
+    folder("clips/0")
+    folder("clips/1", first=1)
+    pairs = [("a.mp4", "b.mp4"), ("clips/0", "clips/1"), ("clips/1", "clips/0"), ("clips/0", "nowhere")]
+    records = [
+        {"prompt": "x", "chosen_video": chosen, "rejected_video": rejected} for chosen, rejected in pairs
+    ]
+    found = audit(config_of(write_lines(records)))
+    assert (found.read.kept, found.read.bad) == (3, {"missing_file": 1})
+    assert found.consistency.contradictory == 1
+    assert found.length.unit == "encoded bytes"
+
+
+@pytest.mark.parametrize("to", ["jsonl", "folders"])
+def test_converted_clips_are_the_same_files(files, folder, write_lines, config_of, tmp_path, to):
+    files("a.mp4", "b.webm")
+    folder("clips/0")
+    folder("clips/1", first=1)
+    segments = {"segment_labels": [1, -1], "segment_seconds": 0.35}
+    records = [
+        {"prompt": "x", "chosen_video": "a.mp4", "rejected_video": "b.webm", "fps": 10, **segments},
+        {"prompt": "y", "chosen_video": "clips/1", "rejected_video": "clips/0"},
+    ]
+    before = list(open_rows(config_of(write_lines(records))))
+    config = config_of(write_lines(records))
+    assert convert(config, tmp_path / "out", to=to).kept == 2
+    after = list(open_rows(config_of(tmp_path / "out", source={"media": "video"}), kind="pairs"))
+    assert [row.prompt for row in after] == ["x", "y"]
+    for old, new in zip(before, after, strict=True):
+        for first, second in zip(old.candidates, new.candidates, strict=True):
+            assert clip_digest(first.video) == clip_digest(second.video)
+    if to == "jsonl":
+        assert open_rows(config_of(tmp_path / "out")).media == {"video"}
+        assert after[0].extras["fps"] == 10
+        assert stretches_of(after[0]) == stretches_of(before[0])
+    for to in ("pickapic", "audio-alpaca"):
+        with pytest.raises(ConfigError, match=r"got \[video files\]"):
+            convert(config, tmp_path / "no", to=to)
+
+
+def test_rankings_and_thumbs_of_clips_survive_json_lines(files, write_lines, config_of, tmp_path):
+    files("a.mp4", "b.mp4")
+    for name, record in (
+        ("lists", {"videos": ["a.mp4", "b.mp4"], "scores": [0.25, 0.5]}),
+        ("unpaired", {"video": "a.mp4", "label": True}),
+        ("chosen", {"video": "a.mp4"}),
+    ):
+        config = config_of(write_lines([{"prompt": "x", **record}]))
+        convert(config, tmp_path / name, to="jsonl")
+        table = open_rows(config_of(tmp_path / name))
+        assert (table.kind, table.media) == (name, {"video"})
+        assert first_frames(table[0]) == first_frames(open_rows(config)[0])
