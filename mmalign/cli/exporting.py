@@ -11,6 +11,7 @@ _FORMATS = {
     "image": ("diffusers", "comfyui", "merged"),
     "language": ("peft", "merged"),
     "audio": ("official", "merged", "peft"),
+    "video": ("diffusers", "comfyui", "merged"),
 }
 
 
@@ -41,6 +42,10 @@ def main(run: Path, to: str, output: Path | None = None) -> int:
         from mmalign.audio import export as sounds
 
         return sounds.main(run, name, output)
+    if modality == "video":
+        from mmalign.video import export as clips
+
+        return clips.main(run, name, output)
     from mmalign.diffusion import export as images
 
     return images.main(run=run, to=name, output=output)

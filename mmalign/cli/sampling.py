@@ -1,7 +1,7 @@
-"""`mmalign sample`: pictures, sounds or answers of a model; base beside tuned."""
+"""`mmalign sample`: pictures, sounds, clips or answers of a model; base beside tuned."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ def main(*, model: str | None = None, run: Path | None = None, **options: Any) -
     kind = _modality(model, run, options)
     language = kind == "language"
     own, other = (_OF_LANGUAGE, _OF_SAMPLERS) if language else (_OF_SAMPLERS, _OF_LANGUAGE)
+    if kind == "video":  # some go on from a picture
+        own = {**own, "images": "--image"}
+        other = {name: flag for name, flag in other.items() if name != "images"}
     wrong = [flag for name, flag in other.items() if options.get(name) not in (None, [])]
     if wrong:
         message = explain(
@@ -50,6 +53,10 @@ def main(*, model: str | None = None, run: Path | None = None, **options: Any) -
         from mmalign.audio import comparing as sounds
 
         return sounds.main(model=model, run=run, **given)
+    if kind == "video":
+        from mmalign.video import comparing as clips
+
+        return clips.main(model=model, run=run, **given)
     from mmalign.diffusion import sampling as pictures
 
     return pictures.main(model=model, run=run, **given)
@@ -69,15 +76,28 @@ def _modality(model: str | None, run: Path | None, options: Mapping[str, Any]) -
         return "image"
     if _makes_sound(model):
         return "audio"
+    if _makes_clips(model):
+        return "video"
     return "language" if _says_transformers(model) else "image"
 
 
 def _makes_sound(source: str) -> bool:
     """Whether some family of sound reads a folder or hub id; a single file is none of theirs."""
-    if Path(source).is_file():
-        return False
     from mmalign.audio.trained import recognise
 
+    return _recognised(source, recognise)
+
+
+def _makes_clips(source: str) -> bool:
+    """Whether some family of video does."""
+    from mmalign.video.trained import recognise
+
+    return _recognised(source, recognise)
+
+
+def _recognised(source: str, recognise: Callable[[str], object]) -> bool:
+    if Path(source).is_file():
+        return False
     try:
         recognise(source)
     except ConfigError:

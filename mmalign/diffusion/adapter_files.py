@@ -105,7 +105,7 @@ def adapter_settings(network: Any) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
 
 
-def comfyui_tensors(model: ImageModel) -> dict[str, Tensor]:
+def comfyui_tensors(model: DiffusionModel) -> dict[str, Tensor]:
     """The adapter under the names that ComfyUI, Forge and InvokeAI read.
 
     UNets: the key layout of kohya's scripts, with an alpha that makes `alpha / rank` the strength each layer

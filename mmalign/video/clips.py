@@ -190,7 +190,7 @@ class ClipLoader:
         stored = row.extras.get("fps")
         sizes: list[tuple[int, int]] = []
 
-        def cut(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
+        def cut(frame: UInt8[Tensor, "3 source_height source_width"]) -> UInt8[Tensor, "3 height width"]:
             sizes.append((frame.shape[1], frame.shape[2]))
             return covering(frame.unsqueeze(0), self.size).squeeze(0)
 

@@ -267,9 +267,9 @@ class VideoModel(VideoTraits):
         """Text states `[...]` of each prompt, cut to its true length where the rest is zero or masked."""
         found = []
         for states in super().cache_text(prompts):
-            length = int(states["text_mask"].sum()) if "text_mask" in states and self.fills_texts else None
-            cut = {"text", "text_mask"}
-            found.append({name: value[:length] if name in cut else value for name, value in states.items()})
+            kept = states.get("text_mask") if self.fills_texts else None
+            cut = () if kept is None else ("text", "text_mask")
+            found.append({name: value[kept] if name in cut else value for name, value in states.items()})
         return found
 
     @torch.no_grad()
@@ -311,12 +311,17 @@ class VideoModel(VideoTraits):
         """Text states of several prompts, filled up."""
         return padded(rows, least=self.reader.text_room)
 
+    def _empty_states(self) -> dict[str, Tensor]:
+        """Text states of the empty prompt, filled up: a cache keeps their true length alone."""
+        if self._empty_text is None:
+            self._empty_text = padded([super()._empty_states()], least=self.reader.text_room)
+        return self._empty_text
+
     def _meta_conditioning(self) -> Conditioning:
         """Conditioning of one prompt and candidate, for its shapes."""
         shapes = self.image_state_shapes() if self.conditioned else {}
         images = {name: torch.zeros(1, 1, *shape, dtype=self.dtype) for name, shape in shapes.items()}
-        empty = padded([self._empty_states()], least=self.reader.text_room)
-        return Conditioning(shared={**empty, **self._whole_media(1)}, per_candidate=images)
+        return Conditioning(shared={**self._empty_states(), **self._whole_media(1)}, per_candidate=images)
 
     # --- clips ----------------------------------------------------------------------------------------------
 
