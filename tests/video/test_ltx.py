@@ -1,6 +1,9 @@
-"""LTX-Video against diffusers' own parts and pipelines, release by release."""
+"""LTX-Video against the conformance suite and diffusers' own parts and pipelines, release by release."""
 
+import json
 import math
+import shutil
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,9 +15,10 @@ from mmalign.batch import Batch, Labels
 from mmalign.diffusion.sampling import initial_noise
 from mmalign.likelihood import Elbo, UniformTimesteps
 from mmalign.seeding import generator_for
-from mmalign.testing.network_conformance import example_inputs, keys_of, trained_by
+from mmalign.testing.network_conformance import example_inputs, keys_of
 from mmalign.testing.tiny_video.ltx import LTX_FRAMES, LTX_SIZE, write_tiny_ltx
-from mmalign.train.config import AdapterConfig, ModelConfig
+from mmalign.testing.video_families import VideoFamilyConformance
+from mmalign.train.config import ModelConfig
 from mmalign.train.video_sections import VideoConfig
 from mmalign.video.families.ltx import DECODE_NOISE, DECODE_TIME
 
@@ -96,6 +100,70 @@ def batch_of(clean, conditioning, *keys):
     )
 
 
+class TestLtx(VideoFamilyConformance):
+    """The first release, from text."""
+
+    family = "ltx"
+    write = staticmethod(write_tiny_ltx)
+    media: ClassVar = {**CLIP, "fps": 25.0}
+
+    def pipeline(self, folder):
+        return pipeline_of(folder)
+
+    def pipeline_latents(self, noise):
+        return LTXPipeline._pack_latents(noise)
+
+    def plain_prediction(self, folder, dtype):
+        pipeline = pipeline_of(folder, dtype=dtype)
+
+        def predict(noised, t, prompt, picture):
+            return plain_velocity(pipeline, noised, t * 1000, prompt)
+
+        return predict
+
+
+def write_newer(folder):
+    return write_tiny_ltx(folder / "0.9.5", version="0.9.5")
+
+
+class TestLtx095OfPictures(TestLtx):
+    """The release that takes conditions, going on from a picture."""
+
+    write = staticmethod(write_newer)
+    media: ClassVar = {**TestLtx.media, "conditioning": "image"}
+
+    def plain_prediction(self, folder, dtype):
+        pipeline = pipeline_of(folder, dtype=dtype)
+        vae = pipeline.vae
+
+        def predict(noised, t, prompt, picture):
+            pixels = picture.to(dtype)[None, :, None] / 127.5 - 1
+            given = pipeline._normalize_latents(
+                vae.encode(pixels).latent_dist.mean, vae.latents_mean, vae.latents_std
+            )[0]
+            time = (1000 * t).repeat(noised[0].numel())
+            time[: noised[0, 0].numel()] = 0
+            shown = torch.cat([given, noised[:, 1:]], dim=1)
+            free = plain_velocity(pipeline, shown, time, prompt)[:, 1:]
+            return torch.cat([(noised[:, :1] - given) / t, free], dim=1)
+
+        return predict
+
+    def test_half_precision_networks_take_float32_latents(self, folder):
+        """What leads to the picture stays in float32."""
+        model = self.loaded(folder, dtype=torch.bfloat16)
+        noised, level, rows = example_inputs(model)
+        prediction = model.denoise(noised, level, rows)
+        known = (noised[:, :, :1] - rows["image"]) / (level / 1000).view(-1, 1, 1, 1, 1)
+        assert torch.equal(prediction[:, :, :1], known)
+        assert torch.equal(prediction[:, :, 1:], prediction[:, :, 1:].bfloat16().float())
+        assert torch.isfinite(prediction).all()
+
+    def test_sampling_is_that_of_the_librarys_pipeline(self, folder, model):
+        """The pipeline takes no latents but those it draws: see the tests of single releases."""
+        assert model.conditioned
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.float64, 1e-9)])
 def test_errors_equal_those_of_the_librarys_parts(folders, version, dtype, close):
@@ -142,7 +210,7 @@ def test_samples_equal_those_of_the_pipeline(folders, version, scale):
 
 
 def plain_latents(pipeline, model, **settings):
-    """What the pipeline makes of our first noise, before it is decoded: [1, channel, frame, height, width]."""
+    """Scaled latents that the pipeline makes of our first noise: [1, channel, frame, height, width]."""
     noise = initial_noise(model.latent_shape, seed=5, prompt=0)[None]
     if isinstance(pipeline, LTXConditionPipeline | LTXImageToVideoPipeline):
         given = {"generator": [generator_for(5, "sample", 0, 0)]}  # it draws the same noise of it
@@ -264,7 +332,7 @@ def test_training_levels_are_shifted_by_the_number_of_tokens(folders):
 
 def test_a_shift_of_ones_own_is_refused(folders):
     for version in ("0.9.0", "0.9.5"):
-        with pytest.raises(ValueError, match=r"video.flow_shift: got '?3.0'?, expected nothing"):
+        with pytest.raises(ValueError, match=r"video\.flow_shift: got 3\.0, expected nothing"):
             loaded(folders[version], flow_shift=3.0)
 
 
@@ -290,21 +358,6 @@ def test_padding_of_texts_is_not_seen_by_the_network(folders):
     assert states["text"].shape[1] == 128
 
 
-@pytest.mark.parametrize("version", ["0.9.0", "0.9.5"])
-def test_saved_adapters_act_in_the_pipeline(folders, version, tmp_path):
-    model = loaded(folders[version])
-    trained_by(model, AdapterConfig(rank=2, alpha=6.0))
-    model.save_adapter(tmp_path)
-    pipeline = pipeline_of(folders[version])
-    pipeline.load_lora_weights(str(tmp_path), weight_name="pytorch_lora_weights.safetensors")
-    inputs = example_inputs(model)
-    with torch.no_grad():
-        wanted = model.denoise(*inputs)
-        torch.testing.assert_close(model.denoise(*inputs, network=pipeline.transformer), wanted)
-        base = loaded(folders[version]).denoise(*inputs)
-    assert not torch.allclose(base, wanted, atol=1e-3)
-
-
 def test_saved_folders_are_pipelines(folders, tmp_path):
     model = loaded(folders["0.9.5"])
     saved = model.save_model(tmp_path / "0.9.5")
@@ -324,13 +377,10 @@ def test_names_in_the_authors_code_are_known(folders):
 
 
 def test_transformers_of_other_latents_are_refused(folders, tmp_path):
-    import json
-    import shutil
-
     folder = shutil.copytree(folders["0.9.0"], tmp_path / "0.9.0")
     path = folder / "transformer" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "patch_size": 2}))
     with pytest.raises(
-        ValueError, match="got 'a transformer of 8 channels, patches of 2', expected '?8 chan"
+        ValueError, match=r"got 'a transformer of 8 channels, patches of 2', expected 8 channels"
     ):
         loaded(folder)
