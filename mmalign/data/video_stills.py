@@ -15,7 +15,7 @@ from mmalign.batch import Media
 from mmalign.data.config import ImageLimits
 from mmalign.data.media import check_bytes, damage_reported, decode_image, read_media, to_rgb
 from mmalign.data.video_codecs import Head, Picture
-from mmalign.data.video_timeline import Timeline, even_timeline, timeline_of
+from mmalign.data.video_timeline import Timeline, even_timeline, held_timeline
 from mmalign.errors import RowError, explain
 
 __all__ = ["FRAME_ENDINGS", "AnimatedClip", "FramesClip", "check_clip_files", "clip_contents", "frame_files"]
@@ -132,18 +132,11 @@ class AnimatedClip:
         if not all(time > 0 for time in lasting):
             self.notes.add("no_timestamps")
         lasting = [time if time > 0 else 1_000 * _UNSAID_MILLISECONDS for time in lasting]
-        ticks = [sum(lasting[:place]) for place in range(len(lasting))]
-        micro = Fraction(1, 1_000_000)
         # GIF counts hundredths of a second, the others thousandths.
-        step = 10_000 if self.head.container == "GIF" else 1_000
-        if all(time % step == 0 for time in lasting):
-            ticks, lasting, micro = (
-                [tick // step for tick in ticks],
-                [t // step for t in lasting],
-                step * micro,
-            )
-        found = timeline_of(ticks, micro, last=lasting[-1])
-        return Timeline(tuple(range(len(ticks))), found.moments, found.seconds, found.steady)
+        tick = 10_000 if self.head.container == "GIF" else 1_000
+        if any(time % tick for time in lasting):
+            tick = 1
+        return held_timeline([time // tick for time in lasting], Fraction(tick, 1_000_000))
 
     def pictures(self, keys: Collection[int] | None = None) -> Iterator[Picture]:
         """Its pictures in order, of some places only or all.

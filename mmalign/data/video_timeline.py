@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-__all__ = ["Timeline", "even_timeline", "fraction_of", "sampled_places", "timeline_of"]
+__all__ = ["Timeline", "even_timeline", "fraction_of", "held_timeline", "sampled_places", "timeline_of"]
 
 _COARSE = 4
 """Ticks per frame below which rounding cannot be told from a missing frame."""
@@ -86,19 +86,52 @@ def timeline_of(
         known = next((rate for rate in rates if rate > 0), None)
         return even_timeline(1, 1 / (lasting * tick) if lasting else known or Fraction(1), ticks)
     mean = Fraction(len(gaps), ticks[-1] - ticks[0]) / tick
-    whole = Fraction(round(mean))
-    likely = (whole, whole * Fraction(1000, 1001), mean.limit_denominator(4), mean.limit_denominator(100))
-    for rate in (*rates, *likely, mean):
-        if rate > 0 and _explains(rate, ticks, tick):
+    for rate in (*rates, *_likely(mean)):
+        if rate > 0 and _explains(rate, ticks, tick, range(len(ticks))):
             return even_timeline(len(ticks), rate, ticks)
     moments = tuple((stamp - ticks[0]) * tick for stamp in ticks)
     return Timeline(tuple(ticks), moments, moments[-1] + lasting * tick, steady=False)
 
 
-def _explains(rate: Fraction, ticks: Sequence[int], tick: Fraction) -> bool:
-    """Whether the stamps are those of one rate, rounded."""
+def held_timeline(lasting: Sequence[int], tick: Fraction) -> Timeline:
+    """The timeline of pictures that say how long they are held, called by their numbers.
+
+    Programs that write animations merge equal frames into one that is held longer: where all times are
+    multiples of the shortest, but for rounding, a picture held n times as long counts as n frames.
+
+    Args:
+        lasting: ticks for which each is shown, above 0.
+        tick: seconds of one.
+    """
+    counts = [round(Fraction(time, min(lasting))) for time in lasting]
+    stamps, places = [0], [0]
+    for time, count in zip(lasting, counts, strict=True):
+        stamps.append(stamps[-1] + time)
+        places.append(places[-1] + count)
+    if places[-1] <= _MOST_HELD:
+        for rate in _likely(places[-1] / (stamps[-1] * tick)):
+            if rate > 0 and _explains(rate, stamps, tick, places):
+                keys = [key for key, count in enumerate(counts) for _ in range(count)]
+                return even_timeline(places[-1], rate, keys)
+    moments = tuple(stamp * tick for stamp in stamps[:-1])
+    return Timeline(tuple(range(len(lasting))), moments, stamps[-1] * tick, steady=False)
+
+
+_MOST_HELD = 100_000
+"""Frames beyond which an animation that counts its pictures several times is a joke."""
+
+
+def _likely(mean: Fraction) -> tuple[Fraction, ...]:
+    """Rates near a mean one, the simplest first."""
+    whole = Fraction(round(mean))
+    simple = (mean.limit_denominator(4), mean.limit_denominator(100))
+    return (whole, whole * Fraction(1000, 1001), *simple, mean)
+
+
+def _explains(rate: Fraction, ticks: Sequence[int], tick: Fraction, places: Sequence[int]) -> bool:
+    """Whether the stamps of frames at some places are those of one rate, rounded."""
     step = 1 / (rate * tick)
-    errors = [stamp - ticks[0] - place * step for place, stamp in enumerate(ticks)]
+    errors = [stamp - ticks[0] - place * step for place, stamp in zip(places, ticks, strict=True)]
     spread = max(errors) - min(errors)
     return spread < 1 if step >= _COARSE else spread == 0
 

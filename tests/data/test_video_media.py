@@ -124,8 +124,11 @@ def test_animations_are_read_without_the_extra(kind, monkeypatch):
     found = decoded(animation(kind), fps=5)
     assert numbers(found.frames) == [0, 2, 4, 6]
     assert found.notes == ()
-    uneven = decoded(animation(kind, duration=[100, 100, 300, 100, 100, 100, 100]), fps=10)
-    assert numbers(uneven.frames) == [0, 1, 2, 2, 3, 3, 4, 5, 6]
+    held = decoded(animation(kind, duration=[100, 100, 300, 100, 100, 100, 100]))
+    assert numbers(held.frames) == [0, 1, 2, 2, 2, 3, 4, 5, 6]
+    assert (held.fps, held.notes) == (10.0, ())
+    uneven = decoded(animation(kind, duration=[70, 110, 310, 130, 100, 100, 100]), fps=10)
+    assert numbers(uneven.frames) == [0, 1, 2, 2, 3, 3, 4, 5, 6, 6]
     assert uneven.notes == ("variable_fps", "repeated_frames")
 
 
