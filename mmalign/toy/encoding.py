@@ -7,6 +7,7 @@ from mmalign.data.cache_build import build_cache
 from mmalign.data.readers import RowTable
 from mmalign.diffusion.family import ImageModel
 from mmalign.diffusion.images import ImageLoader
+from mmalign.video.family import VideoModel
 
 __all__ = ["cache_clips", "cache_latents"]
 
@@ -38,8 +39,10 @@ def cache_latents(model: ImageModel, table: RowTable, folder: Path, *, batch_siz
     model.attach_cache(folder)
 
 
-def cache_clips(model: AudioModel, table: RowTable, folder: Path, *, batch_size: int = 32) -> None:
-    """`cache_latents` for clips.
+def cache_clips(
+    model: AudioModel | VideoModel, table: RowTable, folder: Path, *, batch_size: int = 32
+) -> None:
+    """`cache_latents` for clips of sound or video.
 
     Args:
         model: encodes; afterwards its examples come from the cache.

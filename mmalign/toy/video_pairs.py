@@ -11,12 +11,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
+from mmalign.data.video_writers import encode_clip
 from mmalign.toy.video_reward import Score, score_clips
 from mmalign.toy.video_scenes import (
     DIRECTIONS,
@@ -30,14 +30,10 @@ from mmalign.toy.video_scenes import (
     tensor_of,
 )
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "KINDS",
     "MotionPair",
     "edited_pairs",
-    "encode_clip",
     "sampled_pairs",
     "structural_pairs",
     "swapped",
@@ -251,23 +247,9 @@ def swapped(pairs: Sequence[MotionPair]) -> list[MotionPair]:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def encode_clip(frames: Float[Tensor, "frame 3 height width"], *, fps: float = FPS) -> bytes:
-    """A clip in [0, 1] as a lossless Matroska file (FFV1), which every reader of this package opens."""
-    import io
-
-    import av
-
-    pixels: UInt8[Tensor, "frame height width 3"] = (
-        (255.0 * frames.detach()).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    )
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as container:
-        stream: Any = container.add_stream("ffv1", rate=int(fps))
-        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], "bgr0"
-        for picture in pixels.numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+def _file(clip: Float[Tensor, "frame 3 height width"]) -> bytes:
+    """Lossless: what is trained on is what was scored."""
+    return encode_clip(clip, FPS, container="mkv")
 
 
 def _stretches(labels: Sequence[int]) -> str:
@@ -289,8 +271,8 @@ def write_pairs(pairs: Sequence[MotionPair], path: Path) -> Path:
         {
             "id": f"motion-{number:06d}",
             "prompt": pair.prompt,
-            "chosen": {"bytes": encode_clip(pair.chosen), "path": f"{number:06d}_0.mkv"},
-            "rejected": {"bytes": encode_clip(pair.rejected), "path": f"{number:06d}_1.mkv"},
+            "chosen": {"bytes": _file(pair.chosen), "path": f"{number:06d}_0.mkv"},
+            "rejected": {"bytes": _file(pair.rejected), "path": f"{number:06d}_1.mkv"},
             "chosen_score": round(pair.chosen_score.total, 6),
             "rejected_score": round(pair.rejected_score.total, 6),
             "segments": _stretches(pair.segments),

@@ -6,30 +6,42 @@ two million parameters together.
 """
 
 import copy
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmalign.files import atomic_directory, write_json
-from mmalign.toy.video_scenes import WORDS
+from mmalign.seeding import generator_for
+from mmalign.toy.video_reward import Score, score_clips
+from mmalign.toy.video_scenes import FPS, FRAME_SIZE, NUM_FRAMES, WORDS, held_out_prompts
+
+if TYPE_CHECKING:
+    from mmalign.video.family import VideoModel
 
 __all__ = [
     "ASSETS",
+    "GUIDANCE_SCALE",
     "LATENT_CHANNELS",
     "LATENT_SHAPE",
     "MAX_TOKENS",
     "SHIFT",
     "Parts",
     "denormalised",
+    "evaluate",
+    "load_base",
     "new_text_encoder",
     "new_transformer",
     "new_vae",
     "normalised",
+    "redraw",
+    "sample",
+    "show_held_out",
     "text_states",
     "write_model",
     "write_tokenizer",
@@ -44,6 +56,10 @@ LATENT_CHANNELS = 16
 LATENT_SHAPE = (LATENT_CHANNELS, 5, 4, 4)
 SHIFT = 3.0
 """Of the noise levels, as in Wan 2.1 at 480p."""
+
+NUM_STEPS = 12
+GUIDANCE_SCALE = 3.0
+"""Sampler steps and guidance of everything that is shown or judged here."""
 
 _TEXT_WIDTH = 64
 _SCHEDULER = {
@@ -196,3 +212,104 @@ def write_model(parts: Parts, folder: Path) -> Path:
         write_json(partial / "scheduler" / "scheduler_config.json", _SCHEDULER)
         write_json(partial / "model_index.json", index)
     return folder
+
+
+# --- clips --------------------------------------------------------------------------------------------------
+
+
+def load_base(folder: Path = ASSETS) -> "VideoModel":
+    """The shipped base model (or another folder of its kind) in float32, on the CPU."""
+    from mmalign.train.sections import ModelConfig
+    from mmalign.train.video_sections import VideoConfig
+    from mmalign.video.families.wan import FAMILY
+
+    return FAMILY.load(
+        ModelConfig(source=str(folder), family="wan", text_length=MAX_TOKENS),
+        VideoConfig(num_frames=NUM_FRAMES, height=FRAME_SIZE, width=FRAME_SIZE, fps=FPS),
+        device="cpu",
+        dtype=torch.float32,
+    )
+
+
+def sample(
+    model: "VideoModel",
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    copies: int = 1,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    batch_size: int = 32,
+) -> list[Float[Tensor, "frame 3 height width"]]:
+    """Clips of captions in [0, 1], adapters as they stand; the noise of a clip depends on seed and number."""
+    made = model.sample(
+        prompts,
+        seed=seed,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        copies=copies,
+    )
+    return [clip.frames.float() / 255.0 for clip in made]
+
+
+@torch.no_grad()
+def redraw(
+    model: "VideoModel",
+    clips: Sequence[Float[Tensor, "frame 3 height width"]],
+    prompts: Sequence[str],
+    levels: Sequence[float],
+    *,
+    seed: int,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    batch_size: int = 32,
+) -> list[Float[Tensor, "frame 3 height width"]]:
+    """Clips noised to a level of their own, and denoised by Euler steps from exactly there to 0.
+
+    Args:
+        model: adapters as they stand.
+        clips: in [0, 1].
+        prompts: one per clip.
+        levels: sigma in [0, 1], one per clip.
+        seed: of the noises; that of clip i depends on (seed, i) only.
+        num_steps: of a whole way from 1 to 0; a clip makes as many as lie below its level, and one more.
+        guidance_scale: classifier-free guidance.
+        batch_size: clips at once.
+    """
+    grid = torch.linspace(1.0, 0.0, num_steps + 1)
+    grid = SHIFT * grid / (1.0 + (SHIFT - 1.0) * grid)
+    made: list[Tensor] = []
+    for first in range(0, len(clips), batch_size):
+        rows = range(first, min(first + batch_size, len(clips)))
+        clean = model.codec.scale(model.moments(torch.stack([2.0 * clips[row] - 1.0 for row in rows])).mean)
+        noise = torch.stack(
+            [torch.randn(clean.shape[1:], generator=generator_for(seed, "redraw", row)) for row in rows]
+        )
+        own = torch.tensor([levels[row] for row in rows])
+        # A row waits at its own level until the grid comes below it.
+        way = torch.minimum(grid.view(-1, 1), own).view(-1, len(rows), 1, 1, 1, 1)
+        latents = (1.0 - way[0]) * clean + way[0] * noise
+        texts = model.prompt_conditioning([*[""] * len(rows), *(prompts[row] for row in rows)]).rows(1)
+        for now, after in itertools.pairwise(way):
+            if bool((now == after).all()):
+                continue
+            both = torch.cat([latents, latents])
+            times = 1000.0 * now.flatten().repeat(2)
+            empty, given = model.denoise(both, times, texts, network=model.bare_network).chunk(2)
+            latents = latents + (after - now) * (empty + guidance_scale * (given - empty))
+        made += list(model.decode_clips(latents).cpu())
+    return made
+
+
+def show_held_out(model: "VideoModel", num: int, *, seed: int) -> list[Score]:
+    """Exact scores of what the model makes of held-out captions."""
+    prompts = held_out_prompts(num, seed=seed)
+    return score_clips(sample(model, prompts, seed=seed), prompts)
+
+
+def evaluate(model: "VideoModel", *, num: int, seed: int = 0) -> dict[str, float]:
+    """Means over held-out captions: the axes of the reward, segments that go the right way, motion."""
+    scores = show_held_out(model, num, seed=seed)
+    axes = ("total", "direction", "smoothness", "identity", "motion", "right_ways", "pixels")
+    return {axis: sum(float(getattr(score, axis)) for score in scores) / num for axis in axes}
