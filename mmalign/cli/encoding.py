@@ -41,7 +41,7 @@ def encode_run(
 
     run = load_run(config_path, overrides).config
     section = run.media_name
-    media = run.media
+    media: Any = run.media
     folder = output or media.cache
     if folder is None:
         message = f"{config_path}: neither {section}.cache nor --output names a folder to write the cache to."

@@ -320,8 +320,11 @@ class LatentCache:
         """What else is stored of the candidates of a row, stacked; `row` has found that they are there."""
         found: dict[str, list[Tensor]] = {}
         for key in loader.keys(loader.encoded(row), flipped=False):
-            shard, number = self._entry("m", key) or (None, 0)
-            names = [] if shard is None else [name for name in shard.keys() if name.startswith(_MORE)]  # noqa: SIM118 - no iterator
+            entry = self._entry("m", key)
+            if entry is None:
+                continue
+            shard, number = entry
+            names = [str(name) for name in list(shard.keys()) if name.startswith(_MORE)]
             for name in names:
                 value = shard.get_slice(name)[number : number + 1][0]
                 found.setdefault(name.removeprefix(_MORE), []).append(value)
