@@ -25,6 +25,7 @@ from mmalign.data.curriculum import curriculum_stages
 from mmalign.data.layouts import ALIASES
 from mmalign.data.media import image_ending, read_media
 from mmalign.data.pairing import Pairing, cap_per_prompt, make_pairs, turned
+from mmalign.data.rarity import with_pair_weights
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import FieldError, RowReport, issue_of
 from mmalign.errors import ConfigError, RowError, explain, unknown_name
@@ -44,6 +45,7 @@ How = Literal[
     "keep_lowest",
     "ranked_chains",
     "cross_validation",
+    "rarity",
 ]
 """The rules; the first four need rankings, `directional` too, the others take pairs or make pairs of them;
 `ranked_chains` makes rankings of pairs."""
@@ -73,6 +75,8 @@ class DeriveSettings:
         max_length: images of a chain for `ranked_chains`.
         group_column: column of what contrasts for `cross_validation`.
         compare: what meets in `cross_validation`.
+        exponent: of `rarity`; 0 weighs all pairs alike.
+        bin_width: of `rarity`: scores nearer than this count as one.
         template: words around prompt and condition; None takes the rule's own.
         seed: of everything that is drawn.
     """
@@ -96,6 +100,8 @@ class DeriveSettings:
     max_length: int = 8
     group_column: str = "contrast"
     compare: Compared = "both"
+    exponent: float = 0.72
+    bin_width: float = 0.01
     template: str | None = None
     seed: int = 0
 
@@ -379,6 +385,12 @@ def _cross_validation(rows: Sequence[PreferenceRow], settings: DeriveSettings) -
     return cross_validation(rows, group_column=settings.group_column, compare=settings.compare)
 
 
+def _rarity(rows: Sequence[PreferenceRow], settings: DeriveSettings) -> Conditioned:
+    pairs = _as_pairs(rows, settings, settings.pairs)
+    pairs.rows = with_pair_weights(pairs.rows, exponent=settings.exponent, width=settings.bin_width)
+    return pairs
+
+
 def _after(before: Conditioned, found: Conditioned) -> Conditioned:
     """The second step's rows with the reasons of both."""
     found.dropped = before.dropped + found.dropped
@@ -393,6 +405,7 @@ _RULES: Mapping[str, Callable[[Sequence[PreferenceRow], DeriveSettings], Conditi
     "keep_lowest": _keep_lowest,
     "ranked_chains": _ranked_chains,
     "cross_validation": _cross_validation,
+    "rarity": _rarity,
 }
 
 

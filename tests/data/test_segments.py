@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmalign.batch import Candidate, PreferenceRow
-from mmalign.data.segments import FrameGrid, Stretch, frame_preferences, stretches_of
-from mmalign.errors import RowError
+from mmalign.data.segments import FrameGrid, Stretch, frame_preferences, frames_apart, stretches_of
+from mmalign.errors import RowError, ShapeError
 
 
 def row(segments: object) -> PreferenceRow:
@@ -93,3 +93,63 @@ def test_turning_every_label_turns_every_frame() -> None:
     turned = [Stretch(one.start, one.end, -one.preference) for one in given]
     grid = FrameGrid(7, 1.0)
     assert torch.equal(frame_preferences(given, grid), -frame_preferences(turned, grid))
+
+
+def causal(step: int, latents: int, fps: float) -> FrameGrid:
+    """Latent 0 holds picture 0 alone, every later one `step` pictures."""
+    return FrameGrid.of_pictures(
+        [range(1), *(range(step * (k - 1) + 1, step * k + 1) for k in range(1, latents))], fps
+    )
+
+
+@pytest.mark.parametrize(("step", "latents"), [(1, 23), (4, 6), (8, 3)])
+@pytest.mark.parametrize("length", [3, 5, 7])
+def test_frames_of_pictures_take_the_label_of_most_of_their_pictures(step, latents, length) -> None:
+    fps, labels = 8.0, [1, -1, 1, 0, -1, -1, 1, 1]
+    pictures = step * (latents - 1) + 1
+    stretches = [
+        Stretch(number * length / fps, (number + 1) * length / fps, label)
+        for number, label in enumerate(labels)
+    ]
+    grid = causal(step, latents, fps)
+    assert grid.seconds == pytest.approx(pictures / fps)
+    found = frame_preferences(stretches, grid).tolist()
+    of_picture = [labels[p // length] if p // length < len(labels) else 0 for p in range(pictures)]
+    for latent, label in enumerate(found):
+        held = of_picture[:1] if latent == 0 else of_picture[step * (latent - 1) + 1 : step * latent + 1]
+        counts = {one: held.count(one) for one in (-1, 0, 1)}
+        best = [one for one, count in counts.items() if count == max(counts.values())]
+        assert label == (best[0] if len(best) == 1 else 0), (latent, held)
+
+
+def test_a_tie_between_labels_of_a_frame_is_undecided_and_frames_may_overlap_or_be_empty() -> None:
+    halves = [Stretch(0.0, 3.0, 1), Stretch(3.0, 9.0, -1)]
+    assert frame_preferences(halves, causal(4, 3, 1.0)).tolist() == [1.0, 0.0, -1.0]
+    copies = FrameGrid.of_pictures([range(1), range(1), range(1, 3), range(3, 3)], 1.0)
+    assert frame_preferences([Stretch(0.0, 2.0, 1)], copies).tolist() == [1.0, 1.0, 0.0, 0.0]
+    with pytest.raises(ShapeError, match="FrameGrid spans"):
+        FrameGrid(3, 1.0, ((0.0, 1.0),))
+
+
+def prefixed(frames: object) -> PreferenceRow:
+    sides = (Candidate(video="a.mp4"), Candidate(video="b.mp4"))
+    return PreferenceRow("p", sides, extras={"shared_prefix_frames": frames}, source="rows.jsonl:3")
+
+
+def test_latent_frames_count_where_one_of_their_pictures_is_not_shared() -> None:
+    grid = causal(4, 4, 8.0)
+    for shared, expected in [(0, [1, 1, 1, 1]), (1, [0, 1, 1, 1]), (4, [0, 1, 1, 1]), (5, [0, 0, 1, 1])]:
+        assert frames_apart(prefixed(shared), grid).tolist() == expected
+    assert frames_apart(prefixed(12), grid).tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [(None, "no_prefix"), (-1, "bad_prefix"), (2.5, "bad_prefix"), (True, "bad_prefix"), (13, "all_shared")],
+)
+def test_shared_beginnings_that_say_nothing_are_refused(given, reason) -> None:
+    with pytest.raises(RowError, match=r"rows\.jsonl:3") as caught:
+        frames_apart(prefixed(given), causal(4, 4, 8.0))
+    assert caught.value.reason == reason
+    with pytest.raises(RowError, match="a model without frames"):
+        frames_apart(prefixed(2), FrameGrid(4, 2.0))
