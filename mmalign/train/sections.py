@@ -49,6 +49,11 @@ class ModelConfig(Section):
         None,
         description="AnimateDiff: motion modules for a model of pictures: hub id, folder or safetensors file",
     )
+    told_fps: float | None = Field(
+        None,
+        gt=0,
+        description="VideoCrafter: frames per second that the network is told; default 28, as officially",
+    )
     text_length: int | None = Field(
         None,
         ge=1,
