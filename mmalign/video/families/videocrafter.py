@@ -2,8 +2,8 @@
 
 Official checkpoints (`model.ckpt`) load as they are, and are written back for the official code. The network
 is told one frame rate, `model.told_fps`, which is no more than a bias then. The clean sample is multiplied by
-a factor before it is noised (`use_scale`), from 1 down to 0.7 over the first 400 timesteps: the sampler is one
-of its own.
+a factor before it is noised (`use_scale`), from 1 down to 0.7 over the first 400 timesteps: the sampler is
+one of its own.
 VideoCrafter1 and image-to-video checkpoints have parts that diffusers' network has not.
 
 Source: AILab-CVC/VideoCrafter; 2401.09047.
