@@ -9,8 +9,10 @@ tests; `plain_prediction` says how the library's parts are called without any co
 """
 
 import io
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +24,8 @@ from torch import Tensor
 from mmalign import registry
 from mmalign.audio.family import AudioModel
 from mmalign.batch import Batch, Candidate, Labels, PreferenceRow
+from mmalign.data import DataConfig, open_rows
+from mmalign.data.cache_build import build_cache
 from mmalign.diffusion.adapter_files import LORA_FILE
 from mmalign.errors import ConfigError, RowError
 from mmalign.likelihood import Elbo, UniformTimesteps
@@ -147,6 +151,45 @@ class AudioFamilyConformance(NetworkConformance):
         assert {name: (value.shape, value.dtype) for name, value in rows.items()} == {
             name: (value.shape, value.dtype) for name, value in real.items()
         }
+
+    def test_a_cache_gives_what_the_encoders_give_and_needs_none_of_them(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Latents, and what the network makes of text and length, dropped prompts included."""
+        rows = []
+        for number, prompt in enumerate(("a red circle", "zwei Würfel", "a red circle")):
+            names = [f"{number}{side}.wav" for side in "ab"]
+            for place, name in enumerate(names):
+                clip = noise_clip(31 * number + place, seconds=0.12 + 0.02 * number)
+                (tmp_path / name).write_bytes(clip)
+            rows.append({"prompt": prompt, "chosen": names[0], "rejected": names[1]})
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        table = open_rows(DataConfig.model_validate({"source": {"path": str(path), "media": "audio"}}))
+        live, cache = self.loaded(folder, media={"prompt_dropout": 0.5}), tmp_path / "cache"
+        identity = replace(live.cache_identity(), dtype="float32")
+        build_cache(table, live, identity, cache, loader=live.clips, batch_size=4)
+        cached = self.loaded(folder, media={"prompt_dropout": 0.5, "cache": str(cache)})
+
+        def forbidden(name: str, **_: Any) -> None:
+            raise AssertionError(name)
+
+        monkeypatch.setattr(cached.source, "part", forbidden)
+        found = []
+        for model in (live, cached):
+            model.at_mean = True
+            batches = []
+            for keys in ((1, 2, 3), (7, 8, 9)):
+                clean, told = encoded(model, [table[number] for number in range(3)], keys)
+                flat = clean.flatten(0, 1)
+                noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(keys[0]))
+                level = model.schedule.timestep_at(torch.full((len(flat),), 0.4))
+                level = model.schedule.network_time(level)
+                with torch.no_grad():
+                    batches += [flat, model.denoise(noise, level, told.rows(2))]
+            found.append(batches)
+        for expected, got in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
     # --- the loss -------------------------------------------------------------------------------------------
 

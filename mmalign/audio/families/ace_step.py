@@ -150,6 +150,12 @@ class AceStep(AudioModel):
             self._encoders = [self.source.part(name, dtype=self.dtype).to(self._home) for name in names]
         return self._encoders
 
+    def release_encoders(self) -> None:
+        """As everywhere; the silence of every clip stays, so that nothing is loaded again for it."""
+        if self._encoders is not None:
+            _ = self._silence
+        super().release_encoders()
+
     def text_from_tokens(self, tokens: Sequence[Tensor], encoders: Sequence[Any]) -> dict[str, Tensor]:
         """`text` [prompt, token, channel]: lyrics, reference and caption joined, and `text_mask`."""
         ids, mask = tokens
