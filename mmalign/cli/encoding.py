@@ -40,8 +40,9 @@ def encode_run(
     from mmalign.train.config import load_run
 
     run = load_run(config_path, overrides).config
-    section = run.media_name
-    media: Any = run.media
+    makes = registry.modality(run.model.family)
+    section = makes if makes in ("audio", "video") else "image"
+    media: Any = getattr(run, section)
     folder = output or media.cache
     if folder is None:
         message = f"{config_path}: neither {section}.cache nor --output names a folder to write the cache to."
