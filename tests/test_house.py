@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
+from urllib.parse import unquote
 
 import pytest
 
@@ -266,6 +267,47 @@ def test_generated_tables_are_fresh(document: str, name: str) -> None:
     assert found, f"{document} has no <!-- {name}:begin --> ... <!-- {name}:end -->"
     expected = methods.markdown(methods.runs()) if name == "methods" else page()
     assert found.group(1).strip() == expected, "stale: run `make docs`"
+
+
+def documents() -> list[Path]:
+    """Pages of the repository, those of runs and of hidden folders aside."""
+    folders = [
+        path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "." and path.name != "runs"
+    ]
+    return sorted([*ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*.md"))])
+
+
+def anchors(document: Path) -> set[str]:
+    """What headings of a page can be linked by, as GitHub makes it of them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+    for heading in re.findall(r"^#+ +(.*?) *$", text, flags=re.MULTILINE):
+        base = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(
+            " ", "-"
+        )
+        place, name = 0, base
+        while name in found:
+            place += 1
+            name = f"{base}-{place}"
+        found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    links = re.findall(r"\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"", text)
+    astray = []
+    for link in (first or second for first, second in links):
+        if re.match(r"[a-z][a-z+.-]*:|//", link):
+            continue
+        place, _, anchor = unquote(link).partition("#")
+        target = (document.parent / place).resolve() if place else document
+        lost = not target.exists() or ROOT not in (target, *target.parents)
+        if lost or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            astray.append(link)
+    assert astray == []
 
 
 # ------------------------------------------------------------------------------------------------ habits
