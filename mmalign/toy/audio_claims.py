@@ -9,13 +9,14 @@ already is not trained again. `tests/toy/test_audio_worlds.py` holds what the ta
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mmalign.files import read_json_lines
-from mmalign.toy.audio_trials import BASE, TRIALS, Played, World
+from mmalign.toy.audio_trials import BASE, REBUILT, TRIALS, Played, World
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.guide_tables import renew, table
 
@@ -84,7 +85,7 @@ def _said(found: Interval) -> str:
 
 _GAINS = (
     ("trial", "---"),
-    ("pairs", "---:"),
+    ("rows", "---:"),
     ("seeds", "---:"),
     ("order, base", "---:"),
     ("order, aligned", "---:"),
@@ -167,28 +168,36 @@ def tables(known: Known, seeds: Sequence[int]) -> dict[str, str]:
         found[f"audio_{group}"] = _gains(known, names, seeds)
         if group in SIDES:
             found[f"audio_{group}_sides"] = _against(known, SIDES[group], seeds)
-    return found
+    return found | {"audio_rebuilt": _gains(known, [REBUILT], seeds)}
 
 
 # --- command ------------------------------------------------------------------------------------------------
 
 
-def _run(path: Path, seeds: Sequence[int], groups: Sequence[str]) -> None:
+def _run(path: Path, seeds: Sequence[int], groups: Sequence[str], rebuilt: Path | None = None) -> None:
     """Train and play what is asked for and not stored, group by group; data of a seed are made once."""
     known = stored(path)
+
+    def once(name: str, seed: int, play: Callable[[], Played]) -> None:
+        if (name, seed) in known:
+            return
+        known[name, seed] = play()
+        _append(path, name, seed, known[name, seed])
+        if name != BASE:
+            gain = _said(difference(known, name, BASE, "order", [seed]))
+            print(f"{name}, seed {seed}: {gain}", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         worlds = {seed: World(Path(folder) / str(seed), seed) for seed in seeds}
+        for seed, world in worlds.items():
+            once(BASE, seed, world.base)
+            if rebuilt is not None:
+                once(REBUILT, seed, partial(world.base, rebuilt))
         for group in groups:
             for seed in seeds[:1] if group in ONE_SEED else seeds:
-                if (BASE, seed) not in known:
-                    known[BASE, seed] = worlds[seed].base()
-                    _append(path, BASE, seed, known[BASE, seed])
                 for trial in TRIALS.values():
-                    if trial.group == group and (trial.name, seed) not in known:
-                        known[trial.name, seed] = worlds[seed].play(trial)
-                        _append(path, trial.name, seed, known[trial.name, seed])
-                        gain = _said(difference(known, trial.name, BASE, "order", [seed]))
-                        print(f"{trial.name}, seed {seed}: {gain}", flush=True)
+                    if trial.group == group:
+                        once(trial.name, seed, partial(worlds[seed].play, trial))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -199,10 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--groups", nargs="*", choices=GROUPS, default=list(GROUPS), help="none: only tables")
     parser.add_argument("--output", type=Path, required=True, help="one line of JSON per trial and seed")
+    parser.add_argument("--rebuilt", type=Path, help="folder that mmalign.toy.audio_model wrote")
     parser.add_argument("--page", type=Path, help="Markdown whose tables are renewed")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    _run(options.output, options.seeds, options.groups)
+    _run(options.output, options.seeds, options.groups, options.rebuilt)
     found = tables(stored(options.output), options.seeds)
     if options.page:
         renew(options.page, found)

@@ -8,46 +8,36 @@ by plain denoising (on 6000), and writes a folder of Tango's official layout. On
 
 import argparse
 import random
-import re
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.files import load_tensors, save_tensors
 from mmalign.seeding import generator_for
 from mmalign.toy.audio_pipeline import (
-    FRONT,
     NUM_FRAMES,
     Parts,
     evaluate,
+    levelled,
     load_base,
-    new_text_encoder,
+    mels_of,
     new_unet,
     new_vae,
     new_vocoder,
     write_model,
-    write_tokenizer,
 )
-from mmalign.toy.audio_scenes import (
-    EVENTS,
-    disorder,
-    draw_facts,
-    draw_scene,
-    events_of,
-    misheard,
-    render,
-    render_locked,
-)
+from mmalign.toy.audio_reading import tokenizer_of_the_world, train_text_encoder
+from mmalign.toy.audio_scenes import disorder, draw_facts, draw_scene, misheard, render
+from mmalign.toy.audio_vocoder import train_vocoder
 from mmalign.toy.base_training import Trained, log_line
 
 __all__ = [
@@ -58,7 +48,6 @@ __all__ = [
     "train_base",
     "train_denoiser",
     "train_vae",
-    "train_vocoder",
 ]
 
 PROMPT_DROPOUT = 0.1
@@ -68,27 +57,14 @@ def clips(num: int, *, seed: int) -> Float[Tensor, "clip sample"]:
     """Random clips of all orders that may be trained on, for autoencoder and vocoder."""
     rng = random.Random(f"sounds {seed}")
     waves = [render(draw_scene(draw_facts(rng, held_out=False), rng)) for _ in range(num)]
-    return _levelled(torch.from_numpy(np.stack(waves)))
-
-
-def _levelled(waves: Float[Tensor, "clip sample"]) -> Float[Tensor, "clip sample"]:
-    """As the model's own reader gives them: the peak at 0.5."""
-    from mmalign.audio.mel import prepared
-
-    return prepared(waves, waves.shape[-1])
-
-
-def _mels(waves: Float[Tensor, "clip sample"]) -> Float[Tensor, "clip 1 frame mel"]:
-    frames = waves.shape[-1] // FRONT.hop_length
-    parts = [FRONT.log_mel(part, num_frames=frames) for part in waves.split(256)]
-    return torch.cat(parts).unsqueeze(1)
+    return levelled(torch.from_numpy(np.stack(waves)))
 
 
 def train_vae(
     waves: Float[Tensor, "clip sample"], *, seed: int, steps: int, batch_size: int = 8, num_frames: int = 64
 ) -> Any:
     """An autoencoder of spectrograms; its scaling factor is 1 / std of its latents."""
-    mels = _mels(waves)
+    mels = mels_of(waves)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = new_vae()
@@ -115,160 +91,6 @@ def train_vae(
     return vae.eval()
 
 
-@torch.no_grad()
-def _listen_to_bands(layer: Any) -> None:
-    """Give a convolution three units per band: above -4, above -2, and the band itself.
-
-    With leaky units, the difference of the first and a tenth of the last is exactly 0 below -4: what follows
-    can be silent in silence.
-    """
-    layer.weight.zero_()
-    middle = layer.weight.shape[-1] // 2
-    for unit in range(layer.weight.shape[0]):
-        layer.weight[unit, unit % FRONT.num_mels, middle] = 1.0
-        layer.bias[unit] = (4.0, 2.0, 12.0)[unit // FRONT.num_mels % 3]
-
-
-@torch.no_grad()
-def _fit_frames(
-    vocoder: Any,
-    mels: Float[Tensor, "clip frame mel"],
-    locked: Float[Tensor, "clip sample"],
-    *,
-    ridge: float = 1e-5,
-    quiet: float = 30.0,
-) -> float:
-    """Set the first transposed convolution to what plays the waves best; returns the share that is missed.
-
-    Later layers of a new vocoder pass samples on, so that this is linear regression on the first layer's
-    output, one for each of the layer's phases. Silence counts `quiet` times: faults are heard there.
-    """
-    first: Any = vocoder.upsampler[0]
-    stride, before, taps = first.stride[0], first.padding[0], first.kernel_size[0]
-    hidden = F.leaky_relu(vocoder.conv_pre(mels.transpose(1, 2)), vocoder.config.leaky_relu_slope)
-    width, frames, samples = hidden.shape[1], hidden.shape[2], FRONT.hop_length // stride
-    reach = taps // stride
-    around = F.pad(hidden, (reach, reach))  # the ends of clips have no neighbours, and count as much
-    missed = total = 0.0
-    for phase in range(stride):
-        used = list(range((phase + before) % stride, taps, stride))
-        shifts = [(phase + before - tap) // stride for tap in used]
-        seen = torch.cat([around[:, :, reach + shift :][:, :, :frames] for shift in shifts], dim=1)
-        inputs = seen.transpose(1, 2).flatten(0, 1).double()
-        played = locked.unflatten(1, (frames, stride, samples))[:, :, phase].flatten(0, 1).double()
-        weights = torch.where(played.abs().amax(1) > 0, 1.0, quiet).double()
-        weighted = inputs * weights[:, None]
-        gram = inputs.T @ weighted
-        gram.diagonal().add_(ridge * len(inputs))
-        solved = torch.linalg.solve(gram, weighted.T @ played)
-        missed += float((played - inputs @ solved).square().sum())
-        total += float(played.square().sum())
-        for tap, part in zip(used, solved.split(width), strict=True):
-            first.weight[:, :samples, tap] = part.float()
-    return missed / total
-
-
-def _sounds(num: int, *, seed: int) -> tuple[Float[Tensor, "clip sample"], Float[Tensor, "clip sample"]]:
-    """Clips at the model's level, and what a vocoder should play for them."""
-    rng = random.Random(f"vocoder {seed}")
-    waves, locked = [], []
-    for _ in range(num):
-        scene = draw_scene(draw_facts(rng, held_out=False), rng)
-        wave, played = render(scene), render_locked(scene)
-        waves.append(torch.from_numpy(wave))
-        locked.append(torch.from_numpy(played * (0.5 / np.abs(wave).max())))
-    return _levelled(torch.stack(waves)), torch.stack(locked)
-
-
-def _missed(
-    made: Float[Tensor, "clip sample"], locked: Float[Tensor, "clip sample"], *, quiet: float = 16.0
-) -> Float[Tensor, ""]:
-    """Squared distance by the energy there should be; silence counts `quiet` times."""
-    near = F.max_pool1d(locked.abs().unsqueeze(1), 161, 1, 80).squeeze(1)
-    weights = torch.where(near > 0, 1.0, quiet)
-    return (weights * (made - locked).square()).sum() / locked.square().sum().clamp(min=1.0)
-
-
-def train_vocoder(*, seed: int, steps: int, num_clips: int = 400, batch_size: int = 3) -> Any:
-    """A vocoder without an adversary: regression in closed form, then gradient descent from there."""
-    waves, locked = _sounds(num_clips, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vocoder = new_vocoder()
-    mels = _mels(waves).squeeze(1)
-    _listen_to_bands(vocoder.conv_pre)
-    log_line("vocoder", step=0, missed=_fit_frames(vocoder, mels, locked))
-    trained = Trained([vocoder], learning_rate=2e-4, decay=0.98, warmup=10)
-    started, running = time.time(), 0.0
-    for step in range(1, steps + 1):
-        generator = generator_for(seed, "vocoder", step)
-        rows = torch.randint(0, len(mels), (batch_size,), generator=generator)
-        loss = _missed(vocoder(mels[rows])[:, : locked.shape[1]], locked[rows])
-        trained.update(loss, step=step, steps=steps)
-        running = loss.item() if step == 1 else 0.95 * running + 0.05 * loss.item()
-        if step % 25 == 0:
-            log_line("vocoder", step=step, missed=running, seconds=time.time() - started)
-    torch._foreach_copy_(trained.values, trained.shadow)
-    return vocoder.eval()
-
-
-def _labelled(caption: str) -> tuple[list[int], list[int]]:
-    """For every token of a caption, its event's kind and place in time; -100 where it belongs to none."""
-    words = re.findall(r"\w+|,", caption)
-    kinds, places = [-100] * (len(words) + 1), [-100] * (len(words) + 1)  # the last one is the end
-    for place, event in enumerate(events_of(caption)):
-        parts = event.split()
-        first = next(at for at in range(len(words)) if words[at : at + len(parts)] == parts)
-        for at in range(first, first + len(parts)):
-            kinds[at], places[at] = EVENTS.index(event), place
-    return kinds, places
-
-
-def train_text_encoder(*, seed: int, steps: int, batch_size: int = 64) -> Any:
-    """A text encoder whose states say of every word which event it belongs to, and when that sounds.
-
-    FLAN-T5, which stands there in Tango, can read too before any sound is trained; as there, it is frozen
-    afterwards. The two linear heads of this task are thrown away.
-    """
-    tokenizer, vocabulary = _tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = new_text_encoder(vocabulary)
-        heads = nn.ModuleList(nn.Linear(encoder.config.d_model, size) for size in (len(EVENTS), 3))
-    trained = Trained([encoder, heads], learning_rate=3e-3, decay=0.98, warmup=20)
-    rng, running = random.Random(f"reading {seed}"), 0.0
-    for step in range(1, steps + 1):
-        captions = [draw_facts(rng, held_out=False).caption() for _ in range(batch_size)]
-        encoded = tokenizer(captions, padding="longest", return_tensors="pt")
-        states = encoder(encoded["input_ids"], attention_mask=encoded["attention_mask"])[0]
-        labels = torch.full((2, *encoded["input_ids"].shape), -100)
-        for row, caption in enumerate(captions):
-            for side, values in enumerate(_labelled(caption)):
-                labels[side, row, : len(values)] = torch.tensor(values)
-        loss = sum(
-            (
-                F.cross_entropy(head(states).flatten(0, 1), side.flatten())
-                for head, side in zip(heads, labels, strict=True)
-            ),
-            torch.zeros(()),
-        )
-        trained.update(loss, step=step, steps=steps)
-        running = loss.item() if step == 1 else 0.9 * running + 0.1 * loss.item()
-        if step % 50 == 0:
-            log_line("text encoder", step=step, loss=running)
-    torch._foreach_copy_(trained.values, trained.shadow)
-    return encoder.eval().requires_grad_(False)
-
-
-def _tokenizer() -> tuple[Any, int]:
-    """The world's tokenizer and the size of its vocabulary."""
-    from transformers import T5Tokenizer
-
-    with TemporaryDirectory() as folder:
-        size = write_tokenizer(Path(folder))
-        return T5Tokenizer.from_pretrained(folder), size
-
-
 @dataclass(frozen=True)
 class BaseData:
     """What the base is trained on: moments of scaled latents, token ids of captions, where they are real."""
@@ -291,8 +113,6 @@ def base_data(
         disordered_share: share of the clips whose events sound in another order than their caption says.
         misheard_share: share with one event that the caption does not name.
     """
-    from transformers import T5Tokenizer
-
     rng = random.Random(f"base sounds {seed}")
     captions, means, stds = [], [], []
     for start in range(0, num, 256):
@@ -307,14 +127,11 @@ def base_data(
                 facts = misheard(facts, rng)
             waves.append(render(draw_scene(facts, rng)))
         with torch.no_grad():
-            for part in _mels(_levelled(torch.from_numpy(np.stack(waves)))).split(32):
+            for part in mels_of(levelled(torch.from_numpy(np.stack(waves)))).split(32):
                 posterior = vae.encode(part).latent_dist
                 means.append(posterior.mean)
                 stds.append(posterior.std)
-    with TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder))
-        tokenizer = T5Tokenizer.from_pretrained(folder)
-        encoded = tokenizer(captions, padding="longest", return_tensors="pt")
+    encoded = tokenizer_of_the_world()[0](captions, padding="longest", return_tensors="pt")
     scale = float(vae.config["scaling_factor"])
     return BaseData(
         torch.cat(means) * scale,

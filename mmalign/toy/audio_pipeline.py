@@ -33,7 +33,9 @@ __all__ = [
     "NUM_FRAMES",
     "Parts",
     "evaluate",
+    "levelled",
     "load_base",
+    "mels_of",
     "new_text_encoder",
     "new_unet",
     "new_vae",
@@ -57,6 +59,20 @@ _LIFT = 1.0
 
 Parts = dict[str, nn.Module]
 """`unet`, `text_encoder`, `vae` and `vocoder`."""
+
+
+def levelled(waves: Float[Tensor, "clip sample"]) -> Float[Tensor, "clip sample"]:
+    """As the model's own reader gives them: the peak at 0.5."""
+    from mmalign.audio.mel import prepared
+
+    return prepared(waves, waves.shape[-1])
+
+
+def mels_of(waves: Float[Tensor, "clip sample"]) -> Float[Tensor, "clip 1 frame mel"]:
+    """Log-mel spectrograms of clips, a picture of one channel each."""
+    frames = waves.shape[-1] // FRONT.hop_length
+    parts = [FRONT.log_mel(part, num_frames=frames) for part in waves.split(256)]
+    return torch.cat(parts).unsqueeze(1)
 
 
 def vae_file(scale_factor: float = 1.0) -> dict[str, Any]:

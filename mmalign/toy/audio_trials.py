@@ -34,12 +34,15 @@ from mmalign.train.config import ResolvedRun, load_run
 from mmalign.train.parts import load_model
 from mmalign.train.run import prepare
 
-__all__ = ["BASE", "TRIALS", "Played", "Trial", "World"]
+__all__ = ["BASE", "REBUILT", "TRIALS", "Played", "Trial", "World"]
 
 NUM_PAIRS, NUM_PROMPTS, NUM_COPIES, NUM_LABELS = 384, 128, 4, 256
 
 BASE = "base"
-"""Name of what nothing was done to."""
+"""Name of the shipped model, to which nothing was done."""
+
+REBUILT = "rebuilt base"
+"""Name of what `mmalign.toy.audio_model` makes in its place."""
 
 Data = Literal["edited", "swapped", "own clips", "captions", "whole clips", "segments"]
 
@@ -131,9 +134,9 @@ class World:
     _sources: dict[str, Path] = field(default_factory=dict)
     _num_runs: int = 0
 
-    def base(self) -> Played:
-        """What the shipped model makes of the captions."""
-        return Played.from_scores(play_held_out(load_base(), self.num_prompts, seed=self.seed))
+    def base(self, source: Path = ASSETS) -> Played:
+        """What the shipped model, or one of another folder, makes of the captions."""
+        return Played.from_scores(play_held_out(load_base(source), self.num_prompts, seed=self.seed))
 
     def play(self, trial: Trial) -> Played:
         """What the shipped model makes of them after a trial."""

@@ -19,9 +19,9 @@ from mmalign.errors import ConfigError
 from mmalign.toy.audio_comparison import AXES, ClipComparison, spectrogram, wav_bytes
 from mmalign.toy.audio_demo import AudioDemo
 from mmalign.toy.audio_demo_report import render_sound_report
-from mmalign.toy.audio_model import _fit_frames, _labelled, _listen_to_bands, _sounds, train_text_encoder
 from mmalign.toy.audio_pairs import KINDS, edited_pairs, rows_of, swapped, write_pairs
 from mmalign.toy.audio_pipeline import ASSETS, FRONT, new_vocoder, sample, write_tokenizer
+from mmalign.toy.audio_reading import labelled, train_text_encoder
 from mmalign.toy.audio_reward import compare, hear, score_clips
 from mmalign.toy.audio_scenes import (
     DURATION,
@@ -42,6 +42,7 @@ from mmalign.toy.audio_scenes import (
     render,
     render_locked,
 )
+from mmalign.toy.audio_vocoder import fit_frames, listen_to_bands, sounds
 from mmalign.toy.griffin_lim import GriffinLim
 from mmalign.toy.report import Report
 
@@ -279,10 +280,10 @@ def test_the_page_of_the_demo_plays_and_shows_both_sides(comparison: ClipCompari
         )
     )
     assert "http" not in re.sub(r"http://www\.w3\.org\S*", "", page)
-    sounds = re.findall(r'src="data:audio/wav;base64,([^"]+)"', page)
+    players = re.findall(r'src="data:audio/wav;base64,([^"]+)"', page)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(sounds) == len(pictures) >= 4
-    clip = decode_audio(base64.b64decode(sounds[0]), where="page", limits=AudioLimits())
+    assert len(players) == len(pictures) >= 4
+    clip = decode_audio(base64.b64decode(players[0]), where="page", limits=AudioLimits())
     assert clip.samples.shape == (1, NUM_SAMPLES)
     assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size == (128, 64)
     assert 'class="wrong">heard: ' in page
@@ -298,7 +299,7 @@ def test_numbers_of_the_demo_name_every_axis_with_its_interval(comparison: ClipC
     assert (numbers["won"], numbers["tied"], numbers["lost"]) == (1, 1, 0)
 
 
-def test_a_spectrogram_is_bright_where_a_tone_sounds() -> None:
+def test_a_spectrogram_is_bright_where_a_tonesounds() -> None:
     scene = draw_scene(Facts(("low tone", "noise")), random.Random(1))
     picture = spectrogram(torch.from_numpy(render(scene))).convert("L")
     tone = scene.events[0]
@@ -331,7 +332,7 @@ def test_a_clip_of_the_base_hangs_on_seed_and_place_alone() -> None:
 
 
 def test_reading_labels_every_word_of_an_event_with_its_kind_and_its_place_in_time() -> None:
-    kinds, places = _labelled("a low tone after clicks")
+    kinds, places = labelled("a low tone after clicks")
     low, clicks = EVENTS.index("low tone"), EVENTS.index("clicks")
     assert kinds == [-100, low, low, -100, clicks, -100]
     assert places == [-100, 1, 1, -100, 0, -100]
@@ -347,11 +348,11 @@ def test_a_text_encoder_learns_to_read_and_is_frozen_then(capsys) -> None:
 
 @torch.no_grad()
 def test_a_vocoder_fitted_in_closed_form_plays_most_of_the_wave_and_keeps_silence() -> None:
-    waves, locked = _sounds(20, seed=1)
+    waves, locked = sounds(20, seed=1)
     mels = FRONT.log_mel(waves, num_frames=128)
     vocoder = new_vocoder().eval()
-    _listen_to_bands(vocoder.conv_pre)
-    missed = _fit_frames(vocoder, mels, locked)
+    listen_to_bands(vocoder.conv_pre)
+    missed = fit_frames(vocoder, mels, locked)
     assert missed < 0.3
     played = vocoder(mels)[:, :NUM_SAMPLES]
     assert (played - locked).square().sum() / locked.square().sum() < missed + 0.1
