@@ -367,15 +367,6 @@ def test_saved_folders_are_pipelines(folders, tmp_path):
     assert torch.equal(again.decode_clips(latents), model.decode_clips(latents))
 
 
-def test_names_in_the_authors_code_are_known(folders):
-    model = loaded(folders["0.9.0"])
-    assert model.original_name("proj_in") == "patchify_proj"
-    assert model.original_name("time_embed.linear") == "adaln_single.linear"
-    assert model.original_name("transformer_blocks.0.attn1.norm_q") == "transformer_blocks.0.attn1.q_norm"
-    same = "transformer_blocks.0.attn2.to_out.0"
-    assert model.original_name(same) == same
-
-
 def test_transformers_of_other_latents_are_refused(folders, tmp_path):
     folder = shutil.copytree(folders["0.9.0"], tmp_path / "0.9.0")
     path = folder / "transformer" / "config.json"

@@ -178,7 +178,7 @@ class Ltx(VideoModel):
         """
         ids, mask = tokens
         seen = {"attention_mask": mask} if self.counts_frames else {}
-        return {"text": encoders[0](ids, **seen)[0], "text_mask": mask}
+        return {"text": encoders[0](ids, **seen)[0], "text_mask": mask.bool()}
 
     @property
     def takes_images(self) -> bool | None:
@@ -264,11 +264,13 @@ class Ltx(VideoModel):
         return self.source.pipeline_class
 
     def original_name(self, name: str) -> str | None:
-        """As in the authors' code, which ComfyUI follows. Source: scripts/convert_ltx_to_diffusers.py."""
-        names = {"proj_in": "patchify_proj", "time_embed": "adaln_single"}
-        first, _, rest = name.partition(".")
-        renamed = ".".join(part for part in (names.get(first, first), rest) if part)
-        return renamed.replace(".norm_q", ".q_norm").replace(".norm_k", ".k_norm")
+        """The authors' code, which ComfyUI follows, has diffusers' names but for a few.
+
+        None for `proj_in` and `time_embed` (there `patchify_proj`, `adaln_single`): diffusers reads the other
+        names only, and an export that cannot be read back is not made. Source: scripts/
+        convert_ltx_to_diffusers.py; loaders/lora_conversion_utils.py.
+        """
+        return None if name.split(".")[0] in ("proj_in", "time_embed") else name
 
 
 def _beginning_with(picture: Tensor, latents: Tensor) -> Tensor:
