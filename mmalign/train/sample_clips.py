@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from mmalign.data.config import ImageLimits
 from mmalign.data.media import decode_image, read_media
+from mmalign.data.video_writers import clip_strip, write_clip
 from mmalign.files import atomic_write
 from mmalign.train.adapters import Trainables
 from mmalign.train.model import PreferenceModel
@@ -24,7 +24,7 @@ __all__ = ["SampleClips", "ShownFrames", "clip_page", "read_pictures", "write_cl
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.5rem}"
-    "tr+tr{border-top:1px solid #ddd}img{display:block;max-width:100%}img+img{margin-top:.25rem}"
+    "tr+tr{border-top:1px solid #ddd}img,video{display:block;max-width:100%;margin-bottom:.25rem}"
 )
 _STRIP = 5
 """Frames of a strip."""
@@ -45,45 +45,18 @@ class ShownFrames(Protocol):
         ...
 
 
-def _pictures(frames: UInt8[Tensor, "frame 3 height width"]) -> list[Image.Image]:
-    return [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames.permute(0, 2, 3, 1).numpy()]
-
-
-def moving_picture(clip: ShownFrames) -> bytes:
-    """An animated WebP that repeats; it needs no video library, and browsers play it as a picture."""
-    frames, buffer = _pictures(clip.frames), io.BytesIO()
-    frames[0].save(
-        buffer,
-        format="WEBP",
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 / clip.fps),
-        loop=0,
-        quality=85,
-    )
-    return buffer.getvalue()
-
-
-def strip(clip: ShownFrames, *, count: int = _STRIP) -> bytes:
-    """A PNG of evenly spaced frames side by side, the first and the last among them."""
-    places = np.linspace(0, len(clip.frames) - 1, min(count, len(clip.frames))).round().astype(int)
-    shown = _pictures(clip.frames[places.tolist()])
-    width, height = shown[0].size
-    page = Image.new("RGB", (len(shown) * width + 2 * (len(shown) - 1), height), "white")
-    for number, picture in enumerate(shown):
-        page.paste(picture, (number * (width + 2), 0))
-    buffer = io.BytesIO()
-    page.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def write_clips(folder: Path, clips: Sequence[ShownFrames]) -> list[Path]:
-    """Write `00.webp` and its strip `00.png`, `01.webp`, ... into a folder. Returns the clips' files."""
+    """Write `00.mp4` and its strip `00.png`, `01.mp4`, ... into a folder. Returns the clips' files.
+
+    Without PyAV clips are animated pictures, `00.webp`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for number, clip in enumerate(clips):
-        found.append(atomic_write(folder / f"{number:02d}.webp", moving_picture(clip)))
-        atomic_write(folder / f"{number:02d}.png", strip(clip))
+        found.append(write_clip(folder / f"{number:02d}.mp4", clip.frames, clip.fps))
+        buffer = io.BytesIO()
+        clip_strip(clip.frames, count=_STRIP).save(buffer, format="PNG")
+        atomic_write(folder / f"{number:02d}.png", buffer.getvalue())
     return found
 
 
@@ -111,11 +84,11 @@ def _cell(path: Path, at: Path) -> str:
     def link(file: Path) -> str:
         return html.escape(Path(os.path.relpath(file, at)).as_posix(), quote=True)
 
-    strip_file = path.with_suffix(".png")
-    return (
-        f'<td><img alt="clip" loading="lazy" src="{link(path)}">'
-        f'<img alt="frames of it" loading="lazy" src="{link(strip_file)}"></td>'
-    )
+    if path.suffix == ".mp4":
+        clip = f'<video controls loop muted autoplay playsinline src="{link(path)}"></video>'
+    else:
+        clip = f'<img alt="clip" src="{link(path)}">'
+    return f'<td>{clip}<img alt="frames of it" loading="lazy" src="{link(path.with_suffix(".png"))}"></td>'
 
 
 def read_pictures(paths: Sequence[str]) -> list[Image.Image]:

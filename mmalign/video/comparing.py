@@ -31,7 +31,7 @@ def main(
 ) -> int:
     """Make clips of prompts with a base model and, beside it, with what a run trained. Returns 0.
 
-    Writes `base/00.webp` with its strip `base/00.png`, `tuned/00.webp`, ... and `comparison.html`.
+    Writes `base/00.mp4` with its strip `base/00.png`, `tuned/00.mp4`, ... and `comparison.html`.
 
     Args:
         model: hub id or folder; not beside a run, whose own base model is shown.

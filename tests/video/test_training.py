@@ -15,10 +15,14 @@ from safetensors.torch import load_file
 
 from mmalign.cli.encoding import encode_run
 from mmalign.cli.main import main
+from mmalign.data.config import VideoLimits
+from mmalign.data.video_media import describe_clip
 from mmalign.errors import ConfigError
 from mmalign.train.config import load_run
 from mmalign.train.run import train
+from mmalign.train.sample_clips import clip_page, write_clips
 from mmalign.train.video_sections import VideoRunConfig
+from mmalign.video.clips import Clip
 from mmalign.video.trained import load_trained, recognise
 
 pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
@@ -69,16 +73,15 @@ def test_a_run_starts_at_log_2_and_leaves_clips_to_see_beside_the_base(write_run
         *("base", "step-00000002", "step-00000002.html", "step-00000003", "step-00000003.html")
     ]
     page = (samples / "step-00000003.html").read_text()
-    for link in ("base/00.webp", "base/00.png", "base/01.webp", "step-00000003/01.webp"):
+    for link in ("base/00.mp4", "base/00.png", "base/01.mp4", "step-00000003/01.mp4"):
         assert f'src="{link}"' in page
         assert (samples / link).stat().st_size > 100
     assert "slow &lt;waves&gt;" in page
-    with Image.open(samples / "base/00.webp") as clip:
-        clip.load()
-        assert (clip.size, clip.n_frames, clip.info["duration"]) == ((48, 32), 9, 125)
+    shown = describe_clip(str(samples / "base/00.mp4"), where="sample", limits=VideoLimits())
+    assert (shown.num_frames, shown.fps, shown.height, shown.width) == (9, 8.0, 32, 48)
     with Image.open(samples / "base/00.png") as strip:
-        assert strip.size == (5 * 48 + 4 * 2, 32)
-    assert (samples / "base/00.webp").read_bytes() != (samples / "step-00000003/00.webp").read_bytes()
+        assert strip.size == (5 * 48 + 4 * 4, 32)
+    assert (samples / "base/00.mp4").read_bytes() != (samples / "step-00000003/00.mp4").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_every_kind_of_wan_trains_and_samples(
     losses = [record["loss"] for record in records(result.folder)]
     assert losses[0] == LOG_2
     assert losses[1] != losses[0]
-    assert (result.folder / "samples/step-00000002/00.webp").is_file()
+    assert (result.folder / "samples/step-00000002/00.mp4").is_file()
 
 
 def test_full_fine_tuning_leaves_a_whole_model(write_run, capsys) -> None:
@@ -122,9 +125,9 @@ def test_a_run_is_shown_and_exported_from_the_command_line(write_run, tmp_path: 
     words = ["sample", "--run", str(result.folder), "--prompt", "waves", "--steps", "2", "--num-images", "2"]
     assert main([*words, "--output", str(output), "--device", "cpu"]) == 0
     assert sorted(path.name for path in (output / "tuned").iterdir()) == [
-        *("00.png", "00.webp", "01.png", "01.webp")
+        *("00.mp4", "00.png", "01.mp4", "01.png")
     ]
-    assert 'src="tuned/01.webp"' in (output / "comparison.html").read_text()
+    assert 'src="tuned/01.mp4"' in (output / "comparison.html").read_text()
     for to, name in (
         ("diffusers", "pytorch_lora_weights.safetensors"),
         ("comfyui", "run.safetensors"),
@@ -148,6 +151,16 @@ def test_a_plan_says_what_a_run_of_video_needs(write_run, capsys) -> None:
     out = " ".join(capsys.readouterr().out.split())
     assert "none with video.cache" in out
     assert f"elements per sample: {4 * 3 * 4 * 6}" in out
+
+
+def test_clips_are_animated_pictures_where_no_video_can_be_written(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    clip = Clip(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), 8.0)
+    (path,) = write_clips(tmp_path / "clips", [clip])
+    assert path == tmp_path / "clips/00.webp"
+    page = clip_page("a", ["b"], {"policy": [path]}, tmp_path)
+    assert '<img alt="clip" src="clips/00.webp">' in page
+    assert "<video" not in page
 
 
 # ------------------------------------------------------------------------------------------------- the cache
