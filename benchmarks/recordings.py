@@ -55,9 +55,10 @@ class Source:
     kind: str
     folder: Path
     pattern: str = "*"
+    endings: frozenset[str] = ENDINGS
 
     @classmethod
-    def parse(cls, text: str) -> "Source":
+    def parse(cls, text: str, endings: frozenset[str] = ENDINGS) -> "Source":
         kind, _, place = text.partition("=")
         path = Path(place)
         folder, pattern = (
@@ -66,13 +67,13 @@ class Source:
         if not place or not kind.strip() or not folder.is_dir():
             message = f"got {text!r}, expected KIND=FOLDER or 'KIND=FOLDER/PATTERN' with a folder that exists"
             raise ArgumentTypeError(message)
-        return cls(kind.strip(), folder, pattern)
+        return cls(kind.strip(), folder, pattern, endings)
 
     def files(self) -> list[Path]:
-        """Sound files in the folder and below it, in order of their names; what is linked to counts once."""
-        sounds = (path for path in self.folder.rglob(self.pattern) if path.suffix.lower() in ENDINGS)
+        """Its files in the folder and below it, in order of their names; what is linked to counts once."""
+        fitting = (path for path in self.folder.rglob(self.pattern) if path.suffix.lower() in self.endings)
         found: dict[Path, Path] = {}
-        for path in sorted(sounds, key=lambda path: (path.is_symlink(), path)):
+        for path in sorted(fitting, key=lambda path: (path.is_symlink(), path)):
             if path.is_file():
                 found.setdefault(path.resolve(), path)
         return sorted(found.values())

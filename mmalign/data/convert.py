@@ -28,7 +28,7 @@ from mmalign.data.video_structure import video_ending
 from mmalign.errors import CheckpointError, ConfigError, RowError, explain
 from mmalign.files import atomic_directory
 
-__all__ = ["Target", "convert", "write_pickapic"]
+__all__ = ["Target", "convert", "write_jsonl", "write_pickapic"]
 
 Target = Literal["pickapic", "audio-alpaca", "jsonl", "folders", "trl-jsonl", "ms-swift", "llama-factory"]
 
@@ -83,7 +83,7 @@ def convert(config: DataConfig, output: str | Path, *, to: Target, force: bool =
         (write_pickapic if to == "pickapic" else write_audio_alpaca)(output, rows)
         return report
     with atomic_directory(output) as folder:
-        (_write_jsonl if to == "jsonl" else _write_folders)(folder, rows)
+        (write_jsonl if to == "jsonl" else _write_folders)(folder, rows)
     return report
 
 
@@ -248,8 +248,13 @@ def _pickapic_record(row: PreferenceRow) -> dict[str, Any]:
     }
 
 
-def _write_jsonl(folder: Path, rows: Iterator[PreferenceRow]) -> None:
-    """rows.jsonl with paths into images/, audio/ or videos/, named by row and candidate; texts inside."""
+def write_jsonl(folder: Path, rows: Iterable[PreferenceRow]) -> None:
+    """Write rows.jsonl with paths into images/, audio/ or videos/, named by row and candidate; texts inside.
+
+    Args:
+        folder: an empty one, see `mmalign.files.atomic_directory`.
+        rows: whose candidates hold encoded bytes, or (clips) paths.
+    """
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             names = []
