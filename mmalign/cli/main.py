@@ -219,11 +219,16 @@ def _add_demo(commands: Any) -> None:
         "demo",
         help="align a tiny model with a known best answer, and write a report",
         description="images: Diffusion-DPO on SDXL's structure, held-out prompts from the same noise. vlm: "
-        "DPO on LLaVA's structure, hallucination and recall on held-out pictures. Base beside aligned, win "
-        "rate, report.html. About a minute and a half on two CPU cores, no download.",
+        "DPO on LLaVA's structure, hallucination and recall on held-out pictures. audio: Tango's structure, "
+        "order of sounds. video: DenseDPO on Wan's structure, direction of shapes, and whether they still "
+        "move. Base beside aligned, win rate, report.html. About a minute and a half on two CPU cores, no download.",
     )
     parser.add_argument(
-        "world", nargs="?", default="images", choices=("images", "vlm", "audio"), help="default: images"
+        "world",
+        nargs="?",
+        default="images",
+        choices=("images", "vlm", "audio", "video"),
+        help="default: images",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"

@@ -43,6 +43,7 @@ WORLDS: Mapping[str, str] = {
     "images": "mmalign.toy.image_demo",
     "vlm": "mmalign.toy.vlm_demo",
     "audio": "mmalign.toy.audio_demo",
+    "video": "mmalign.toy.video_demo",
 }
 """Name of a world on the command line, and the module whose `main` demonstrates it."""
 

@@ -54,7 +54,22 @@ from mmalign.toy.video_scenes import (
     tensor_of,
 )
 
-__all__ = ["BaseData", "base_data", "clips", "main", "train_base", "train_denoiser", "train_vae"]
+__all__ = [
+    "BaseData",
+    "base_data",
+    "begin_with_pictures",
+    "clips",
+    "evaluate_parts",
+    "flow_loss",
+    "generate",
+    "main",
+    "meanings",
+    "piece",
+    "train_base",
+    "train_denoiser",
+    "train_text_encoder",
+    "train_vae",
+]
 
 PROMPT_DROPOUT = 0.1
 WRONG_TURN = 0.35
@@ -78,7 +93,7 @@ def _pixels(frames: Sequence[Tensor]) -> Float[Tensor, "clip 3 frame height widt
 
 
 @torch.no_grad()
-def _begin_with_pictures(vae: Any) -> None:
+def begin_with_pictures(vae: Any) -> None:
     """Make an untrained autoencoder one of single frames, as Wan's was made from one of pictures.
 
     Its convolutions look at the present frame alone and its resampling in time keeps the last of two frames,
@@ -97,7 +112,7 @@ def _begin_with_pictures(vae: Any) -> None:
                     module.weight[channel, channel % module.in_channels, 2] = 1.0
 
 
-def _piece(
+def piece(
     pixels: Float[Tensor, "clip 3 frame height width"], step: int, pictures: int, generator: torch.Generator
 ) -> Float[Tensor, "piece 3 time height width"]:
     """What the autoencoder sees at a step: single frames first, then pieces of 9 frames and whole clips.
@@ -129,12 +144,12 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = new_vae()
-    _begin_with_pictures(vae)
+    begin_with_pictures(vae)
     trained = Trained([vae], learning_rate=3e-3, decay=0.99, warmup=30)
     started, running = time.time(), 0.0
     for step in range(1, steps + 1):
         generator = generator_for(seed, "vae", step)
-        given = _piece(pixels, step, pictures, generator)
+        given = piece(pixels, step, pictures, generator)
         posterior = vae.encode(given).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         error = vae.decode(posterior.mean + posterior.std * noise).sample - given
@@ -159,7 +174,7 @@ def train_vae(
 _MEANINGS = (*COLOURS, *SHAPES, *SPEEDS, *(f"{place} {way}" for place in (1, 2) for way in DIRECTIONS))
 
 
-def _meanings(caption: str) -> list[int]:
+def meanings(caption: str) -> list[int]:
     """For every token of a caption what it says, directions with their place in time; -100 for the others."""
     found, ways = [], 0
     for word in caption.replace(",", " ,").split():
@@ -187,7 +202,7 @@ def train_text_encoder(*, seed: int, steps: int, batch_size: int = 32) -> Any:
         captions = [draw_facts(rng, held_out=False).caption() for _ in range(batch_size)]
         labels = torch.full((batch_size, MAX_TOKENS), -100)
         for row, caption in enumerate(captions):
-            values = _meanings(caption)
+            values = meanings(caption)
             labels[row, : len(values)] = torch.tensor(values)
         states = text_states(encoder, tokenizer, captions)
         loss = F.cross_entropy(head(states).flatten(0, 1), labels.flatten())
@@ -261,7 +276,7 @@ def base_data(
     return BaseData(normalised(vae, torch.cat(latents)), states, rows)
 
 
-def _flow_loss(
+def flow_loss(
     transformer: Any, data: BaseData, rows: Int[Tensor, " row"], generator: torch.Generator
 ) -> Float[Tensor, ""]:
     """Mean squared error of the predicted velocity e - x at the noise levels of Wan's shifted schedule.
@@ -333,7 +348,7 @@ def train_denoiser(
     for step in range(first, steps + 1):
         generator = generator_for(seed, "denoiser", step)
         rows = torch.randint(0, len(data.latents), (batch_size,), generator=generator)
-        loss = _flow_loss(transformer, data, rows, generator)
+        loss = flow_loss(transformer, data, rows, generator)
         trained.update(loss, step=step, steps=steps)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0:
@@ -405,8 +420,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-pictures", type=int, default=900, help="steps of the VAE on single frames")
     parser.add_argument("--vae-steps", type=int, default=1600, help="steps of the VAE in all")
+    parser.add_argument("--text-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=4500, help="steps of the transformer")
-    parser.add_argument("--num-scenes", type=int, default=4_000)
+    parser.add_argument("--num-clips", type=int, default=600, help="clips of the VAE")
+    parser.add_argument("--num-scenes", type=int, default=4_000, help="clips of the transformer")
+    parser.add_argument("--num-evaluated", type=int, default=48, help="held-out captions that are shown")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -415,8 +433,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         vae_pictures=options.vae_pictures,
         vae_steps=options.vae_steps,
+        text_steps=options.text_steps,
         steps=options.steps,
+        num_clips=options.num_clips,
         num_scenes=options.num_scenes,
+        num_evaluated=options.num_evaluated,
     )
 
 

@@ -11,12 +11,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmalign.data.rarity import WEIGHT_COLUMN
 from mmalign.data.video_writers import encode_clip
+from mmalign.objectives.clips import rarity_weights
 from mmalign.toy.video_reward import Score, score_clips
 from mmalign.toy.video_scenes import (
     DIRECTIONS,
@@ -142,6 +145,7 @@ def edited_pairs(
 # --- made by the model --------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """`copies` clips per prompt, prompt-major; the noise of a clip depends on seed and number only."""
 
@@ -178,6 +182,7 @@ def sampled_pairs(
     return pairs
 
 
+@runtime_checkable
 class Redraw(Protocol):
     """Clips noised to levels and denoised for their prompts."""
 
@@ -231,17 +236,8 @@ def structural_pairs(
 
 
 def swapped(pairs: Sequence[MotionPair]) -> list[MotionPair]:
-    """The same pairs with their sides exchanged: what no method may gain from."""
-    return [
-        replace(
-            pair,
-            chosen=pair.rejected,
-            rejected=pair.chosen,
-            chosen_score=pair.rejected_score,
-            rejected_score=pair.chosen_score,
-        )
-        for pair in pairs
-    ]
+    """The same labels and scores over exchanged clips, as a judge that is always wrong would give them."""
+    return [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in pairs]
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -263,10 +259,15 @@ def _stretches(labels: Sequence[int]) -> str:
 
 
 def write_pairs(pairs: Sequence[MotionPair], path: Path) -> Path:
-    """Write pairs as parquet: prompt, both clips, scores, stretches, kind. Returns the path."""
+    """Write pairs as parquet: prompt, clips, scores, stretches, kind, VideoDPO's weight. Returns the path.
+
+    The weight says how rare the scores are among all of these pairs, see `objectives.clips.rarity_weights`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    scores = [(pair.chosen_score.total, pair.rejected_score.total) for pair in pairs]
+    weights = rarity_weights(*torch.tensor(scores, dtype=torch.float64).unbind(1))
     rows = [
         {
             "id": f"motion-{number:06d}",
@@ -277,8 +278,9 @@ def write_pairs(pairs: Sequence[MotionPair], path: Path) -> Path:
             "rejected_score": round(pair.rejected_score.total, 6),
             "segments": _stretches(pair.segments),
             "strategy": pair.kind,
+            WEIGHT_COLUMN: weight,
         }
-        for number, pair in enumerate(pairs)
+        for number, (pair, weight) in enumerate(zip(pairs, weights.tolist(), strict=True))
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=32)

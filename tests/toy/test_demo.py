@@ -195,7 +195,7 @@ def test_a_second_demo_takes_the_next_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_worlds_and_lost_recipes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="got 'dreams', expected images or vlm or audio"):
+    with pytest.raises(ConfigError, match="got 'dreams', expected images or vlm or audio or video"):
         main("dreams", tmp_path / "out")
     with pytest.raises(ConfigError, match="Install again"):
         recipe_path("diffusion/configs/toy/lost.yaml")

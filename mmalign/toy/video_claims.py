@@ -1,0 +1,218 @@
+"""What alignment does to the toy world of video, whole and broken: one training per trial and seed.
+
+    python -m mmalign.toy.video_claims --output docs/measurements/video_world.jsonl --page docs/video-world.md
+
+runs `TRIALS` through the recipes of `video/configs/toy` and renews the tables of the page. What is stored
+already is not trained again. `tests/toy/test_video_worlds.py` holds what the tables claim.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from mmalign.files import read_json_lines
+from mmalign.toy.comparison import Interval, bootstrap_mean
+from mmalign.toy.guide_tables import renew, table
+from mmalign.toy.video_trials import AXES, BASE, TRIALS, Shown, World
+
+__all__ = ["GROUPS", "Known", "difference", "main", "stored", "tables"]
+
+GROUPS: tuple[str, ...] = tuple(dict.fromkeys(trial.group for trial in TRIALS.values()))
+"""Questions that trials belong to."""
+
+ONE_SEED: tuple[str, ...] = ("swapped", "flipped")
+"""Groups that the first seed answers for all."""
+
+SIDES: tuple[tuple[str, str], ...] = (
+    ("segments: DenseDPO, a third", "whole clips: DPO"),
+    ("segments: DenseDPO, a third", "whole clips: DPO, a third"),
+    ("DenseDPO", "whole clips: DPO"),
+)
+"""What is compared with what: labels in time with labels of whole clips, on the same structural pairs."""
+
+Known = Mapping[tuple[str, int], Shown]
+"""What was shown, by trial and seed."""
+
+
+def stored(path: Path) -> dict[tuple[str, int], Shown]:
+    """What a file of results holds; nothing where there is none."""
+    if not path.exists():
+        return {}
+    return {
+        (record["trial"], int(record["seed"])): Shown(
+            {axis: tuple(record[axis]) for axis in AXES}, record["pairs"], record["labels"]
+        )
+        for record in read_json_lines(path)
+    }
+
+
+def _append(path: Path, trial: str, seed: int, shown: Shown) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts = {"trial": trial, "seed": seed, "pairs": shown.num_pairs, "labels": shown.num_labels}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(counts | dict(shown.values)) + "\n")
+
+
+# --- numbers ------------------------------------------------------------------------------------------------
+
+
+def difference(known: Known, one: str, other: str, axis: str, seeds: Sequence[int]) -> Interval:
+    """By how much more one trial gives than another (or `BASE`), paired over the captions of all seeds.
+
+    Args:
+        known: what was shown.
+        one: name of a trial.
+        other: name of a trial.
+        axis: one of `video_trials.AXES`.
+        seeds: whose captions count.
+    """
+    return bootstrap_mean(
+        torch.cat([known[one, seed].of(axis) - known[other, seed].of(axis) for seed in seeds])
+    )
+
+
+def _shared(known: Known, names: Sequence[str], seeds: Sequence[int]) -> list[int]:
+    """Seeds on which all of these were shown."""
+    return [seed for seed in seeds if all((name, seed) in known for name in names)]
+
+
+def _said(found: Interval) -> str:
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+_GAINS = (
+    ("trial", "---"),
+    ("pairs", "---:"),
+    ("labels", "---:"),
+    ("seeds", "---:"),
+    ("total, base", "---:"),
+    ("gain in total", "---:"),
+    ("each seed", "---:"),
+    ("direction", "---:"),
+    ("smoothness", "---:"),
+    ("identity", "---:"),
+    ("pixels per frame", "---:"),
+)
+_AGAINST = (
+    ("one", "---"),
+    ("other", "---"),
+    ("seeds", "---:"),
+    ("more total", "---:"),
+    ("each seed", "---:"),
+    ("more pixels per frame", "---:"),
+)
+
+
+def _each(known: Known, one: str, other: str, seeds: Sequence[int]) -> str:
+    return ", ".join(f"{difference(known, one, other, 'total', [seed]).value:+.3f}" for seed in seeds)
+
+
+def _counted(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
+    rows = []
+    for name in names:
+        if not (used := _shared(known, (name, BASE), seeds)):
+            continue
+        own = [known[name, seed] for seed in used]
+        before = torch.cat([known[BASE, seed].of("total") for seed in used]).mean()
+        gains = {axis: difference(known, name, BASE, axis, used) for axis in AXES}
+        rows.append(
+            [
+                name,
+                _counted([shown.num_pairs for shown in own]),
+                _counted([shown.num_labels for shown in own]),
+                " ".join(map(str, used)),
+                f"{before:.3f}",
+                _said(gains["total"]),
+                _each(known, name, BASE, used),
+                *(f"{gains[axis].value:+.3f}" for axis in ("direction", "smoothness", "identity")),
+                _said(gains["pixels"]),
+            ]
+        )
+    return table(_GAINS, rows)
+
+
+def _against(known: Known, seeds: Sequence[int]) -> str:
+    rows = []
+    for one, other in SIDES:
+        if used := _shared(known, (one, other), seeds):
+            more = [_said(difference(known, one, other, axis, used)) for axis in ("total", "pixels")]
+            rows.append(
+                [one, other, " ".join(map(str, used)), more[0], _each(known, one, other, used), more[1]]
+            )
+    return table(_AGAINST, rows)
+
+
+_BASES = (("seed", "---:"), *((axis.replace("_", " "), "---:") for axis in AXES))
+
+
+def _base(known: Known, seeds: Sequence[int]) -> str:
+    rows = [
+        [str(seed), *(f"{float(known[BASE, seed].of(axis).mean()):.3f}" for axis in AXES)]
+        for seed in _shared(known, (BASE,), seeds)
+    ]
+    return table(_BASES, rows)
+
+
+def tables(known: Known, seeds: Sequence[int]) -> dict[str, str]:
+    """Markdown: what the base does, by group the gains over it, and labels in time against whole clips.
+
+    Intervals are 95 % of the mean over the captions of all seeds; "each seed" says how trainings differ.
+    """
+    found = {"video_base": _base(known, seeds)}
+    for group in GROUPS:
+        names = [name for name, trial in TRIALS.items() if trial.group == group]
+        found[f"video_{group}"] = _gains(known, names, seeds)
+    return found | {"video_sides": _against(known, seeds)}
+
+
+# --- command ------------------------------------------------------------------------------------------------
+
+
+def _run(path: Path, seeds: Sequence[int], groups: Sequence[str]) -> None:
+    """Train and show what is asked for and not stored, group by group; data of a seed are made once."""
+    known = stored(path)
+    with tempfile.TemporaryDirectory() as folder:
+        worlds = {seed: World(Path(folder) / str(seed), seed) for seed in seeds}
+        for group in groups:
+            for seed in seeds[:1] if group in ONE_SEED else seeds:
+                if (BASE, seed) not in known:
+                    known[BASE, seed] = worlds[seed].base()
+                    _append(path, BASE, seed, known[BASE, seed])
+                for trial in TRIALS.values():
+                    if trial.group == group and (trial.name, seed) not in known:
+                        known[trial.name, seed] = worlds[seed].show(trial)
+                        _append(path, trial.name, seed, known[trial.name, seed])
+                        gain = _said(difference(known, trial.name, BASE, "total", [seed]))
+                        print(f"{trial.name}, seed {seed}: {gain}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: run what is not stored, print the tables or renew a page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmalign.toy.video_claims", description="Align the toy world of video in every way."
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--groups", nargs="*", choices=GROUPS, default=list(GROUPS), help="none: only tables")
+    parser.add_argument("--output", type=Path, required=True, help="one line of JSON per trial and seed")
+    parser.add_argument("--page", type=Path, help="Markdown whose tables are renewed")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    _run(options.output, options.seeds, options.groups)
+    found = tables(stored(options.output), options.seeds)
+    if options.page:
+        renew(options.page, found)
+    else:
+        print("\n\n".join(f"{name}\n\n{text}" for name, text in found.items()))
+
+
+if __name__ == "__main__":
+    main()
