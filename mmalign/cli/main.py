@@ -221,7 +221,8 @@ def _add_demo(commands: Any) -> None:
         description="images: Diffusion-DPO on SDXL's structure, held-out prompts from the same noise. vlm: "
         "DPO on LLaVA's structure, hallucination and recall on held-out pictures. audio: Tango's structure, "
         "order of sounds. video: DenseDPO on Wan's structure, direction of shapes, and whether they still "
-        "move. Base beside aligned, win rate, report.html. About a minute and a half on two CPU cores, no download.",
+        "move. Base beside aligned, win rate, report.html. About a minute and a half on two CPU cores, no "
+        "download.",
     )
     parser.add_argument(
         "world",
