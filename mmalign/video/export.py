@@ -85,7 +85,7 @@ def _merged(trained: TrainedVideo, folder: Path) -> Any:
     for part in whole.iterdir():
         part.rename(folder / part.name)
     whole.rmdir()
-    return _read(trained, folder / trained.model.trained_part)
+    return trained.model.saved_network(folder)
 
 
 def _read(trained: TrainedVideo, folder: Path) -> Any:

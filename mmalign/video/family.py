@@ -347,6 +347,15 @@ class VideoModel(VideoTraits):
         """Write a whole pipeline folder of diffusers, adapters merged in. Returns the folder."""
         return write_pipeline_folder(self, folder)
 
+    def saved_network(self, folder: Path) -> Any:
+        """The network of a folder that `save_model` wrote, float32, by the library alone."""
+        import diffusers
+
+        network_class = getattr(diffusers, self.network_class)
+        return network_class.from_pretrained(
+            str(folder / self.trained_part), use_safetensors=True, dtype=torch.float32
+        )
+
     def cache_identity(self) -> CacheIdentity:
         """What a cache of encoded inputs must have been made with to serve this model."""
         return CacheIdentity(

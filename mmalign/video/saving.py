@@ -29,8 +29,19 @@ def renamed_tensors(model: "VideoModel") -> dict[str, Tensor]:
 
     Source: comfyanonymous/ComfyUI comfy/lora.py, `model_lora_keys_unet`: every weight's own name is known.
     """
+    if model.adapter_pipeline is None:
+        message = explain(
+            "mmalign export --to comfyui",
+            got=f"an adapter of family {model.family}",
+            expected="a network that ComfyUI knows",
+            do="Use --to diffusers, or --to merged.",
+        )
+        raise CheckpointError(message)
     tensors: dict[str, Tensor] = comfyui_tensors(model)
     part = f"{model.network_part}."
+    joined = model.joined_layers({name.removeprefix(part): value for name, value in tensors.items()})
+    if joined is not None:
+        return {f"{_PREFIX}{name}": value for name, value in joined.items()}
     layers = {name: name.removeprefix(part).rsplit(".lora_", 1)[0] for name in tensors}
     found = {name: model.original_name(layer) for name, layer in layers.items()}
     if all(value is None for value in found.values()):
@@ -55,7 +66,7 @@ def save_comfyui(model: "VideoModel", path: str | Path) -> Path:
 
 
 def put_adapter_on(model: "VideoModel", network: Any, folder: Path, name: str) -> Any:
-    """A fresh network with the adapter of a file, as the diffusers pipeline loads it.
+    """A fresh network with the adapter of a file, as the diffusers pipeline loads it, or peft without one.
 
     Args:
         model: names the pipeline.
@@ -63,7 +74,15 @@ def put_adapter_on(model: "VideoModel", network: Any, folder: Path, name: str) -
         folder: where the file is.
         name: of the file.
     """
-    pipeline: Any = getattr(diffusers, str(model.adapter_pipeline))
+    if model.adapter_pipeline is None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(network, str(folder))
+    pipeline: Any = getattr(diffusers, model.adapter_pipeline)
+    own = _own_layers(model, folder / name)
+    if own is not None:
+        pipeline.load_lora_into_transformer(own, transformer=network)
+        return network
     if model.network_part == "unet":
         state, alphas = pipeline.lora_state_dict(str(folder), weight_name=name)
         pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=network)
@@ -71,3 +90,14 @@ def put_adapter_on(model: "VideoModel", network: Any, folder: Path, name: str) -
     state, metadata = pipeline.lora_state_dict(str(folder), weight_name=name, return_lora_metadata=True)
     pipeline.load_lora_into_transformer(state, transformer=network, metadata=metadata)
     return network
+
+
+def _own_layers(model: "VideoModel", path: Path) -> dict[str, Tensor] | None:
+    """The adapter of a file whose layers the model's own code joins, as diffusers' pipeline takes it."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    if not all(name.startswith(_PREFIX) for name in tensors):
+        return None
+    found = model.split_layers({name.removeprefix(_PREFIX): value for name, value in tensors.items()})
+    return None if found is None else {f"{model.network_part}.{name}": value for name, value in found.items()}

@@ -188,6 +188,20 @@ class VideoTraits(GuidedModel):
         del name
         return None
 
+    def joined_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """An adapter under the names of a model's own code that joins layers; None where it joins none.
+
+        Args:
+            tensors: `<module in diffusers>.lora_A.weight` and `.lora_B.weight`, strength multiplied in.
+        """
+        del tensors
+        return None
+
+    def split_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """What `joined_layers` gave, under diffusers' names again."""
+        del tensors
+        return None
+
     @abstractmethod
     def text_from_tokens(self, tokens: Sequence[Tensor], encoders: Sequence[Any]) -> dict[str, Tensor]:
         """As every family; `text_mask` [prompt, token], if given, says which tokens a cache keeps."""

@@ -22,6 +22,7 @@ from mmalign.diffusion.pipeline_parts import SettingsSource, pipeline_opener
 from mmalign.errors import ConfigError, explain
 from mmalign.video.clips import VideoReader
 from mmalign.video.family import VideoFamily, VideoModel
+from mmalign.video.hunyuan_names import joined, split
 
 __all__ = ["FAMILY", "GUIDANCE", "HunyuanVideo", "HunyuanVideoSource", "Templated"]
 
@@ -221,6 +222,16 @@ class HunyuanVideo(VideoModel):
         if self.embeds_guidance and self._samples:
             self._told = scale
         return super().guide(scale)
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def joined_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """An adapter under the names of HunyuanVideo's own code."""
+        return joined(tensors, self.bare_network)
+
+    def split_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """What `joined_layers` gave, under diffusers' names again."""
+        return split(tensors, self.bare_network)
 
 
 PIPELINES = ("HunyuanVideoPipeline",)

@@ -87,6 +87,12 @@ class VideoCrafter(TextToVideo):
 
         return save_checkpoint(self, folder)
 
+    def saved_network(self, folder: Path) -> Any:
+        """The network of a folder that `save_model` wrote, float32."""
+        source = open_source(str(folder))
+        source.told_fps = self.source.told_fps
+        return source.part("unet", dtype=torch.float32)
+
     def save_official(self, folder: str | Path) -> Path:
         """Write `model.ckpt` and its YAML file for the official code, adapters merged in."""
         from mmalign.video.videocrafter_saving import save_checkpoint
