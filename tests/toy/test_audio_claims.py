@@ -166,7 +166,8 @@ def test_gains_are_means_over_the_captions_of_all_seeds() -> None:
 
 def test_the_tables_say_gains_each_seed_and_who_beats_whom() -> None:
     found = tables(_known(), (1, 2, 3))
-    assert set(found) == {f"audio_{group}" for group in GROUPS} | {"audio_segments_sides", "audio_own_sides"}
+    more = {"audio_segments_sides", "audio_own_sides", "audio_rebuilt"}
+    assert set(found) == {f"audio_{group}" for group in GROUPS} | more
     line = next(one for one in found["audio_methods"].splitlines() if one.startswith("| CRPO |"))
     assert line.startswith("| CRPO | 7 | 1 2 | 0.667 | 0.875 | +0.208 [")
     assert "| +0.167, +0.250 |" in line
@@ -182,7 +183,13 @@ def test_stored_trials_are_not_trained_again(tmp_path: Path, monkeypatch, capsys
         return Played((1.0, 1.0), (1.0, 0.5), 3)
 
     monkeypatch.setattr(World, "play", play)
-    monkeypatch.setattr(World, "base", lambda world: Played((0.5, 1.0), (1.0, 1.0)))
+    sources: list[object] = []
+
+    def base(world: World, source: object = None) -> Played:
+        sources.append(source)
+        return Played((0.5, 1.0), (1.0, 1.0))
+
+    monkeypatch.setattr(World, "base", base)
     path, page = tmp_path / "world.jsonl", tmp_path / "page.md"
     record = {"trial": "IPO", "seed": 5, "rows": 3, "order": [1.0, 0.5], "presence": [1.0, 1.0]}
     path.write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -197,8 +204,33 @@ def test_stored_trials_are_not_trained_again(tmp_path: Path, monkeypatch, capsys
     page.write_text(
         "\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in tables({}, ())), encoding="utf-8"
     )
-    main([*words, "--page", str(page)])
+    main([*words, "--page", str(page), "--rebuilt", "folder"])
     assert not trained
+    assert sources == [None, None, Path("folder"), Path("folder")]
     assert page.read_text(encoding="utf-8").count("| Tango 2 DPO") == 2
     assert stored(path)["IPO", 5].order == (1.0, 0.5)
     assert stored(tmp_path / "none.jsonl") == {}
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_shows_the_tables_of_the_stored_runs() -> None:
+    page = (_ROOT / "docs" / "audio-world.md").read_text(encoding="utf-8")
+    for name, text in tables(
+        stored(_ROOT / "docs" / "measurements" / "audio_world.jsonl"), (1, 2, 3)
+    ).items():
+        assert f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->" in page
+
+
+def test_every_method_gains_order_over_three_seeds_and_nothing_broken_gains_any() -> None:
+    known = stored(_ROOT / "docs" / "measurements" / "audio_world.jsonl")
+    for name, trial in TRIALS.items():
+        seeds = [seed for seed in (1, 2, 3) if (name, seed) in known]
+        if trial.group == "methods":
+            assert seeds == [1, 2, 3]
+            assert difference(known, name, BASE, "order", seeds).low > 0
+        elif trial.group in ("swapped", "flipped") and seeds:
+            assert difference(known, name, BASE, "order", seeds).low <= 0
