@@ -6,7 +6,7 @@ what sound shares with pictures is in `DiffusionModel`.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from mmalign.diffusion.autoencoder import LatentCodec, Moments
 from mmalign.diffusion.clip_reader import padded
 from mmalign.diffusion.examples import OWN
 from mmalign.diffusion.loading import PartSource
+from mmalign.diffusion.opened_family import OpenedFamily
 from mmalign.errors import ConfigError, explain
 from mmalign.seeding import derive_seed
 
@@ -34,10 +35,7 @@ if TYPE_CHECKING:
     from mmalign.train.audio_sections import AudioConfig
     from mmalign.train.sections import ModelConfig
 
-__all__ = ["AudioFamily", "AudioModel", "OpenSource", "frames_of"]
-
-OpenSource = Callable[..., PartSource]
-"""`open_source(source, *, revision, variant, config_source)`: the parts of a checkpoint."""
+__all__ = ["AudioFamily", "AudioModel", "frames_of"]
 
 
 class AudioModel(AudioTraits):
@@ -288,51 +286,10 @@ class AudioModel(AudioTraits):
 
 
 @dataclass(frozen=True)
-class AudioFamily:
-    """What the registry finds under a family's name.
+class AudioFamily(OpenedFamily[AudioModel]):
+    """What the registry finds under a family's name."""
 
-    Args:
-        name: as in configs.
-        model: the class of its loaded models.
-        open_source: finds the parts of a checkpoint.
-        pipelines: pipeline classes of folders it reads.
-    """
-
-    name: str
-    model: type[AudioModel]
-    open_source: OpenSource
-    pipelines: tuple[str, ...] = ()
     modality: ClassVar[str] = "audio"
-
-    def load(
-        self,
-        settings: "ModelConfig",
-        audio: "AudioConfig",
-        *,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        network_dtype: torch.dtype | None = None,
-    ) -> AudioModel:
-        """A model ready to train: frozen, in evaluation mode, on the device.
-
-        Args:
-            settings: the run's `model` section.
-            audio: the run's `audio` section.
-            device: where it runs.
-            dtype: of the frozen parts; VAE and vocoder stay in float32.
-            network_dtype: of the network; pass float32 for full fine-tuning, so that no bit of the checkpoint
-                is lost on the way. Default `dtype`.
-
-        Raises:
-            ConfigError: nothing is there, it is another family's, or a part cannot be loaded.
-        """
-        source = self.open_source(
-            settings.source,
-            revision=settings.revision,
-            variant=settings.variant,
-            config_source=settings.config_source,
-        )
-        return self.model(source, settings, audio, device=device, dtype=dtype, network_dtype=network_dtype)
 
 
 def frames_of(duration: float, *, sampling_rate: int, hop_length: int, multiple: int) -> int:
