@@ -39,6 +39,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def _fresh_accelerator() -> Iterator[None]:
+    """A test that trains leaves nothing of accelerate's one state per process, and finds nothing."""
+    from mmalign.testing.accelerator import forget_accelerator
+
+    forget_accelerator()
+    yield
+    forget_accelerator()
+
+
+@pytest.fixture
 def make_generator() -> Callable[[int], torch.Generator]:
     """`make_generator(seed)`: a new CPU generator."""
 

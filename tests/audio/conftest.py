@@ -111,16 +111,6 @@ def sound_rows(clip, tmp_path_factory):
 
 
 @pytest.fixture
-def _fresh_accelerator():
-    """Accelerate keeps one state per process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
 def write_run(tango_folder, sound_rows, tmp_path):
     """`write_run(name, train={...}, ...)`: a YAML file of a short run of the tiny Tango."""
 

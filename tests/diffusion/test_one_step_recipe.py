@@ -1,7 +1,6 @@
 """The recipe of Diff-Instruct*: what it says, and three steps with a tiny generator and a tiny teacher."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,9 @@ from mmalign.testing.tiny import RESOLUTION, write_tiny_sdxl
 from mmalign.train.config import load_run
 from mmalign.train.run import train
 
+pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
+
 RECIPE = Path(__file__).parents[2] / "diffusion" / "configs" / "sdxl" / "diff_instruct_star.yaml"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Redness:

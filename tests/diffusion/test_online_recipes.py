@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,12 @@ from mmalign.train.config import load_run
 from mmalign.train.rollout_memory import items_per_round
 from mmalign.train.run import train
 
+pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
+
 CONFIGS = Path(__file__).parents[2] / "diffusion" / "configs"
 STEMS = ("online_dpo", "spo", "dro", "seppo", "draft", "flow_grpo")
 RECIPES = sorted(path for stem in STEMS for path in CONFIGS.glob(f"*/{stem}.yaml"))
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Brightness:

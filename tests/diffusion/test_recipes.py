@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from mmalign.testing.simple_rewards import Brightness
 from mmalign.testing.tiny import RESOLUTION
 from mmalign.train.config import load_run
 from mmalign.train.run import prepare, train
+
+pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
 
 CONFIGS = Path(__file__).parents[2] / "diffusion" / "configs"
 FAMILIES = ("sd15", "sdxl", "sd3", "flux", "pixart")
@@ -121,16 +123,6 @@ def test_recipes_of_inversion_and_safeguard_say_what_the_row_says() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- three steps
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps one state per process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def overrides(model: Path, rows: Path, output: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,9 @@ from mmalign.testing.tiny import RESOLUTION, write_tiny_sd15
 from mmalign.train.config import load_run
 from mmalign.train.run import train
 
+pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
+
 NUM_PAIRS = 11
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _picture(rng: np.random.Generator, base: tuple[int, int, int]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.toy.demo import recipe_path
 from mmalign.toy.image_pairs import preference_pairs, write_pickapic
 from mmalign.toy.image_pipeline import ASSETS
@@ -20,9 +21,7 @@ SEED, STEPS = 1, 24
 
 
 def trained(folder: Path, action: str) -> RunResult:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     extra: dict[str, Any] = {
         "model": {"source": str(ASSETS)},
         "data": {"source": str(folder / "pairs.parquet")},

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,15 @@ import torch
 import yaml
 from PIL import Image
 
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.testing.tiny import RESOLUTION, write_tiny_sd15, write_tiny_sdxl
 from mmalign.train.config import ResolvedRun, load_run
 from mmalign.train.run import RunResult, train
 
 
-def _forget_accelerator() -> None:
-    """Accelerate keeps one state per process; every run here wants its own precision."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    _forget_accelerator()
-    yield
-    _forget_accelerator()
+def _every_run_afresh(_fresh_accelerator: None) -> None:
+    """Every run here wants its own precision."""
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +105,7 @@ def _write_run(path: Path, content: Mapping[str, Any], sections: Mapping[str, An
 
 
 def _train(run: ResolvedRun) -> RunResult:
-    _forget_accelerator()
+    forget_accelerator()
     return train(run)
 
 

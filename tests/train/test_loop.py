@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.errors import ConfigError, MissingExtraError, TrainingError
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.train.run import prepare, train
 
 # Adam divides by the size of the gradient, so float32 noise in elements near zero would be blown up to whole
@@ -343,9 +344,7 @@ def test_bfloat16_trains_float32_weights_and_starts_at_the_reference(
 def test_gradient_checkpointing_recomputes_and_gives_the_same_weights(make_run, trained_weights) -> None:
     found = {}
     for checkpointing in (False, True):
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
         run = make_run(
             f"{checkpointing}", model={"gradient_checkpointing": checkpointing}, train={"steps": 2, **SMOOTH}
         )

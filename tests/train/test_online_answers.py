@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mmalign.errors import ConfigError, TrainingError
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.train.config import load_run, resolved_content
 from mmalign.train.dry_run import describe
 from mmalign.train.online import is_offline
@@ -45,9 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def online_run(make_dialogue_run):
     def make(name: str, method: str, **sections: Any) -> Any:
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
         rollout = {"max_new_tokens": 7, **METHODS[method], **sections.pop("rollout", {})}
         settings = {"steps": 4, "checkpoint_every": 2, **sections.pop("train", {})}
         return make_dialogue_run(name, method=method, rollout=rollout, train=settings, **sections)

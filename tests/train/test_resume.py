@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.train.run import prepare, train
 
 
@@ -203,12 +204,10 @@ def test_everything_that_moves_is_in_the_checkpoint(
     make_run, run_to_end, tmp_path: Path, without_timings, sections: dict[str, Any]
 ) -> None:
     """Stopped at step 3 with the checkpoint of step 2, in the middle of a logging interval."""
-    from accelerate.state import AcceleratorState
-
     settings = {**sections, "log": {"every": 3}}
     settings["train"] = {**sections["train"], "steps": 5, "checkpoint_every": 2, "keep_checkpoints": 1}
     stopped_at(make_run("killed", **settings), 3)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     run_to_end("killed", **settings)
     run_to_end("whole", **settings)
     assert_same_run(tmp_path / "killed", tmp_path / "whole", without_timings)
@@ -223,9 +222,7 @@ def test_rows_met_again_after_a_kill_are_quarantined_once(
         "train": {"steps": 6, "batch_size": 1, "checkpoint_every": 4},
     }
     stopped_at(make_run(**settings), 5)
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     result = run_to_end(**settings)
     listed = [json.loads(line) for line in (result.folder / "quarantine.jsonl").read_text().splitlines()]
     assert [item["step"] for item in listed] == [2, 5]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.cli.main import main as command_line
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.train import rollback
 from mmalign.train.rollback import forget_lines, lower_learning_rate
 from mmalign.train.run import prepare
@@ -121,13 +122,11 @@ def interrupted(make_run: Any, monkeypatch: pytest.MonkeyPatch, name: str, momen
 def test_a_run_killed_during_or_after_a_rollback_continues_bit_for_bit(
     make_run, run_to_end, without_timings, monkeypatch
 ) -> None:
-    from accelerate.state import AcceleratorState
-
     settings = sections("rollback", train=LATE)
     whole = run_to_end("whole", **settings)
     for moment in ("write_json", "rewind", "set_aside_later", 3):
         name = f"killed at {moment}"
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
         interrupted(make_run, monkeypatch, name, moment)
         killed = run_to_end(name, **settings)
         assert checkpoints(killed.folder) == checkpoints(whole.folder), name

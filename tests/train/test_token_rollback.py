@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.train import rollback
 from mmalign.train.rollback import lower_learning_rate
 from mmalign.train.run import RunResult, prepare
@@ -93,14 +94,12 @@ def interrupted(run: Any, monkeypatch: pytest.MonkeyPatch, moment: str | int) ->
 def test_a_run_killed_during_or_after_a_rollback_continues_bit_for_bit(
     make_dialogue_run, train_dialogues, displacing, without_timings, monkeypatch, reference: str
 ) -> None:
-    from accelerate.state import AcceleratorState
-
     displacing["reference"] = {"kind": reference}
     whole = train_dialogues("whole", **displacing)
     assert guard_of(whole.folder)["rollbacks"] == 1
     for moment in ("write_json", "rewind", 3):
         name = f"killed at {moment}"
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
         interrupted(make_dialogue_run(name, **displacing), monkeypatch, moment)
         killed = train_dialogues(name, **displacing)
         for path in sorted(whole.folder.rglob("*.safetensors")):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmalign.testing.accelerator import forget_accelerator
 from mmalign.train import stored_tokens
 from mmalign.train.run import prepare, train
 
@@ -21,9 +22,7 @@ class Killed(BaseException):
 
 def killed_after(run: Any, step: int) -> None:
     """Run until after `step`, and no further: no ending of the loop is reached."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     loop, loader = prepare(run)
 
     def kill(done: int) -> None:

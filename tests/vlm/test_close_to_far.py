@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from mmalign.vlm.close_to_far import close_to_far, compared, encode_chosen
 from mmalign.vlm.corruptions import corruption
 from mmalign.vlm.family import VlmModel
 from mmalign.vlm.spoilt_media import SpoiltMedia
+
+pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
 
 Folder = Callable[[str], Path]
 FAMILIES = ("llava_onevision", "qwen2_5_vl")
@@ -196,15 +198,6 @@ def test_methods_that_show_more_than_one_view_take_one_version(tiny_vlm_folder: 
 
 
 # ------------------------------------------------------------------------------------------------- whole runs
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config_of(folder: Path, model: Path, method: str = "vdpo_video", **sections: Any) -> Path:

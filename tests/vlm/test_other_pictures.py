@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -115,15 +115,6 @@ def test_a_model_that_was_shown_the_rows_draws_by_the_rows_key(kind: str, tiny_v
         assert np.array_equal(made, np.asarray(shown(model, rows[2], key), dtype=float))
     assert 2 not in seen
     assert len(seen) >= 3
-
-
-@pytest.fixture
-def _fresh_accelerator() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("_fresh_accelerator")

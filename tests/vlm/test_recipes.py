@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from mmalign.rewards.on_answers import OnAnswers
 from mmalign.testing.vlm_dialogues import photo
 from mmalign.train.config import load_run
 from mmalign.train.run import train
+
+pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
 
 CONFIGS = Path(__file__).parents[2] / "vlm" / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("pairs", "toy"))
@@ -84,16 +86,6 @@ def test_every_method_that_stands_on_tokens_alone_has_a_recipe() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- three steps
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps one state per process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def conversation(answer: str, tag: str) -> list[dict[str, str]]:
