@@ -113,12 +113,12 @@ class SourceConfig(_Section):
     path: str = Field(
         description="parquet, JSON, JSONL, CSV or TSV file; parquet shards, saved `datasets` folder, "
         "a folder with metadata.jsonl or metadata.csv, two matched folders (chosen/, rejected/), "
-        "or a hub data set id (owner/name)"
+        "a folder with VideoDPO's pair.json and metadata.json, or a hub data set id (owner/name)"
     )
     format: str = Field(
         "auto",
-        description="layout: auto, pickapic, chosen_rejected, two_images, rankings, ranked_images, unpaired, "
-        "captioned (single examples without a label); "
+        description="layout: auto, pickapic, chosen_rejected, two_images, two_videos, rankings, "
+        "ranked_images, unpaired, captioned (single examples without a label); "
         "of dialogues: trl, llama_factory, ms_swift, rlaif_v, rlhf_v, vlfeedback, mm_rlhf, povid, "
         "mdpo_pairs, hsa_dpo, ha_dpo, mia_dpo, opa_dpo, mllm_dpo, llava_hound, temple, rrpo, chexalign, "
         "trajectories, mapped",
@@ -130,8 +130,8 @@ class SourceConfig(_Section):
     )
     media: Media = Field(
         "image",
-        description="what the candidates are; sound and dialogues (answers about images or videos) are "
-        "recognised where this is left out",
+        description="what the candidates are; sound, clips and dialogues (answers about images or "
+        "videos) are recognised where this is left out",
     )
     dialogue: DialogueConfig = Field(default_factory=DialogueConfig)
     split: str | None = Field(None, description="split of the data set (file name, column or hub split)")

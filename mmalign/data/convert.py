@@ -6,7 +6,6 @@ that cannot be used are counted and left out.
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,8 +22,7 @@ from mmalign.data.media import image_ending, read_media
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
 from mmalign.data.segments import COLUMN
-from mmalign.data.video_stills import check_clip_files, frame_files
-from mmalign.data.video_structure import video_ending
+from mmalign.data.video_stills import check_clip_files, clip_ending, copy_clip
 from mmalign.errors import CheckpointError, ConfigError, RowError, explain
 from mmalign.files import atomic_directory
 
@@ -136,11 +134,15 @@ def _usable(table: RowTable, config: DataConfig, report: RowReport) -> Iterator[
                 _with_bytes(candidate, f"{row.source} candidate {number}", config)
                 for number, candidate in enumerate(row.candidates)
             )
+            limit = config.images.max_bytes
+            images = tuple(
+                read_media(image, where=f"{row.source} image", max_bytes=limit) for image in row.images
+            )
         except RowError as error:
             report.add_bad(issue_of(error, table.where(index)))
             continue
         report.add_kept()
-        yield replace(row, candidates=candidates)
+        yield replace(row, candidates=candidates, images=images)
 
 
 def _with_bytes(candidate: Candidate, where: str, config: DataConfig) -> Candidate:
@@ -267,7 +269,12 @@ def write_jsonl(folder: Path, rows: Iterable[PreferenceRow]) -> None:
                 (folder / kind).mkdir(exist_ok=True)
                 _write_media(candidate, folder / name)
                 names.append(name)
-            file.write(json.dumps(_json_record(row, names), ensure_ascii=False) + "\n")
+            record = _json_record(row, names)
+            if row.images and isinstance(row.images[0], bytes):
+                record["image"] = f"images/{number:07d}{image_ending(row.images[0])}"
+                (folder / "images").mkdir(exist_ok=True)
+                (folder / record["image"]).write_bytes(row.images[0])
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _json_record(row: PreferenceRow, names: list[str]) -> dict[str, Any]:
@@ -317,21 +324,15 @@ def _media_of(candidate: Candidate) -> Literal["image", "audio", "video"]:
 
 def _ending(candidate: Candidate) -> str:
     """The ending of a candidate's file; "" for a folder of frames."""
-    if isinstance(candidate.video, str):
-        return "" if os.path.isdir(candidate.video) else Path(candidate.video).suffix.lower()
     if candidate.video is not None:
-        return video_ending(candidate.video)
+        return clip_ending(candidate.video)
     return image_ending(candidate.image) if candidate.audio is None else audio_ending(candidate.audio)
 
 
 def _write_media(candidate: Candidate, path: Path) -> None:
     """Copy a candidate's file, or its folder of frames."""
+    if candidate.video is not None:
+        copy_clip(candidate.video, path)
+        return
     data = getattr(candidate, _media_of(candidate))
-    if isinstance(data, str) and os.path.isdir(data):
-        path.mkdir()
-        for place, frame in enumerate(frame_files(data)):
-            shutil.copyfile(frame, path / f"{place:06d}{Path(frame).suffix.lower()}")
-    elif isinstance(data, str):
-        shutil.copyfile(data, path)
-    else:
-        path.write_bytes(data or b"")
+    path.write_bytes(data if isinstance(data, bytes) else b"")

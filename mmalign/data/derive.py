@@ -5,6 +5,7 @@ The result is a folder with `rows.jsonl`, the images the rows use (each stored o
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,7 @@ from mmalign.data.pairing import Pairing, cap_per_prompt, make_pairs, turned
 from mmalign.data.rarity import with_pair_weights
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import FieldError, RowReport, issue_of
+from mmalign.data.video_stills import check_clip_files, clip_ending, copy_clip
 from mmalign.errors import ConfigError, RowError, explain, unknown_name
 from mmalign.files import atomic_directory
 
@@ -177,8 +179,8 @@ def derive(
     table = open_rows(config.model_copy(update={"source": None, "sources": sources}))
     table.refuse_dialogues("data derive")
     media = table.media
-    if not media <= {"image", "text", "audio"} or len(media) > 1:
-        expected = "images alone, sounds alone or texts alone"
+    if not media <= {"image", "text", "audio", "video"} or len(media) > 1:
+        expected = "images alone, sounds alone, clips alone or texts alone"
         raise ConfigError(explain("data derive media", got=", ".join(sorted(media)), expected=expected))
     with atomic_directory(output) as folder:
         rows, report = _read(table, config, folder)
@@ -224,12 +226,16 @@ def _read(table: RowTable, config: DataConfig, folder: Path) -> tuple[list[Prefe
                 stored_candidate(candidate, f"{row.source} candidate {number}", config, folder)
                 for number, candidate in enumerate(row.candidates)
             )
+            images = tuple(
+                stored_candidate(Candidate(image=image), f"{row.source} image", config, folder).image or b""
+                for image in row.images
+            )
         except RowError as error:
             report.add_bad(issue_of(error, table.where(index)))
             continue
         report.add_kept()
         extras = turned(row.extras) if table.is_turned(index) else row.extras
-        rows.append(replace(row, candidates=candidates, extras=extras))
+        rows.append(replace(row, candidates=candidates, images=images, extras=extras))
     return rows, report
 
 
@@ -245,6 +251,8 @@ def stored_candidate(candidate: Candidate, where: str, config: DataConfig, folde
     Raises:
         RowError: the file cannot be read.
     """
+    if candidate.video is not None:
+        return replace(candidate, video=_put_clip(folder, candidate.video, where, config.video.max_bytes))
     if candidate.audio is not None:
         sound = read_media(candidate.audio, where=where, max_bytes=config.audio.max_bytes, kind="audio")
         name = f"audio/{candidate_key(Candidate(audio=sound))}{audio_ending(sound)}"
@@ -261,6 +269,16 @@ def _put(folder: Path, name: str, data: bytes) -> str:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
+    return name
+
+
+def _put_clip(folder: Path, clip: bytes | str, where: str, max_bytes: int) -> str:
+    """Copy a clip's file, or its folder of frames, without holding it in memory."""
+    check_clip_files(clip, where=where, max_bytes=max_bytes)
+    name = f"videos/{candidate_key(Candidate(video=clip))}{clip_ending(clip)}"
+    if not (folder / name).exists():
+        (folder / "videos").mkdir(exist_ok=True)
+        copy_clip(clip, folder / name)
     return name
 
 
@@ -417,11 +435,16 @@ def write_rows(folder: Path, rows: Sequence[PreferenceRow]) -> None:
     used: set[str] = set()
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
-            files = (file for one in row.candidates for file in (one.image, one.audio))
+            files = [file for one in row.candidates for file in (one.image, one.audio, one.video)]
+            files += row.images
             used.update(file for file in files if isinstance(file, str))
             file.write(json.dumps(row_record(row), ensure_ascii=False) + "\n")
-    for path in (*folder.glob("images/*"), *folder.glob("audio/*")):
-        if f"{path.parent.name}/{path.name}" not in used:
+    for path in (*folder.glob("images/*"), *folder.glob("audio/*"), *folder.glob("videos/*")):
+        if f"{path.parent.name}/{path.name}" in used:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 
@@ -430,7 +453,10 @@ _NAMES = frozenset(name for names in ALIASES.values() for name in names)
 
 def row_record(row: PreferenceRow) -> dict[str, Any]:
     """A row as the readers understand it; extra columns that would be mistaken for others are renamed."""
-    contents = [candidate.text or candidate.image or candidate.audio for candidate in row.candidates]
+    contents = [
+        candidate.text or candidate.image or candidate.audio or candidate.video
+        for candidate in row.candidates
+    ]
     rewards = [candidate.reward for candidate in row.candidates]
     record: dict[str, Any] = {"id": row.id, "prompt": row.prompt}
     if row.kind == "pairs":
@@ -451,6 +477,8 @@ def row_record(row: PreferenceRow) -> dict[str, Any]:
         record |= {"completion": contents[0], "label": bool(row.desirable), "source_score": rewards[0]}
     if row.weight != 1.0:
         record["weight"] = row.weight
+    if row.images:
+        record["image"] = row.images[0]
     for name, value in row.extras.items():
         if not _is_plain(value):
             continue

@@ -71,7 +71,7 @@ def recognised_media(records: Records, match: Match, source: SourceConfig) -> Me
     """The source's kind of media; where its settings leave that open, sound and clips are.
 
     By the ending of a path, the first bytes of a file, the form {array, sampling_rate}, or the word "video"
-    in the name of the column.
+    in the name of the column; a folder is a clip of its frames.
     """
     role = next((role for role in _ROLES if role in match.columns), None)
     if "media" in source.model_fields_set or role is None:
@@ -80,18 +80,20 @@ def recognised_media(records: Records, match: Match, source: SourceConfig) -> Me
     value = first_value(records, column)
     if _is_audio(value):
         return "audio"
-    return "video" if _is_video(value, column) else source.media
+    return "video" if _is_video(value, column, records.root) else source.media
 
 
-def _is_video(value: Any, column: str) -> bool:
+def _is_video(value: Any, column: str, root: Path) -> bool:
     if isinstance(value, list):
-        return bool(value) and _is_video(value[0], column)
+        return bool(value) and _is_video(value[0], column, root)
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     named = "video" in column.lower() and not isinstance(value, bytes)
     if isinstance(value, str):
         ending = Path(value).suffix.lower()
-        return ending in VIDEO_ENDINGS or (named and ending not in AUDIO_ENDINGS)
+        if ending in VIDEO_ENDINGS or (named and ending not in AUDIO_ENDINGS):
+            return True
+        return 0 < len(value) < 1024 and "\0" not in value and (root / value).is_dir()
     if isinstance(value, bytes):
         kind = file_kind(value[:512])
         if kind == "mp4":

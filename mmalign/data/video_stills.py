@@ -3,9 +3,11 @@
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from io import BufferedIOBase
+from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
@@ -15,10 +17,20 @@ from mmalign.batch import Media
 from mmalign.data.config import ImageLimits
 from mmalign.data.media import check_bytes, damage_reported, decode_image, read_media, to_rgb
 from mmalign.data.video_codecs import Head, Picture
+from mmalign.data.video_structure import video_ending
 from mmalign.data.video_timeline import Timeline, even_timeline, held_timeline
 from mmalign.errors import RowError, explain
 
-__all__ = ["FRAME_ENDINGS", "AnimatedClip", "FramesClip", "check_clip_files", "clip_contents", "frame_files"]
+__all__ = [
+    "FRAME_ENDINGS",
+    "AnimatedClip",
+    "FramesClip",
+    "check_clip_files",
+    "clip_contents",
+    "clip_ending",
+    "copy_clip",
+    "frame_files",
+]
 
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Endings of files that count as frames in a folder."""
@@ -76,6 +88,29 @@ def clip_contents(media: Media) -> Iterator[bytes]:
     else:
         for part in frame_files(media) if isinstance(media, str) else media:
             yield from clip_contents(part)
+
+
+def clip_ending(media: bytes | str) -> str:
+    """The ending of a clip's file; "" for a folder of frames."""
+    if isinstance(media, bytes):
+        return video_ending(media)
+    return "" if os.path.isdir(media) else Path(media).suffix.lower()
+
+
+def copy_clip(media: bytes | str, path: Path) -> None:
+    """Write a clip's file, or a folder of its frames in order.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    if isinstance(media, bytes):
+        path.write_bytes(media)
+    elif os.path.isdir(media):
+        path.mkdir()
+        for place, frame in enumerate(frame_files(media)):
+            shutil.copyfile(frame, path / f"{place:06d}{Path(frame).suffix.lower()}")
+    else:
+        shutil.copyfile(media, path)
 
 
 class AnimatedClip:

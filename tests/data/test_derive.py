@@ -10,6 +10,7 @@ import yaml
 from mmalign.cli.main import main
 from mmalign.data import open_rows
 from mmalign.data.audit import audit
+from mmalign.data.config import DataConfig
 from mmalign.data.derive import DeriveSettings, derive
 from mmalign.errors import ConfigError, RowError, TrainingError
 
@@ -216,9 +217,11 @@ def test_rules_say_what_they_lack(images, config_of, tmp_path, settings, message
     assert not (tmp_path / "out").exists()
 
 
-def test_clips_are_refused(images, config_of, tmp_path):
-    with pytest.raises(ConfigError, match=r"data derive media: got 'video', expected images alone, sounds"):
-        derive(config_of(images, source={"media": "video"}), tmp_path / "out", DeriveSettings("few_shot"))
+def test_pictures_and_clips_together_are_refused(images, tmp_path):
+    sources = [{"path": str(images), "media": media} for media in ("image", "video")]
+    config = DataConfig.model_validate({"sources": sources})
+    with pytest.raises(ConfigError, match=r"data derive media: got 'image, video', expected images alone"):
+        derive(config, tmp_path / "out", DeriveSettings("few_shot"))
 
 
 def test_the_command_derives_and_says_how_to_train_on_it(rankings, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Data sets of clips: every layout is recognised, read, checked and converted."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mmalign.data.audit import audit
 from mmalign.data.check import check
 from mmalign.data.config import VideoLimits
 from mmalign.data.convert import convert
+from mmalign.data.derive import DeriveSettings, derive
 from mmalign.data.labels import preference_from_signed
 from mmalign.data.segments import FrameGrid, frame_preferences, stretches_of
 from mmalign.data.video_facts import clip_digest
@@ -498,3 +500,32 @@ def test_rankings_and_thumbs_of_clips_survive_json_lines(files, write_lines, con
         table = open_rows(config_of(tmp_path / name))
         assert (table.kind, table.media) == (name, {"video"})
         assert first_frames(table[0]) == first_frames(open_rows(config)[0])
+
+
+def test_folders_of_frames_are_recognised_without_a_word_about_video(folder, write_lines, config_of):
+    folder("clips/0")
+    folder("clips/1", first=1)
+    path = write_lines([{"prompt": "x", "chosen": "clips/1", "rejected": "clips/0"}])
+    (row,) = open_rows(config_of(path))
+    assert first_frames(row) == [1, 0]
+
+
+def test_the_picture_travels_when_clips_are_converted_or_derived(files, write_lines, config_of, tmp_path):
+    files("a.mp4", "b.mp4", "c.mp4")
+    pair = {"prompt": "x", "chosen": "a.mp4", "rejected": "b.mp4", "image": "i.png", "fps": 10}
+    config = config_of(write_lines([pair], images=("i.png",)))
+    convert(config, tmp_path / "out", to="jsonl")
+    (row,) = open_rows(config_of(tmp_path / "out"))
+    assert Path(row.images[0]).read_bytes() == (tmp_path / "i.png").read_bytes()
+
+
+def test_pairs_are_derived_of_ranked_clips(files, folder, write_lines, config_of, tmp_path):
+    files("a.mp4", "b.mp4")
+    folder("clips/c", first=2)
+    record = {"prompt": "x", "videos": ["a.mp4", "b.mp4", "clips/c"], "scores": [1, 3, 2], "image": "i.png"}
+    path = write_lines([record], images=("i.png",))
+    derive(config_of(path), tmp_path / "out", DeriveSettings(how="best_vs_rest"))
+    rows = list(open_rows(config_of(tmp_path / "out"), kind="pairs"))
+    assert [first_frames(row) for row in rows] == [[1, 2], [1, 0]]
+    assert all(Path(row.images[0]).suffix == ".png" for row in rows)
+    assert check(config_of(tmp_path / "out"), decode="all").ok
