@@ -274,6 +274,26 @@ def test_latents_are_scaled_as_the_pipeline_does_and_clips_come_back(folders):
         torch.testing.assert_close(model.decode_clips(clean[0]), (wanted / 2 + 0.5).clamp(0, 1))
 
 
+def test_large_clips_are_encoded_and_decoded_in_the_librarys_tiles(folders):
+    media = {"height": 64, "width": 96, "vae_tiling": True}
+    model, pipeline = loaded(folders["2b"], **media), pipeline_of(folders["2b"])
+    assert model.vae.use_tiling
+    for vae in (model.vae, pipeline.vae):
+        vae.enable_tiling(32, 32, 0.25, 0.25)
+    clip = torch.randint(
+        0, 256, (1, 9, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    found = model.moments(clip).mean
+    with torch.no_grad():
+        wanted = pipeline.vae.encode((clip.float() / 127.5 - 1).transpose(1, 2)).latent_dist.mean
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        shown = (pipeline.vae.decode(wanted).sample.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+    clips = model.decode_clips(model.codec.scale(found))
+    torch.testing.assert_close(clips, shown, rtol=1e-4, atol=1e-5)
+    whole = loaded(folders["2b"], height=64, width=96).moments(clip).mean
+    assert not torch.allclose(whole, wanted, atol=1e-3)
+
+
 def test_texts_are_filled_up_to_the_networks_length_and_seen_whole(folders):
     for name, length in (("2b", 13), ("1.5", 11)):
         model, pipeline = loaded(folders[name]), pipeline_of(folders[name])

@@ -58,6 +58,17 @@ def test_a_cached_run_equals_one_that_encodes(write_run, tmp_path, made):
     assert (live.folder / "samples/step-00000003/00.webp").is_file()
 
 
+@pytest.mark.parametrize("made", [ltx_of_pictures, cogvideox_of_pictures])
+def test_a_plan_counts_what_a_run_needs(write_run, tmp_path, made, capsys):
+    path = write_run(**made(tmp_path))
+    capsys.readouterr()
+    assert main(["train", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    elements = 8 * 2 * 2 * 3 if made is ltx_of_pictures else 4 * 4 * 4 * 6
+    assert f"elements per sample: {elements}" in out
+    assert "going on from a picture" in out
+
+
 def test_adapters_of_ltx_get_the_names_that_comfyui_knows(write_run, tmp_path, capsys):
     sections = {**ltx_of_pictures(tmp_path), "train": {"steps": 1}}
     adapter = {"targets": ["to_q", "ff.net.0.proj"]}

@@ -194,6 +194,24 @@ def test_latents_are_normalised_as_the_pipeline_does(folders, version):
     assert clean[:, 1].shape[1:] == model.latent_shape == (8, 3, 2, 3)
 
 
+def test_large_clips_are_encoded_and_decoded_in_the_librarys_tiles(folders):
+    model, pipeline = loaded(folders["0.9.0"], vae_tiling=True), pipeline_of(folders["0.9.0"])
+    tile = {"tile_sample_min_height": 64, "tile_sample_min_width": 64}
+    stride = {"tile_sample_stride_height": 32, "tile_sample_stride_width": 32}
+    for vae in (model.vae, pipeline.vae):
+        vae.enable_tiling(**tile, **stride)
+    clip = random_clips(1)
+    latents = model.codec.scale(model.moments(clip).mean)
+    pixels = (clip.float() / 127.5 - 1).transpose(1, 2)
+    with torch.no_grad():
+        wanted = pipeline.vae.encode(pixels).latent_dist.mean
+        torch.testing.assert_close(model.codec.unscale(latents), wanted, rtol=1e-5, atol=1e-6)
+        shown = (pipeline.vae.decode(wanted).sample.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(model.decode_clips(latents), shown, rtol=1e-4, atol=1e-5)
+    whole = loaded(folders["0.9.0"]).moments(clip).mean
+    assert not torch.allclose(whole, wanted, atol=1e-3)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_samples_equal_those_of_the_pipeline(folders, version, scale):
