@@ -72,10 +72,10 @@ __all__ = [
 ]
 
 PROMPT_DROPOUT = 0.1
-WRONG_TURN = 0.35
+WRONG_TURN = 0.2
 """Share of segments whose direction is not their caption's: room for alignment."""
 
-FAULT_SHARE = 0.25
+FAULT_SHARE = 0.15
 """Share of clips with a flicker, a jump or a stall."""
 
 
@@ -383,12 +383,12 @@ def train_base(
     output: Path,
     *,
     seed: int = 0,
-    vae_pictures: int = 900,
-    vae_steps: int = 1600,
+    vae_pictures: int = 800,
+    vae_steps: int = 1400,
     text_steps: int = 300,
     steps: int = 4500,
     num_clips: int = 600,
-    num_scenes: int = 4_000,
+    num_scenes: int = 3_500,
     num_evaluated: int = 48,
 ) -> None:
     """The shipped base, written to `output`: autoencoder, text encoder, then the transformer.
@@ -418,12 +418,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-pictures", type=int, default=900, help="steps of the VAE on single frames")
-    parser.add_argument("--vae-steps", type=int, default=1600, help="steps of the VAE in all")
+    parser.add_argument("--vae-pictures", type=int, default=800, help="steps of the VAE on single frames")
+    parser.add_argument("--vae-steps", type=int, default=1400, help="steps of the VAE in all")
     parser.add_argument("--text-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=4500, help="steps of the transformer")
     parser.add_argument("--num-clips", type=int, default=600, help="clips of the VAE")
-    parser.add_argument("--num-scenes", type=int, default=4_000, help="clips of the transformer")
+    parser.add_argument("--num-scenes", type=int, default=3_500, help="clips of the transformer")
     parser.add_argument("--num-evaluated", type=int, default=48, help="held-out captions that are shown")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

@@ -38,8 +38,8 @@ WEIGHTS: dict[str, float] = {"direction": 0.4, "smoothness": 0.2, "identity": 0.
 _Array = npt.NDArray[np.float64]
 _BOUNDS = ((0, TURN), (TURN, NUM_FRAMES - 1))
 _FAINT = 40.0  # distance of colours, of 255, from the ground
-_LONGEST_STEP, _SLACK = 1.7, 2.0  # pixels: a step is smooth up to the first, not at all beyond their sum
-_ROUGHEST = 1.1  # pixels: difference of neighbouring steps that is smooth; a turn of a quick shape has 1.6
+_LONGEST_STEP, _SLACK = 2.4, 2.0  # pixels: a step is smooth up to the first, not at all beyond their sum
+_ROUGHEST = 1.2  # pixels: difference of neighbouring steps that is smooth, elsewhere than at the turn
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _segment(seen: Sequence[Seen], facts: Facts, number: int) -> Segment:
     steps = np.diff(places, axis=0)
     jerks = np.zeros(len(steps))
     jerks[1:] = np.hypot(*np.diff(steps, axis=0).T)
-    jerks[TURN] = max(0.0, jerks[TURN] - 1.0)  # the turn itself
+    jerks[TURN] = max(0.0, jerks[TURN] - 1.4)  # the turn itself
     frames = seen[first + (number > 0) : last + 1]
     kept = [one.colour == facts.colour and one.shape == facts.shape and one.overlap > 0.6 for one in frames]
     return Segment(

@@ -76,7 +76,7 @@ SHAPES: tuple[str, ...] = ("ball", "plank", "pole")
 DIRECTIONS: dict[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 """Steps to the right and downwards."""
 
-SPEEDS: dict[str, float] = {"slowly": 0.6, "quickly": 1.1}
+SPEEDS: dict[str, float] = {"slowly": 0.9, "quickly": 1.6}
 """Pixels per frame."""
 
 WORDS: tuple[str, ...] = (*COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS, "a", "moves", "then", ",")
