@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmalign.audio.family import AudioModel
 from mmalign.data.readers import open_rows
+from mmalign.errors import TrainingError
 from mmalign.files import atomic_write
 from mmalign.rewards import load
 from mmalign.rewards.on_sounds import OnSounds
@@ -169,6 +170,10 @@ class World:
                 loop.parts = replace(loop.parts, objective=-1.0 * loop.parts.objective)
             with played_by_griffin_lim(model) if online else contextlib.nullcontext():
                 loop.train(iter(loader))
+            if loop.progress.step != loop.run.config.train.steps:
+                # A signal ends training in good order; what it leaves is no result.
+                message = f"{trial.name}: stopped after step {loop.progress.step}. Start the command again."
+                raise TrainingError(message)
             loop.model.network = loop.trainables.network
         return model, len(table)
 
