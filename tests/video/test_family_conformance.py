@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmalign import registry
 from mmalign.diffusion.adapter_files import LORA_FILE
 from mmalign.testing.tiny_video.wan import WAN_FPS, WAN_FRAMES, WAN_SIZE, WanVariant, write_tiny_wan
 from mmalign.testing.video_families import VideoFamilyConformance
@@ -143,3 +144,16 @@ class TestWan22Small(WanConformance):
     variant: ClassVar[WanVariant] = "ti2v"
     write = staticmethod(write_ti2v)
     media: ClassVar[Mapping[str, Any]] = {**WanConformance.media, "height": 64, "width": 96}
+
+
+def test_every_family_of_video_is_held_to_it() -> None:
+    """Each has a class of these tests, here or in a file of its own."""
+    known = {name for name in registry.names("families") if registry.modality(name) == "video"}
+    texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")]
+    held = {
+        name
+        for name in known
+        for text in texts
+        if f'family = "{name}"' in text and "VideoFamilyConformance" in text
+    }
+    assert held == known
