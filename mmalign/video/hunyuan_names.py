@@ -34,6 +34,7 @@ _LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
 """A layer's name in the model's own code, its kind of block, and its parts in diffusers, in order."""
 
 _BLOCKS = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
+_PREFIX = "diffusion_model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -45,7 +46,7 @@ def _width(network: nn.Module, name: str) -> int:
 
 
 def joined(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """`lora_A` and `lora_B` under the model's own names.
+    """`lora_A` and `lora_B` under the model's own names, as ComfyUI knows them.
 
     Args:
         tensors: under diffusers' names, strength multiplied in.
@@ -68,8 +69,8 @@ def joined(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tenso
                 down = rest.pop(name + _A, first[:0])
                 downs.append(down)
                 ups.append(rest.pop(name + _B, first.new_zeros(_width(network, name), 0)))
-            found[f"{belongs}_blocks.{number}.{own}{_A}"] = torch.cat(downs)
-            found[f"{belongs}_blocks.{number}.{own}{_B}"] = torch.block_diag(*ups)
+            found[f"{_PREFIX}{belongs}_blocks.{number}.{own}{_A}"] = torch.cat(downs)
+            found[f"{_PREFIX}{belongs}_blocks.{number}.{own}{_B}"] = torch.block_diag(*ups)
     if rest:
         layers = sorted({name.rsplit(".lora_", 1)[0] for name in rest})
         message = explain(
@@ -82,13 +83,18 @@ def joined(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tenso
     return found
 
 
-def split(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """What `joined` gave, under diffusers' names: parts share `lora_A`, each has its rows of `lora_B`."""
+def split(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor] | None:
+    """What `joined` gave, under diffusers' names: parts share `lora_A`, each has its rows of `lora_B`.
+
+    None where the names are not the model's own.
+    """
+    if not all(name.startswith(_PREFIX) for name in tensors):
+        return None
     found: dict[str, Tensor] = {}
     for name, up in tensors.items():
         if not name.endswith(_B):
             continue
-        belongs, number, own = name.removesuffix(_B).split(".", 2)
+        belongs, number, own = name.removeprefix(_PREFIX).removesuffix(_B).split(".", 2)
         names = [f"{_BLOCKS[belongs.removesuffix('_blocks')]}.{number}.{part}" for part in _LAYERS[own][1]]
         rows = up.split([_width(network, part) for part in names])
         for part, row in zip(names, rows, strict=True):

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+from safetensors.torch import load_file
 from torch import Tensor
 
-from mmalign.diffusion.adapter_files import comfyui_tensors
+from mmalign.diffusion.adapter_files import adapter_state, comfyui_tensors
 from mmalign.errors import CheckpointError, explain
 from mmalign.files import save_tensors
 
@@ -39,9 +40,9 @@ def renamed_tensors(model: "VideoModel") -> dict[str, Tensor]:
         raise CheckpointError(message)
     tensors: dict[str, Tensor] = comfyui_tensors(model)
     part = f"{model.network_part}."
-    joined = model.joined_layers({name.removeprefix(part): value for name, value in tensors.items()})
+    joined = model.joined_layers(_plain_layers(model))
     if joined is not None:
-        return {f"{_PREFIX}{name}": value for name, value in joined.items()}
+        return joined
     layers = {name: name.removeprefix(part).rsplit(".lora_", 1)[0] for name in tensors}
     found = {name: model.original_name(layer) for name, layer in layers.items()}
     if all(value is None for value in found.values()):
@@ -79,9 +80,10 @@ def put_adapter_on(model: "VideoModel", network: Any, folder: Path, name: str) -
 
         return PeftModel.from_pretrained(network, str(folder))
     pipeline: Any = getattr(diffusers, model.adapter_pipeline)
-    own = _own_layers(model, folder / name)
+    own = model.split_layers(load_file(folder / name))
     if own is not None:
-        pipeline.load_lora_into_transformer(own, transformer=network)
+        # No settings: alpha is rank then, the strength being multiplied in.
+        network.load_lora_adapter(own, prefix=None)
         return network
     if model.network_part == "unet":
         state, alphas = pipeline.lora_state_dict(str(folder), weight_name=name)
@@ -92,12 +94,14 @@ def put_adapter_on(model: "VideoModel", network: Any, folder: Path, name: str) -
     return network
 
 
-def _own_layers(model: "VideoModel", path: Path) -> dict[str, Tensor] | None:
-    """The adapter of a file whose layers the model's own code joins, as diffusers' pipeline takes it."""
-    from safetensors.torch import load_file
+def _plain_layers(model: "VideoModel") -> dict[str, Tensor]:
+    """The adapter under diffusers' names, its strength multiplied into `lora_B`."""
+    layers = dict(model.bare_network.named_modules())
 
-    tensors = load_file(path)
-    if not all(name.startswith(_PREFIX) for name in tensors):
-        return None
-    found = model.split_layers({name.removeprefix(_PREFIX): value for name, value in tensors.items()})
-    return None if found is None else {f"{model.network_part}.{name}": value for name, value in found.items()}
+    def strength(name: str) -> float:
+        return float(layers[name.removesuffix(".lora_B.weight")].scaling["default"])
+
+    return {
+        name: value * strength(name) if name.endswith(".lora_B.weight") else value
+        for name, value in adapter_state(model.bare_network).items()
+    }

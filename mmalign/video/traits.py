@@ -189,7 +189,7 @@ class VideoTraits(GuidedModel):
         return None
 
     def joined_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """An adapter under the names of a model's own code that joins layers; None where it joins none.
+        """An adapter as a model's own code has it, under whole names of its file; None: by `original_name`.
 
         Args:
             tensors: `<module in diffusers>.lora_A.weight` and `.lora_B.weight`, strength multiplied in.
@@ -198,7 +198,7 @@ class VideoTraits(GuidedModel):
         return None
 
     def split_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """What `joined_layers` gave, under diffusers' names again."""
+        """What `joined_layers` gave, under diffusers' names again; None for other files."""
         del tensors
         return None
 

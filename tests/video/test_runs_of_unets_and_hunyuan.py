@@ -8,13 +8,17 @@ import torch
 
 from mmalign.cli.encoding import encode_run
 from mmalign.cli.main import main
+from mmalign.errors import CheckpointError
 from mmalign.testing.tiny import write_tiny_sd15
 from mmalign.testing.tiny_video.animatediff import write_tiny_motion_adapter
 from mmalign.testing.tiny_video.hunyuan_video import write_tiny_hunyuan_video
 from mmalign.testing.tiny_video.text_to_video import write_tiny_text_to_video
 from mmalign.testing.tiny_video.videocrafter import write_tiny_videocrafter
-from mmalign.train.config import load_run
+from mmalign.train.config import ModelConfig, load_run
 from mmalign.train.run import train
+from mmalign.train.video_sections import VideoConfig
+from mmalign.video.families.text_to_video import FAMILY
+from mmalign.video.saving import renamed_tensors
 
 pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
 
@@ -77,5 +81,13 @@ def test_a_cached_run_equals_one_that_encodes_and_both_can_be_exported(write_run
     for name, value in live.trainables.parameters.items():
         torch.testing.assert_close(cached.trainables.parameters[name], value, rtol=0, atol=2e-4)
     assert list((live.folder / "samples/step-00000003").iterdir())
-    for to in ("diffusers", "merged", *(["comfyui"] if made is hunyuan else [])):
+    for to in ("diffusers", "merged", *(["comfyui"] if made in (hunyuan, animatediff) else [])):
         assert main(["export", str(live.folder), "--to", to, "--output", str(tmp_path / to)]) == 0
+
+
+def test_networks_that_comfyui_does_not_know_are_refused(tmp_path):
+    source = write_tiny_text_to_video(tmp_path / "model")
+    settings = ModelConfig(family="text_to_video", source=str(source))
+    model = FAMILY.load(settings, VideoConfig(**SMALL), device="cpu", dtype=torch.float32)
+    with pytest.raises(CheckpointError, match=r"an adapter of family text_to_video'.*that ComfyUI knows"):
+        renamed_tensors(model)

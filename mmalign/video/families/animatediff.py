@@ -19,6 +19,7 @@ from mmalign.diffusion.loading import PartSource, PipelineSource, kind_of_source
 from mmalign.diffusion.pipeline_parts import SettingsSource, write_pipeline_folder
 from mmalign.errors import ConfigError, explain
 from mmalign.video.family import VideoFamily
+from mmalign.video.motion_lora import from_official, to_official
 from mmalign.video.picture_model import PictureModel
 
 if TYPE_CHECKING:
@@ -208,6 +209,14 @@ class AnimateDiff(PictureModel):
     def network_arguments(self, conditioning: Mapping[str, Tensor]) -> dict[str, Any]:
         """Text states, once per frame."""
         return {"encoder_hidden_states": conditioning["text"].repeat_interleave(self.num_frames, dim=0)}
+
+    def joined_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """A motion LoRA under official names."""
+        return to_official(tensors)
+
+    def split_layers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """An official motion LoRA under diffusers' names."""
+        return from_official(tensors)
 
     def save_model(self, folder: str | Path) -> Path:
         """Write an `AnimateDiffPipeline` folder, adapters merged in; `motion_adapter/` is new, too."""
