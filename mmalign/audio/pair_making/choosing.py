@@ -1,19 +1,16 @@
 """From scored clips to rows: pairs or rankings, with every score and how each clip was made."""
 
-import os
-import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from mmalign.audio.pair_making.making import Group
 from mmalign.audio.pair_making.plan import AudioPairPlan
 from mmalign.data.pair_making.groups import ScoredSample, select_group
-from mmalign.data.pair_making.output import Provenance
+from mmalign.data.pair_making.output import Provenance, placed
 
-__all__ = ["pair_records", "ranking_records", "score_table"]
+__all__ = ["pair_records", "ranking_records"]
 
 Record = dict[str, Any]
 
@@ -48,8 +45,8 @@ def _pair(
     record: Record = {
         "id": f"{group.row.id}-{chosen}-{rejected}",
         "prompt": group.row.prompt,
-        "chosen": _placed(group.files[chosen], folder),
-        "rejected": _placed(group.files[rejected], folder),
+        "chosen": placed(group.files[chosen], folder, "audio"),
+        "rejected": placed(group.files[rejected], folder, "audio"),
         "score_chosen": better[plan.decides],
         "score_rejected": worse[plan.decides],
         "gap": better[plan.decides] - worse[plan.decides],
@@ -84,7 +81,7 @@ def ranking_records(
         record: Record = {
             "id": group.row.id,
             "prompt": group.row.prompt,
-            "candidates": [_placed(group.files[place], folder) for place in ranked],
+            "candidates": [placed(group.files[place], folder, "audio") for place in ranked],
             "scores": [group.scores[place][plan.decides] for place in ranked],
             "strategy": plan.strategy or plan.recipe,
             "prompts_sampled": [group.variants[place].prompt for place in ranked],
@@ -95,33 +92,3 @@ def ranking_records(
         found.append(record | provenance.columns(group.row.id))
     counts["rows"] = len(found)
     return found
-
-
-def _placed(name: str | None, folder: Path) -> str:
-    """The clip under `audio/`, from the folder on; a hard link where the disk allows one."""
-    source = folder / "stages" / str(name)
-    kept = f"audio/{source.name}"
-    target = folder / kept
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-    return kept
-
-
-def score_table(records: Sequence[Record], titles: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-    """Mean score of chosen and rejected clips, and the mean gap, by scorer; as Audio-Alpaca reports them."""
-    if not records or "chosen" not in records[0]:
-        return {}
-    table = {}
-    for title in titles:
-        chosen = fmean(record[f"{title}_chosen"] for record in records)
-        rejected = fmean(record[f"{title}_rejected"] for record in records)
-        table[title] = {
-            "chosen": round(chosen, 6),
-            "rejected": round(rejected, 6),
-            "gap": round(chosen - rejected, 6),
-        }
-    return table

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmalign.audio.pair_making.choosing import pair_records, ranking_records, score_table
+from mmalign.audio.pair_making.choosing import pair_records, ranking_records
 from mmalign.audio.pair_making.loading import Tools
 from mmalign.audio.pair_making.making import Group, existing, planned, sampled
 from mmalign.audio.pair_making.plan import AudioPairPlan, read_audio_plan
 from mmalign.audio.pair_making.scoring import scored
-from mmalign.data.pair_making.output import Provenance, write_rows
+from mmalign.data.pair_making.output import Provenance, score_table, write_rows
 from mmalign.data.pair_making.progress import print_made, stage_bars
 from mmalign.data.pair_making.rows import require_few_bad, rows_to_work_on, without_held_out
 from mmalign.data.pair_making.stages import Stages

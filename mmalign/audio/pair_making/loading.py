@@ -11,12 +11,12 @@ from mmalign import registry
 from mmalign.audio.pair_making.making import ClipMaker, Made
 from mmalign.audio.pair_making.plan import AudioPairPlan
 from mmalign.data.audio_media import DecodedAudio
-from mmalign.data.pair_making.sections import RewardChoice
 from mmalign.data.pair_making.weights import weights_digest
 from mmalign.diffusion.adapter_files import LORA_FILE
 from mmalign.errors import ConfigError, explain
 from mmalign.files import fingerprint
 from mmalign.rewards.base import Reward
+from mmalign.rewards.chosen import chosen_reward
 from mmalign.train.audio_sections import AudioConfig
 
 if TYPE_CHECKING:
@@ -144,14 +144,6 @@ def _model_maker(plan: AudioPairPlan, device: torch.device) -> ClipMaker:
     return ModelMaker(plan, device)
 
 
-def _reward(choice: RewardChoice, *, device: torch.device) -> Reward:
-    from mmalign.rewards import load
-
-    if ":" in choice.name:
-        return load(choice.name, **choice.options)
-    return load(choice.name, weights=choice.weights, device=device, dtype=choice.dtype, **choice.options)
-
-
 @dataclass(frozen=True)
 class Tools:
     """Loaders that a recipe calls when it needs what they load; give others to stand in for them.
@@ -162,7 +154,7 @@ class Tools:
     """
 
     model: Callable[[AudioPairPlan, torch.device], ClipMaker] = _model_maker
-    reward: Callable[..., Reward] = _reward
+    reward: Callable[..., Reward] = chosen_reward
 
     def maker(self, plan: AudioPairPlan, device: torch.device) -> ClipMaker:
         """The maker of a plan: a function by its name, else a model.

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from mmalign.files import atomic_write, fingerprint
 
-__all__ = ["MadeFiles", "Provenance", "write_rows"]
+__all__ = ["MadeFiles", "Provenance", "placed", "score_table", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,41 @@ def write_rows(
     }
     atomic_write(folder / "card.yaml", yaml.safe_dump(card, sort_keys=False, allow_unicode=True))
     return atomic_write(folder / "rows.jsonl", "".join(lines))
+
+
+def placed(name: str | None, folder: Path, kind: str) -> str:
+    """A file of `stages` put under a sub-folder, from the folder on; a hard link where the disk allows one.
+
+    Args:
+        name: of the file, from `stages` on.
+        folder: of the rows.
+        kind: the sub-folder.
+    """
+    source = folder / "stages" / str(name)
+    kept = f"{kind}/{source.name}"
+    target = folder / kept
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+    return kept
+
+
+def score_table(
+    records: Sequence[Mapping[str, Any]], titles: Sequence[str]
+) -> Mapping[str, Mapping[str, float]]:
+    """Mean score of chosen and rejected clips, and the mean gap, by scorer; as Audio-Alpaca reports them."""
+    if not records or "chosen" not in records[0]:
+        return {}
+    table = {}
+    for title in titles:
+        chosen = fmean(record[f"{title}_chosen"] for record in records)
+        rejected = fmean(record[f"{title}_rejected"] for record in records)
+        table[title] = {
+            "chosen": round(chosen, 6),
+            "rejected": round(rejected, 6),
+            "gap": round(chosen - rejected, 6),
+        }
+    return table
