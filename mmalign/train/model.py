@@ -168,6 +168,7 @@ class PreferenceModel(TrainedModel, Protocol):
 
 
 @runtime_checkable
+@runtime_checkable
 class PaintingModel(PreferenceModel, Protocol):
     """A model whose samples are pictures."""
 

@@ -208,6 +208,23 @@ def _require_reward(run: ResolvedRun, reward: RunReward | None) -> PixelReward:
     return reward
 
 
+def _painting(run: ResolvedRun, model: PreferenceModel) -> PaintingModel:
+    """The model as one whose samples are pictures, which rewards see.
+
+    Raises:
+        ConfigError: they are clips.
+    """
+    if not isinstance(model, PaintingModel):
+        message = explain(
+            f"{run.path}: rollout.reward",
+            got=f"a reward of samples of {model.family}, which are clips",
+            expected="samples of pictures or sounds",
+            do="Make pairs of scored clips with `mmalign pairs make`, and train on them in rounds.",
+        )
+        raise ConfigError(message)
+    return model
+
+
 def make_online(
     run: ResolvedRun,
     trained: TrainedModel,
@@ -253,7 +270,7 @@ def make_online(
         if isinstance(model, SoundingModel):
             scored = _heard(run, model, reward)
         else:
-            scored = _Scored(cast("PaintingModel", model), _require_reward(run, reward))
+            scored = _Scored(_painting(run, model), _require_reward(run, reward))
     collector: Collector
     if run.method.rollout == "one_step":
         finished = None if scored is None else scored.finished
@@ -319,8 +336,8 @@ def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:
     """Refuse settings that would be paid for and mean nothing.
 
     Raises:
-        ConfigError: guidance of a model that is told its guidance, a spacing where steps are not the run's to
-            place, or a buffer below a micro-batch.
+        ConfigError: a model that needs a picture, guidance of one that is told its guidance, a spacing where
+            steps are not the run's to place, or a buffer below a micro-batch.
     """
     rollout, batch_size = run.config.rollout, run.config.train.batch_size
     if getattr(model, "embeds_guidance", False) and rollout.guidance_scale != 1:
@@ -329,6 +346,14 @@ def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:
             got=rollout.guidance_scale,
             expected="1 for a model that is told its guidance as an input",
             do="Set model.guidance to what it is told, and rollout.guidance_scale=1.",
+        )
+        raise ConfigError(message)
+    if getattr(model, "conditioned", False):
+        message = explain(
+            f"{run.path}: method",
+            got=f"{run.method.name}, which samples from prompts alone",
+            expected="a method of stored candidates: this model's clips go on from a picture",
+            do="Make pairs with `mmalign pairs make`, and train on them.",
         )
         raise ConfigError(message)
     _require_free_spacing(run, model)

@@ -21,7 +21,8 @@ from mmalign.diffusion.autoencoder import Moments
 from mmalign.diffusion.clip_reader import padded
 from mmalign.diffusion.examples import OWN
 from mmalign.diffusion.loading import PartSource
-from mmalign.diffusion.pipeline_parts import OpenSource, write_pipeline_folder
+from mmalign.diffusion.opened_family import OpenedFamily
+from mmalign.diffusion.pipeline_parts import write_pipeline_folder
 from mmalign.errors import ConfigError, explain
 from mmalign.shapes import flatten_candidates, unflatten_candidates
 from mmalign.video.clips import IMAGE, Clip, ClipLoader, VideoReader
@@ -364,48 +365,7 @@ class VideoModel(VideoTraits):
 
 
 @dataclass(frozen=True)
-class VideoFamily:
-    """What the registry finds under a family's name.
+class VideoFamily(OpenedFamily[VideoModel]):
+    """What the registry finds under a video family's name."""
 
-    Args:
-        name: as in configs.
-        model: the class of its loaded models.
-        open_source: finds the parts of a checkpoint.
-        pipelines: pipeline classes of folders it reads.
-    """
-
-    name: str
-    model: type[VideoModel]
-    open_source: OpenSource
-    pipelines: tuple[str, ...] = ()
     modality: ClassVar[str] = "video"
-
-    def load(
-        self,
-        settings: "ModelConfig",
-        video: "VideoConfig",
-        *,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        network_dtype: torch.dtype | None = None,
-    ) -> VideoModel:
-        """A model ready to train: frozen, in evaluation mode, on the device.
-
-        Args:
-            settings: the run's `model` section.
-            video: the run's `video` section.
-            device: where it runs.
-            dtype: of the frozen parts; the VAE stays in float32.
-            network_dtype: of the network; pass float32 for full fine-tuning, so that no bit of the checkpoint
-                is lost on the way. Default `dtype`.
-
-        Raises:
-            ConfigError: nothing is there, it is another family's, or a part cannot be loaded.
-        """
-        source = self.open_source(
-            settings.source,
-            revision=settings.revision,
-            variant=settings.variant,
-            config_source=settings.config_source,
-        )
-        return self.model(source, settings, video, device=device, dtype=dtype, network_dtype=network_dtype)
