@@ -1,4 +1,4 @@
-"""Online methods on models of video: what samples from prompts alone takes no picture and no pictures' judge."""
+"""Online methods on models of video: no pictures to go on from, no judges of pictures."""
 
 import pytest
 
