@@ -163,7 +163,7 @@ def see(frame: npt.NDArray[np.float64]) -> Seen:
     centres = np.arange(FRAME_SIZE) + 0.5
     x, y = float(mask.sum(0) @ centres / area), float(mask.sum(1) @ centres / area)
     solid = frame[mask > 0.8]
-    mean = solid.mean(0) if len(solid) else frame[np.unravel_index(apart.argmax(), apart.shape)]
+    mean = np.median(solid, axis=0) if len(solid) else frame[np.unravel_index(apart.argmax(), apart.shape)]
     colour = min(COLOURS, key=lambda name: float(((mean - np.array(COLOURS[name])) ** 2).sum()))
     shape, overlap = _form(mask, x, y)
     return Seen(x, y, colour, shape, overlap)
@@ -201,7 +201,7 @@ def _segment(seen: Sequence[Seen], facts: Facts, number: int) -> Segment:
     jerks[1:] = np.hypot(*np.diff(steps, axis=0).T)
     jerks[TURN] = max(0.0, jerks[TURN] - 1.4)  # the turn itself
     frames = seen[first + (number > 0) : last + 1]
-    kept = [one.colour == facts.colour and one.shape == facts.shape and one.overlap > 0.6 for one in frames]
+    kept = [one.colour == facts.colour and one.shape == facts.shape and one.overlap > 0.5 for one in frames]
     return Segment(
         _direction(places[first : last + 1], facts.directions[number]),
         _smoothness(steps[first:last], jerks[first:last]),
