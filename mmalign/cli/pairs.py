@@ -65,10 +65,10 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
     """
     parser = commands.add_parser(
         "pairs",
-        help="make preference data: of pictures in three stages, of answers and sounds by a recipe",
+        help="make preference data: of pictures in three stages; of answers, sounds and clips by a recipe",
         description="Of pictures: sample candidates, score them, select pairs or rankings, each restartable "
-        "alone. Of answers about images and videos, and of sounds: make. What is stored is not made again; a "
-        "run that was killed ends with the same rows as one that was not.",
+        "alone. Of answers about images and videos, of sounds and of clips: make. What is stored is not made "
+        "again; a run that was killed ends with the same rows as one that was not.",
     )
     stages = parser.add_subparsers(dest="subcommand", metavar="sample|score|select|make", required=True)
     sample = stages.add_parser(
@@ -114,11 +114,12 @@ def add_command(commands: Any, calls: Callable[[str], Any]) -> None:  # argparse
 def _add_make(stages: Any, calls: Callable[[str], Any]) -> None:
     make = stages.add_parser(
         "make",
-        help="pairs of a vision-language model's answers, or of sounds, by a recipe",
+        help="pairs of a vision-language model's answers, of sounds or of clips, by a recipe",
         description="Of answers: correct, score, claims, csr, self_judged, multi_image, captions, clips, "
-        "mistakes, bias_driven, prompt_writer. Of sounds: seeds, quality, events, order, candidates. Writes "
-        "rows.jsonl, media and card.yaml; answers, clips and judgements are kept under stages/ as they are "
-        "made. correct and score write answers first and go on once their file is there.",
+        "mistakes, bias_driven, prompt_writer. Of sounds: seeds, quality, events, order, candidates. Of "
+        "clips: groups, existing_clips, corrupt_and_denoise, damage, segments. Writes rows.jsonl, media and "
+        "card.yaml; answers, clips and judgements are kept under stages/ as they are made. correct and score "
+        "write answers first and go on once their file is there.",
     )
     add = make.add_argument
     add("plan_path", metavar="PLAN", type=Path, help="YAML file: recipe, model, data and settings")

@@ -1,6 +1,5 @@
 """What makes and scores clips: an audio model or a function of the user's own; registered rewards."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from mmalign import registry
 from mmalign.audio.pair_making.making import ClipMaker, Made
 from mmalign.audio.pair_making.plan import AudioPairPlan
 from mmalign.data.audio_media import DecodedAudio
+from mmalign.data.pair_making.makers import FunctionMaker
 from mmalign.data.pair_making.weights import weights_digest
 from mmalign.diffusion.adapter_files import LORA_FILE
 from mmalign.errors import ConfigError, explain
@@ -22,43 +22,12 @@ from mmalign.train.audio_sections import AudioConfig
 if TYPE_CHECKING:
     from mmalign.audio.family import AudioModel
 
-__all__ = ["FunctionMaker", "ModelMaker", "Tools"]
+__all__ = ["ModelMaker", "Tools"]
 
 
-@dataclass(frozen=True)
-class FunctionMaker:
-    """A function of (prompts, keys, seed, num_steps) as a maker of clips.
-
-    Args:
-        function: gives (samples, sampling rate), encoded bytes, a file or None per prompt.
-        name: `module:function`.
-        source: text of its file: another text, other clips.
-    """
-
-    function: Callable[[Sequence[str], Sequence[str], int, int], Sequence[Any]]
-    name: str
-    source: str = ""
-
-    @classmethod
-    def load(cls, name: str) -> "FunctionMaker":
-        """The maker `module:function`.
-
-        Raises:
-            ConfigError: no such module or function.
-        """
-        function, source = registry.own_function(name, what="maker")
-        return cls(function, name, source)
-
-    def identity(self) -> Mapping[str, Any]:
-        """Its name and the hash of its file."""
-        return {"function": self.name, "source": hashlib.sha256(self.source.encode()).hexdigest()}
-
-    def __call__(
-        self, prompts: Sequence[str], keys: Sequence[str], seed: int, num_steps: int
-    ) -> Sequence[Made]:
-        """What the function makes of the prompts."""
-        made = self.function(prompts, keys, seed, num_steps)
-        return [DecodedAudio(*clip) if isinstance(clip, tuple) else clip for clip in made]
+def _as_sound(made: Any) -> Made:
+    """What a function made: (samples, sampling rate), encoded bytes, a file or None."""
+    return DecodedAudio(*made) if isinstance(made, tuple) else made
 
 
 @dataclass
@@ -162,4 +131,4 @@ class Tools:
         Raises:
             ConfigError: it is not there.
         """
-        return self.model(plan, device) if plan.maker is None else FunctionMaker.load(plan.maker)
+        return self.model(plan, device) if plan.maker is None else FunctionMaker.load(plan.maker, _as_sound)

@@ -1,4 +1,4 @@
-"""`mmalign pairs make`: a plan's recipe says whether it makes answers about pictures or sounds."""
+"""`mmalign pairs make`: a plan's recipe says whether it makes answers about pictures, sounds or clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from mmalign.audio.pair_making.plan import AUDIO_RECIPES
 from mmalign.config_files import read_config
 from mmalign.errors import unknown_name
+from mmalign.video.pair_making.plan import VIDEO_RECIPES
 from mmalign.vlm.pair_making.plan import RECIPES
 
 __all__ = ["run_make"]
@@ -25,8 +26,12 @@ def run_make(
         from mmalign.audio.pair_making import commands
 
         return commands.run_make(plan_path=plan_path, output=output, device=device, overrides=overrides)
+    if isinstance(recipe, str) and recipe in VIDEO_RECIPES:
+        from mmalign.video.pair_making import commands as clips
+
+        return clips.run_make(plan_path=plan_path, output=output, device=device, overrides=overrides)
     if recipe is not None and recipe not in RECIPES:
-        raise unknown_name("recipe", str(recipe), [*RECIPES, *AUDIO_RECIPES])
+        raise unknown_name("recipe", str(recipe), [*RECIPES, *AUDIO_RECIPES, *VIDEO_RECIPES])
     from mmalign.evals.pairs import painter
 
     return painter.run_make(plan_path=plan_path, output=output, device=device, overrides=overrides)

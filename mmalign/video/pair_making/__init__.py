@@ -1,0 +1,1 @@
+"""Makers of preference pairs of clips: sampled, corrupted and denoised, damaged, or there already."""
