@@ -1,7 +1,8 @@
 """The exact reward of the toy world of video: what moves where, read off the pixels, per segment.
 
 No model is asked. A shape is what differs from the frame's border. Its centre of mass is followed from frame
-to frame; its colour is the nearest of the world's, its form the one whose outline covers it best.
+to frame, its nose apart; its colour is the nearest of the world's, its form the one whose outline covers it
+best.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ from mmalign.toy.video_scenes import (
     SPEEDS,
     TURN,
     Facts,
+    Frame,
     facts_of,
+    nose_mask,
     shape_mask,
 )
 
@@ -47,7 +50,7 @@ class Seen:
     """One frame.
 
     Args:
-        x: centre of what is to be seen, in pixels from the left; NaN where there is nothing.
+        x: centre of the shape, in pixels from the left; NaN where there is nothing.
         y: from the top.
         colour: nearest colour, "" where there is nothing.
         shape: form that covers it best, likewise.
@@ -134,19 +137,45 @@ class Score:
         return self._mean("right_way")
 
 
-@lru_cache(maxsize=4096)
-def _outline(shape: str, x: float, y: float) -> _Array:
-    return shape_mask(shape, x, y)
+_Outline = tuple[str, str]
+"""A shape, and where its nose points; "" without one."""
+
+_OUTLINES: tuple[_Outline, ...] = tuple((shape, nose) for shape in SHAPES for nose in ("", *DIRECTIONS))
+_CENTRES = np.arange(FRAME_SIZE) + 0.5
 
 
-def _form(mask: _Array, x: float, y: float) -> tuple[str, float]:
-    """The shape whose outline covers a mask best, and how well."""
-    best = ("", 0.0)
-    for shape in SHAPES:
-        outline = _outline(shape, round(4 * x) / 4, round(4 * y) / 4)
-        overlap = float(np.minimum(mask, outline).sum() / np.maximum(mask, outline).sum())
-        if overlap > best[1]:
-            best = (shape, overlap)
+def _centre(mask: _Array) -> tuple[float, float]:
+    """Centre of mass in pixels from the left and from the top."""
+    total = mask.sum()
+    return float(mask.sum(0) @ _CENTRES / total), float(mask.sum(1) @ _CENTRES / total)
+
+
+@lru_cache(maxsize=16_384)
+def _painted(outline: _Outline, x: float, y: float) -> _Array:
+    shape, nose = outline
+    mask = shape_mask(shape, x, y)
+    return np.maximum(mask, nose_mask(Frame("", shape, x, y, nose))) if nose else mask
+
+
+@lru_cache(maxsize=len(_OUTLINES))
+def _offset(outline: _Outline) -> tuple[float, float]:
+    """By how much the nose moves the centre of mass."""
+    middle = FRAME_SIZE / 2
+    x, y = _centre(_painted(outline, middle, middle))
+    return x - middle, y - middle
+
+
+def _form(mask: _Array) -> tuple[str, float, float, float]:
+    """The shape whose outline, with a nose or without, covers a mask best; its centre, and how well."""
+    across, along = _centre(mask)
+    best = ("", across, along, 0.0)
+    for outline in _OUTLINES:
+        right, down = _offset(outline)
+        x, y = across - right, along - down
+        painted = _painted(outline, round(2 * x) / 2, round(2 * y) / 2)
+        overlap = float(np.minimum(mask, painted).sum() / np.maximum(mask, painted).sum())
+        if overlap > best[3]:
+            best = (outline[0], x, y, overlap)
     return best
 
 
@@ -154,18 +183,16 @@ def see(frame: npt.NDArray[np.float64]) -> Seen:
     """What one frame [height, width, 3] in [0, 255] shows."""
     border = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
     apart = np.sqrt(((frame - np.median(border, axis=0)) ** 2).sum(-1))
-    typical = float(np.sort(apart.ravel())[-30:].mean())
+    typical = float(np.median(np.sort(apart.ravel())[-30:]))  # of the shape, not of its nose
     mask = (apart / max(typical, 1e-9)).clip(0.0, 1.0)
     mask[mask < 0.3] = 0.0
     area = float(mask.sum())
     if typical < _FAINT or area > 0.4 * FRAME_SIZE**2:
         return Seen(float("nan"), float("nan"), "", "", 0.0)
-    centres = np.arange(FRAME_SIZE) + 0.5
-    x, y = float(mask.sum(0) @ centres / area), float(mask.sum(1) @ centres / area)
     solid = frame[mask > 0.8]
     mean = np.median(solid, axis=0) if len(solid) else frame[np.unravel_index(apart.argmax(), apart.shape)]
     colour = min(COLOURS, key=lambda name: float(((mean - np.array(COLOURS[name])) ** 2).sum()))
-    shape, overlap = _form(mask, x, y)
+    shape, x, y, overlap = _form(mask)
     return Seen(x, y, colour, shape, overlap)
 
 
@@ -201,7 +228,7 @@ def _segment(seen: Sequence[Seen], facts: Facts, number: int) -> Segment:
     jerks[1:] = np.hypot(*np.diff(steps, axis=0).T)
     jerks[TURN] = max(0.0, jerks[TURN] - 1.4)  # the turn itself
     frames = seen[first + (number > 0) : last + 1]
-    kept = [one.colour == facts.colour and one.shape == facts.shape and one.overlap > 0.5 for one in frames]
+    kept = [one.colour == facts.colour and one.shape == facts.shape and one.overlap > 0.6 for one in frames]
     return Segment(
         _direction(places[first : last + 1], facts.directions[number]),
         _smoothness(steps[first:last], jerks[first:last]),
