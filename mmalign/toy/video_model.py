@@ -386,9 +386,9 @@ def train_base(
     vae_pictures: int = 800,
     vae_steps: int = 1400,
     text_steps: int = 300,
-    steps: int = 4500,
+    steps: int = 3000,
     num_clips: int = 600,
-    num_scenes: int = 3_500,
+    num_scenes: int = 3_000,
     num_evaluated: int = 48,
 ) -> None:
     """The shipped base, written to `output`: autoencoder, text encoder, then the transformer.
@@ -421,9 +421,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae-pictures", type=int, default=800, help="steps of the VAE on single frames")
     parser.add_argument("--vae-steps", type=int, default=1400, help="steps of the VAE in all")
     parser.add_argument("--text-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=4500, help="steps of the transformer")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of the transformer")
     parser.add_argument("--num-clips", type=int, default=600, help="clips of the VAE")
-    parser.add_argument("--num-scenes", type=int, default=3_500, help="clips of the transformer")
+    parser.add_argument("--num-scenes", type=int, default=3_000, help="clips of the transformer")
     parser.add_argument("--num-evaluated", type=int, default=48, help="held-out captions that are shown")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
