@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmalign.errors import ConfigError, explain
 from mmalign.evals.jobs import Job
+from mmalign.evals.model_media import makes_clips
 from mmalign.evals.suite import ModelSpec
 
 __all__ = ["adopted_folder", "adopted_media", "chosen_files", "is_clip", "is_sound", "media_of"]
@@ -41,18 +42,23 @@ def media_of(models: Sequence[ModelSpec], *, default: str = "pictures") -> str:
     """What all models of a run make: `pictures`, `clips` or `sounds`.
 
     Args:
-        models: folders of files say by themselves what they hold.
+        models: folders of files say by themselves what they hold, models of video by their configurations.
         default: what the others make.
 
     Raises:
         ConfigError: they make different things.
     """
-    found = {spec.name: adopted_media(spec.source) or default for spec in models}
+    found = {spec.name: adopted_media(spec.source) or _made_by(spec, default) for spec in models}
     if len(set(found.values())) > 1:
         got = ", ".join(f"{name} of {media}" for name, media in found.items())
         expected = "pictures of all models, or clips of all, or sounds of all"
         raise ConfigError(explain("--model", got=got, expected=expected))
     return next(iter(found.values()), default)
+
+
+def _made_by(spec: ModelSpec, default: str) -> str:
+    """Clips of a model of video, whatever the suite's rewards score; else the default."""
+    return "clips" if default == "pictures" and makes_clips(spec.source) else default
 
 
 def chosen_files(spec: ModelSpec, jobs: Sequence[Job], root: Path) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
-from mmalign.evals.adopted_pictures import adopted_folder, is_sound
+from mmalign.evals.adopted_pictures import adopted_folder, is_clip, is_sound
 from mmalign.evals.answers import read_answers
 from mmalign.evals.base import Answer, Benchmark, Item
 from mmalign.evals.benchmark_suite import AnsweringConfig
@@ -30,7 +30,7 @@ __all__ = ["ANSWERS", "Given", "How", "Model", "answers_of", "model_of", "part_o
 ANSWERS = "answers:"
 """What the source of a model starts with whose answers are stored in a file."""
 
-_FOLDERS = {"image": "images:", "audio": "sounds:"}
+_FOLDERS = {"image": "images:", "video": "videos:", "audio": "sounds:"}
 """What the source of a model starts with that is a folder of what a benchmark asks for."""
 
 
@@ -85,12 +85,12 @@ def model_of(benchmark: Benchmark, spec: ModelSpec) -> Model:
     """A model of a suite: `answers:FILE` is stored answers, or the official script's results.
 
     A pattern (`answers:out/*.jsonl`) takes all files it fits; a folder of pictures is `images:FOLDER`, one of
-    sounds `sounds:FOLDER`.
+    clips `videos:FOLDER`, one of sounds `sounds:FOLDER`.
 
     Raises:
         ConfigError: no such file; or pictures, where words are asked for.
     """
-    taken = spec.source.startswith(_FOLDERS.get(benchmark.produces, "\0"))
+    taken = _is_made(benchmark) and spec.source.startswith(_FOLDERS[benchmark.produces])
     if adopted_folder(spec.source) is not None and not taken:
         expected = f"a model that answers, or {ANSWERS}FILE: {benchmark.name} takes no such folder"
         raise ConfigError(explain(f"--model {spec.name}", got=spec.source, expected=expected))
@@ -128,7 +128,7 @@ def answers_of(benchmark: Benchmark, items: Sequence[Item], models: Sequence[Mod
     """Answers of every model, read, asked for or painted."""
     working = [model for model in models if not model.files]
     # All of them are there, before the first one works for hours.
-    if benchmark.produces in _FOLDERS:
+    if _is_made(benchmark):
         require_models([model.spec() for model in working])
         require_on_hub([model.spec() for model in working])
     elif benchmark.produces == "text" and working:
@@ -145,7 +145,7 @@ def answers_of(benchmark: Benchmark, items: Sequence[Item], models: Sequence[Mod
             found.append(replace(given, answers=part_of(given.answers, how.shard)))
         elif benchmark.produces == "text":
             found.append(_said(items, model, how))
-        elif benchmark.produces in _FOLDERS:
+        elif _is_made(benchmark):
             found.append(_painted(items, model, how, benchmark.produces))
         else:
             stored = benchmark.options.get("results", "stored answers")
@@ -153,7 +153,7 @@ def answers_of(benchmark: Benchmark, items: Sequence[Item], models: Sequence[Mod
                 f"--model {model.name}",
                 got=model.source,
                 expected=f"--answers (of a suite: answers:FILE) with {stored}",
-                do=f"{_KINDS_MADE[benchmark.produces]} are made by their own commands.",
+                do="Its clips are measured by the official package.",
             )
             raise ConfigError(message)
     return found
@@ -165,7 +165,11 @@ def part_of(answers: Sequence[Answer], shard: tuple[int, int]) -> list[Answer]:
     return [answer for answer in answers if shard_of(answer.item.id, count) == number]
 
 
-_KINDS_MADE = {"video": "Clips"}
+def _is_made(benchmark: Benchmark) -> bool:
+    """Whether models make what a benchmark asks for: not clips that the official package measures."""
+    return benchmark.produces in _FOLDERS and not (
+        benchmark.produces == "video" and "results" in benchmark.options
+    )
 
 
 def _stored(benchmark: Benchmark, items: Sequence[Item], model: Model) -> Given:
@@ -212,14 +216,14 @@ def _said(items: Sequence[Item], model: Model, how: How) -> Given:
 
 
 def _painted(items: Sequence[Item], model: Model, how: How, produces: str) -> Given:
-    """Pictures or sounds of a model from the noise every other model gets, or those of a folder."""
+    """Pictures, clips or sounds of a model from the noise every other model gets, or those of a folder."""
     from mmalign.evals.generation import generate_missing
     from mmalign.evals.harness import stored_keys
     from mmalign.evals.results import load_pictures
 
     spec = model.spec()
     adopted = adopted_folder(spec.source) is not None
-    made, verb = ("sound", "sound") if produces == "audio" else ("picture", "paint")
+    made, verb = _VERBS[produces]
     jobs = jobs_of(items, how.generation.images_per_prompt)
     if how.make:
         with _progress() as progress:
@@ -233,7 +237,7 @@ def _painted(items: Sequence[Item], model: Model, how: How, produces: str) -> Gi
                 device=how.device,
                 shard=how.shard,
                 progress=partial(progress.advance, task),
-                media="sounds" if produces == "audio" else "pictures",
+                media=_MEDIA[produces],
             )
             progress.update(task, total=len(keys))
         if not adopted:
@@ -257,13 +261,17 @@ def _painted(items: Sequence[Item], model: Model, how: How, produces: str) -> Gi
             else Answer(job.item, media=(picture.path,), copy=job.copy)
         )
     missing = sum(answer.error is not None for answer in answers)
-    return Given(answers, missing, _unmatched(spec, keys) if adopted and produces == "audio" else 0)
+    return Given(answers, missing, _unmatched(spec, keys) if adopted and produces != "image" else 0)
+
+
+_VERBS = {"image": ("picture", "paint"), "video": ("clip", "film"), "audio": ("sound", "sound")}
+_MEDIA = {"image": "pictures", "video": "clips", "audio": "sounds"}
 
 
 def _unmatched(spec: ModelSpec, keys: Mapping[str, str]) -> int:
-    """Sounds in a folder that are of no prompt."""
+    """Clips or sounds in a folder that are of no prompt."""
     folder = adopted_folder(spec.source)
-    files = [] if folder is None else [path for path in folder.rglob("*") if is_sound(path)]
+    files = [] if folder is None else [path for path in folder.rglob("*") if is_sound(path) or is_clip(path)]
     return max(0, len(files) - len(keys))
 
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import ConfigError, RowError
+from mmalign.errors import ConfigError, MissingExtraError, RowError
 from mmalign.evals.adopted_pictures import is_sound
 from mmalign.evals.answering import clip_frames, is_clip
 from mmalign.evals.number_texts import number_text
@@ -85,7 +85,7 @@ def item_cards(record: Record, rows: Rows, max_items: int) -> str:
 
 
 class _Pictures:
-    """Thumbnails, and sounds to play, as HTML while they fit."""
+    """Thumbnails, and clips and sounds to play, as HTML while they fit."""
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
@@ -95,11 +95,13 @@ class _Pictures:
         said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
         played = ""
         try:
-            path = _middle_frame(media)
+            path = _shown(media)
             small = thumbnail(path) if self._left > 0 else None
             if small is not None and is_sound(media):
                 played = self._player(media, caption)
-        except (RowError, ConfigError):
+            elif small is not None and path == media and media.lower().endswith(_PLAYABLE):
+                played = self._film(media, caption)
+        except (RowError, ConfigError, MissingExtraError):
             return f'<figure><div class="absent">cannot be read: {escape(media)}</div>{said}</figure>'
         if small is None:
             return f'<figure><div class="absent">{escape(media)}</div>{said}</figure>'
@@ -118,10 +120,29 @@ class _Pictures:
         source = f"data:{PLAYED};base64,{text}"
         return f'<audio controls preload="none" aria-label="{label}" src="{source}"></audio>'
 
+    def _film(self, media: str, caption: str) -> str:
+        """What plays a clip, inside of the page while it fits; else a link beside the page's own place."""
+        label = escape(f"clip of {caption}" if caption else "the clip")
+        path = Path(media)
+        if path.stat().st_size > self._left:
+            return f'<a href="{escape(path.resolve().as_uri())}">{label}</a>'
+        data = path.read_bytes()
+        self._left -= len(data)
+        text = base64.b64encode(data).decode("ascii")
+        kind = "webm" if path.suffix.lower() == ".webm" else "mp4"
+        return (
+            f'<video controls loop muted playsinline preload="metadata" aria-label="{label}" '
+            f'src="data:video/{kind};base64,{text}"></video>'
+        )
 
-def _middle_frame(media: str) -> str | Path:
-    """The picture itself, or the middle frame of a clip."""
-    if not is_clip(media):
+
+_PLAYABLE = (".mp4", ".m4v", ".webm")
+"""Clips that every browser plays."""
+
+
+def _shown(media: str) -> str | Path:
+    """The picture or clip itself; of a clip whose frames lie beside it the middle one."""
+    if not is_clip(media) or not Path(media).with_suffix("").is_dir():
         return media
     frames = clip_frames(Path(media))
     return frames[len(frames) // 2]

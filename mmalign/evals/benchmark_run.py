@@ -94,8 +94,8 @@ def run_benchmark(
             for found in given:
                 _ask_tools(benchmark, found, options, tools, part)
             return None
-        # Rules without tools, and those whose tools only listen, cost nothing to apply again.
-        again = benchmark.produces == "audio" or (benchmark.produces == "text" and not tools)
+        # Rules without tools, and those whose tools only listen or watch, cost nothing to apply again.
+        again = benchmark.produces in ("audio", "video") or (benchmark.produces == "text" and not tools)
         clusters = clusters_of(items) if again else {}
         answered = [
             _scored(benchmark, model, found, options, clusters, suite.groups)

@@ -72,6 +72,8 @@ class ToolStore:
             return tool
         if name == "detector":
             return StoredDetector(tool, self)
+        if callable(getattr(tool, "stored", None)):  # what looks at clips knows best how to be kept
+            return tool.stored(name, self)
         if isinstance(tool, Reward):
             return StoredReward(tool, self.folder, ask=self.ask)
         if callable(getattr(tool, "hear", None)):
@@ -227,12 +229,12 @@ class StoredReward:
         return self._reward.provenance()
 
     def score(self, samples: Sequence[Sample], *, batch_size: int = 16) -> Scored:
-        """Values of the samples; those of pictures and sounds that are files are stored.
+        """Values of the samples; those of pictures, clips and sounds that are files are stored.
 
         Raises:
             CheckpointError: a score is not there, and this is a report of what is.
         """
-        media = [sample.image if sample.audio is None else sample.audio for sample in samples]
+        media = [_media_of(sample) for sample in samples]
         files = [one for one in media if isinstance(one, str | Path)]
         if len(files) < len(samples) or any(sample.extras for sample in samples):
             return self._reward.score(samples, batch_size=batch_size)
@@ -270,6 +272,12 @@ class StoredReward:
         """Rows by key and output."""
         rows = scores_table(self._folder).read(("value", "error", "truncated", "raw"))
         return {(row["key"], row["output"]): row for row in rows if row["key"] in keys}
+
+
+def _media_of(sample: Sample) -> Any:
+    """The picture, clip or sound of a sample."""
+    given = (sample.image, sample.audio, sample.video)
+    return next((media for media in given if media is not None), None)
 
 
 def _picture(place: int, prompt: str, file: str | Path) -> Picture | str:

@@ -238,7 +238,7 @@ def _warnings(
         if counts["failed"]:
             found.append(f"{model.name}: {counts['failed']} {of_all} failed; they are in no metric.")
         if counts["unused records"]:
-            kind = "files" if benchmark.produces == "audio" else "stored answers"
+            kind = "files" if benchmark.produces in ("audio", "video") else "stored answers"
             found.append(f"{model.name}: {counts['unused records']} {kind} belong to no item.")
         unread = sum(model.outcome.counts.get(name, 0) for name in _UNREAD)
         if unread:
@@ -250,11 +250,31 @@ def _warnings(
         )
     asked = {len({answer.copy for answer in model.answers}) for model in models if model.answers}
     wanted = benchmark.protocol.get("images per prompt")
-    if wanted is not None and benchmark.produces in ("image", "audio") and asked not in (set(), {wanted}):
+    if wanted is not None and benchmark.produces in _KINDS and asked not in (set(), {wanted}):
         given = ", ".join(map(str, sorted(asked)))
-        kind = "images" if benchmark.produces == "image" else "sounds"
+        kind = _KINDS[benchmark.produces]
         found.append(f"The protocol has {wanted} {kind} per prompt; here it is {given}.")
+    found += _other_clips(models)
     return found
+
+
+_KINDS = {"image": "images", "video": "clips", "audio": "sounds"}
+
+
+def _other_clips(models: Sequence[Answered]) -> list[str]:
+    """Where models make clips of other lengths, sizes or rates, which measures of motion depend on."""
+    recipes = [model.provenance.get("recipe", {}) for model in models]
+    shapes = [
+        tuple(recipe.get(name) for name in ("num_frames", "height", "width", "fps")) for recipe in recipes
+    ]
+    if len({shape for shape in shapes if any(shape)}) < 2:
+        return []
+    said = ", ".join(
+        f"{model.name} {frames} frames of {width}x{height} at {fps:g} fps"
+        for model, (frames, height, width, fps) in zip(models, shapes, strict=True)
+        if frames
+    )
+    return [f"The models' clips differ, and with them the scale of every measure of motion: {said}."]
 
 
 def _answered_items(model: Answered) -> set[str]:

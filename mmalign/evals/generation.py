@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 Paint = Callable[[Sequence[Job]], "Sequence[Image | bytes]"]
-"""Jobs to pictures, or to the encoded files of sounds."""
+"""Jobs to pictures, or to the encoded files of clips and sounds."""
 
 
 def pictures_table(folder: Path) -> PartTable:
@@ -90,9 +90,14 @@ def picture_key(fingerprint: str, job: Job, recipe: Mapping[str, Any]) -> str:
 
 
 def _recipe_for(job: Job, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's recipe; of sounds, with the duration that the prompt asks for."""
+    """The model's recipe, with what the prompt asks for: a duration, a picture that its clip goes on from."""
     asked = job.duration() if "duration" in recipe else None
-    return dict(recipe) if asked is None else {**recipe, "duration": asked}
+    shown = job.item.expected.get("image") if "image" in recipe else None
+    return {
+        **recipe,
+        **({} if asked is None else {"duration": asked}),
+        **({"image": media_hash(shown)} if isinstance(shown, str) else {}),
+    }
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,9 @@ def _painter(spec: ModelSpec, settings: GenerationConfig, device: str | None) ->
     if settings.duration is not None:
         expected = "no value: models of pictures make no sounds"
         raise ConfigError(explain("generation.duration", got=settings.duration, expected=expected))
+    if settings.num_frames is not None:
+        expected = "no value: models of pictures make no clips"
+        raise ConfigError(explain("generation.num_frames", got=settings.num_frames, expected=expected))
     is_run = run_of(spec.source) is not None
     loaded = load_trained(spec.source, device=device) if is_run else load_base(spec.source, device=device)
     num_steps = settings.num_steps or loaded.num_steps
@@ -179,7 +187,7 @@ def generate_missing(
         shard: (number, count) of this process.
         progress: called with the number of pictures that are done.
         fingerprint: of the model, where the caller knows it.
-        media: what the model makes: `pictures` or `sounds`.
+        media: what the model makes: `pictures`, `clips` or `sounds`.
 
     Raises:
         CheckpointError: the model's files changed while it was loaded.
@@ -242,7 +250,11 @@ def remembered_recipe(folder: Path, settings: GenerationConfig, fingerprint: str
 def _maker(
     media: str,
 ) -> Callable[[ModelSpec, GenerationConfig, str | None], AbstractContextManager[Painter]]:
-    """What loads a model that makes `pictures` or `sounds`."""
+    """What loads a model that makes `pictures`, `clips` or `sounds`."""
+    if media == "clips":
+        from mmalign.evals.video.generation import clip_painter
+
+        return clip_painter
     if media == "sounds":
         from mmalign.evals.audio.generation import sound_painter
 
@@ -259,7 +271,7 @@ def _store(
     painter: Painter,
     seconds: float,
 ) -> dict[str, Any]:
-    """Write a picture or sound, return its row."""
+    """Write a picture, clip or sound, return its row."""
     kind = painter.recipe["format"]
     data = made if isinstance(made, bytes) else _encoded(made, kind)
     ending = painter.ending or ("jpg" if kind == "jpeg" else "png")

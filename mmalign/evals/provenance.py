@@ -33,6 +33,9 @@ __all__ = [
 _DEMANDS = ("seed", "num_steps", "guidance_scale", "scheduler", "format")
 """What a suite can demand of painting; None there leaves it to the model."""
 
+_SHAPE = ("num_frames", "height", "width", "fps")
+"""Of clips, always: measures of clips of another length, size or rate are other numbers."""
+
 _OWN = "the model's own"
 _UNRECORDED = "not recorded"
 
@@ -129,6 +132,7 @@ def entries_of(run: Run) -> Iterator[Entry]:
     }
     for model in record["models"]:
         recipe = {f"recipe.{name}": model["recipe"].get(name, _UNRECORDED) for name in _DEMANDS}
+        recipe |= {f"recipe.{name}": model["recipe"].get(name, _UNRECORDED) for name in _SHAPE}
         own = frozenset(
             f"recipe.{name}"
             for name in _DEMANDS

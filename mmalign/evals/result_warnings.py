@@ -28,6 +28,7 @@ def warnings_of(results: Results, record: Mapping[str, Any]) -> list[str]:
         if reward["failed"]
     ]
     found += _other_sizes(results)
+    found += _of_clips(results, record)
     held_out = [column for column in results.columns if column.reward.role == "held_out"]
     training = [column for column in results.columns if column.reward.role == "training"]
     for comparison in record["comparisons"]:
@@ -41,6 +42,32 @@ def warnings_of(results: Results, record: Mapping[str, Any]) -> list[str]:
             )
     if len({model.recipe.get("dtype") for model in results.models}) > 1:
         found.append("The models painted in different precisions; part of a difference may be rounding.")
+    return found
+
+
+_MOTION = ("frame_difference", "motion", "dynamic", "flow")
+"""Parts of the names of rewards, or of their titles, that measure how much clips move."""
+
+
+def _of_clips(results: Results, record: Mapping[str, Any]) -> list[str]:
+    """Of clips: quality without a measure of motion beside it, and clips of other shapes."""
+    if record["media"] != "clips":
+        return []
+    found: list[str] = []
+    names = [f"{column.reward.name} {column.title}".lower() for column in results.columns]
+    if not any(part in name for name in names for part in _MOTION):
+        found.append(
+            "No measure of motion stands beside these rewards, and most of them like clips that hardly move: "
+            "add {name: 'mmalign.evals.video.pixels:frame_difference', title: motion, frames: 0} to the "
+            "suite's rewards."
+        )
+    shapes = {
+        tuple(model.recipe[name] for name in ("num_frames", "height", "width", "fps"))
+        for model in results.models
+        if "num_frames" in model.recipe
+    }
+    if len(shapes) > 1:
+        found.append("The models' clips differ in frames, size or rate, on which rewards and motion depend.")
     return found
 
 

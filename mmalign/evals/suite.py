@@ -42,6 +42,10 @@ class GenerationConfig(Section):
     duration: float | None = Field(
         None, gt=0, description="seconds of sounds whose prompts say none; default: as the model was trained"
     )
+    num_frames: int | None = Field(None, ge=1, description="of clips; default: as the model was trained")
+    height: int | None = Field(None, ge=1, description="pixels of clips, the same")
+    width: int | None = Field(None, ge=1, description="pixels of clips, the same")
+    fps: float | None = Field(None, gt=0, description="frames per second of clips, the same")
 
 
 class RewardSpec(Section):

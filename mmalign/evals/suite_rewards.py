@@ -96,13 +96,14 @@ def require_names(suite: Suite) -> None:
 
 
 def made_for(suite: Suite) -> str:
-    """What models of a suite make, by its first reward that says it: `sounds`, else `pictures`."""
+    """What models of a suite make, by its first reward that says it: `sounds`, `clips`, else `pictures`."""
     from mmalign.rewards import card
 
     for spec in suite.rewards:
         if ":" not in spec.name and not spec.name.endswith(_ENSEMBLE):
             with contextlib.suppress(UnknownNameError):  # stored scores outlive the plug-in that gave them
-                return "sounds" if card(spec.name).modality == "audio" else "pictures"
+                modality = card(spec.name).modality
+                return {"audio": "sounds", "video": "clips"}.get(modality, "pictures")
     return "pictures"
 
 

@@ -1,4 +1,4 @@
-"""What benchmarks of pictures and sounds need besides answers, by the names their `tools` list."""
+"""What benchmarks of pictures, clips and sounds need besides answers, by the names their `tools` list."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,11 @@ from mmalign.evals.audio.listeners import (
 from mmalign.evals.colours import load_colours
 from mmalign.evals.detectors import load_detector
 from mmalign.evals.questions import BlipQuestions, load_questions
+from mmalign.evals.video.aesthetic import load_aesthetic
+from mmalign.evals.video.consistency import load_background, load_subject
+from mmalign.evals.video.flow import load_flow
+from mmalign.evals.video.pixels import load_pixels
+from mmalign.evals.video.quality import load_clip_rewards
 from mmalign.rewards.base import Reward
 from mmalign.rewards.clip_backbones import load_backbone
 from mmalign.rewards.clip_models import DualEncoder
@@ -124,6 +129,12 @@ TOOLS: Mapping[str, Callable[..., Any]] = {
     "vggish": load_vggish_listener,
     "clap": _clap,
     "clap_sounds": _clap_sounds,
+    "rewards": load_clip_rewards,
+    "subject": load_subject,
+    "background": load_background,
+    "aesthetic": load_aesthetic,
+    "flow": load_flow,
+    "pixels": load_pixels,
 }
 """Name in `Benchmark.tools` to what loads a default for it; `judge` and `reward` are the user's choice."""
 
