@@ -36,10 +36,10 @@ from mmalign.video.family import VideoModel
 
 __all__ = ["AXES", "BASE", "TRIALS", "Shown", "Trial", "World"]
 
-NUM_PROMPTS, NUM_LABELS = 128, 240
+NUM_PROMPTS, NUM_LABELS = 96, 120
 """Held-out captions of a seed; labels of the largest trials."""
 
-NUM_DRAWN = 320
+NUM_DRAWN = 160
 """Captions or real clips from which pairs of the model's own clips are made; some give none."""
 
 BASE = "base"

@@ -42,6 +42,7 @@ from mmalign.toy.video_scenes import (
     faulty,
     held_out_prompts,
     is_held_out,
+    nose_mask,
     render,
     shape_mask,
     tensor_of,
@@ -132,6 +133,18 @@ def test_every_shape_stays_inside_the_picture() -> None:
     for one in many(60):
         for frame in faulty(one, rng, wrong_turn=0.5, fault_share=0.7).frames:
             assert all(RADIUS < place < FRAME_SIZE - RADIUS for place in (frame.x, frame.y))
+
+
+def test_a_nose_points_where_the_shape_goes_and_the_ground_brightens() -> None:
+    scene = draw_scene(FACTS, random.Random(2))
+    assert [frame.nose for frame in scene.frames] == ["right"] * (TURN + 1) + ["down"] * (
+        NUM_FRAMES - TURN - 1
+    )
+    right, down = (nose_mask(scene.frames[number]) for number in (3, 13))
+    assert right.sum(0).argmax() > scene.frames[3].x + 4
+    assert down.sum(1).argmax() > scene.frames[13].y + 4
+    corner = render(scene)[:, 0, 0, 0].astype(int)
+    assert (np.diff(corner) > 0).all()
 
 
 def test_shapes_differ_in_outline_and_not_much_in_area() -> None:
@@ -238,8 +251,8 @@ def test_what_is_missing_for_some_frames_is_neither_smooth_nor_itself() -> None:
 def test_a_frame_is_seen_where_it_was_drawn() -> None:
     scene = draw_scene(FACTS, random.Random(13))
     seen = [see(frame.astype(np.float64)) for frame in render(scene)]
-    assert all(abs(one.x - frame.x) < 0.2 for one, frame in zip(seen, scene.frames, strict=True))
-    assert all(one.overlap > 0.85 for one in seen)
+    assert all(abs(one.x - frame.x) < 0.5 for one, frame in zip(seen, scene.frames, strict=True))
+    assert all(one.overlap > 0.75 for one in seen)
     assert motion_of(seen) == pytest.approx(SPEEDS["slowly"], rel=0.1)
 
 
