@@ -19,19 +19,20 @@ from mmalign.evals.video.quality import ClipRewards
 from mmalign.evals.video.watching import Watching
 from mmalign.rewards.base import ModelReward, Prepared
 from mmalign.rewards.card import Card
-from mmalign.rewards.sample import Sample
+from mmalign.rewards.sample import Sample, to_pixels
 from mmalign.testing.benchmark_examples.example import BenchmarkExample, write_lines
 
-__all__ = ["FILMED", "BrightClips", "MeanColours", "StepWatcher", "sliding"]
+__all__ = ["FILMED", "BrightClips", "MeanColours", "StepWatcher", "brightness", "sliding"]
 
 _PROMPTS = ("a fox runs", "waves", "a car passes", "snow falls", "a wheel turns")
 _FPS = 8.0
 
 
 def sliding(seed: int, *, frames: int = 5, step: int = 2) -> UInt8[Tensor, "frame 3 height width"]:
-    """A texture that moves `step` pixels to the right with every frame, [frames, 3, 32, 48]."""
+    """Patches of 8 pixels that move `step` pixels to the right with every frame, [frames, 3, 32, 48]."""
     generator = torch.Generator().manual_seed(seed)
-    texture = torch.randint(0, 256, (3, 32, 48), generator=generator, dtype=torch.uint8)
+    texture = torch.randint(0, 256, (3, 4, 6), generator=generator, dtype=torch.uint8)
+    texture = texture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
     return torch.stack([texture.roll(step * place, dims=2) for place in range(frames)])
 
 
@@ -90,6 +91,11 @@ class BrightClips(ModelReward):
     def settings(self) -> Mapping[str, Any]:
         """Nothing else moves it."""
         return {}
+
+
+def brightness(samples: Sequence[Sample]) -> list[float]:
+    """Mean of each picture in [0, 1], as a function of a user's."""
+    return [float(to_pixels(sample.image, where="Sample.image").mean()) for sample in samples]
 
 
 @cache
