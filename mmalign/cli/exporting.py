@@ -11,7 +11,7 @@ _FORMATS = {
     "image": ("diffusers", "comfyui", "merged"),
     "language": ("peft", "merged"),
     "audio": ("official", "merged", "peft"),
-    "video": ("diffusers", "comfyui", "merged"),
+    "video": ("diffusers", "comfyui", "merged", "official"),
 }
 
 

@@ -23,6 +23,7 @@ from mmalign.cli import (
     data,
     diversity,
     evals,
+    guides,
     implicit_accuracy,
     judging,
     pairs,
@@ -94,8 +95,8 @@ def _add_sample(commands: Any) -> None:
     parser = commands.add_parser(
         "sample",
         help="paint, sound or answer prompts, base beside tuned",
-        description="Image models: base against tuned, same noise, one picture. Models of sound: the same as "
-        "files and a page of players. Language models: answers "
+        description="Image models: base against tuned, same noise, one picture. Sound and video: the "
+        "same as files and a page of players. Language models: answers "
         "side by side, as text, Markdown and a page with the pictures that were asked about.",
     )
     parser.add_argument(
@@ -115,12 +116,17 @@ def _add_sample(commands: Any) -> None:
         "--seed", type=int, default=0, help="noise of image i comes from (seed, i) (default: 0)"
     )
     _add_answering(parser.add_argument_group("language models"))
+    guides.add_clip_options(parser.add_argument_group("models of video"))
     parser.add_argument("--steps", type=int, default=None, help="sampler steps (default: the family's)")
     parser.add_argument(
         "--guidance-scale", type=float, default=None, help="1 switches guidance off (default: the family's)"
     )
     parser.add_argument(
-        "--num-images", type=int, default=None, metavar="N", help="images or sounds per prompt (default: 1)"
+        "--num-images",
+        type=int,
+        default=None,
+        metavar="N",
+        help="images, sounds or clips per prompt (default: 1)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("samples"), help="folder to write to (default: samples)"
@@ -159,7 +165,8 @@ def _add_export(commands: Any) -> None:
         choices=("diffusers", "comfyui", "merged", "peft", "official"),
         help="diffusers: adapter for load_lora_weights, or the denoiser's folder; comfyui: one safetensors "
         "file with its alphas; merged: a pipeline folder, or language model, without adapters; peft: the "
-        "adapter of a language model or a model of sound; official: the repository Tango's own code reads",
+        "adapter of a language model or a model of sound; official: what Tango's and VideoCrafter's "
+        "own code reads",
     )
     parser.add_argument(
         "--output", type=Path, default=None, help="where to write (default: RUN/export/FORMAT)"
@@ -263,6 +270,7 @@ def build_parser() -> argparse.ArgumentParser:
     probes.add_commands(commands, _calls)
     judging.add_commands(commands, _calls)
     pairs.add_command(commands, _calls)
+    guides.add_command(commands, _calls("mmalign.cli.guides:main"))
     _add_export(commands)
     data.add_commands(commands)
     _add_tables(commands)

@@ -10,6 +10,14 @@ from mmalign.errors import ConfigError, explain
 __all__ = ["main"]
 
 _OF_SAMPLERS = {"steps": "--steps", "guidance_scale": "--guidance-scale", "num_images": "--num-images"}
+_OF_VIDEO = {
+    "num_frames": "--num-frames",
+    "height": "--height",
+    "width": "--width",
+    "fps": "--fps",
+    "guide": "--guide",
+    "guide_weight": "--guide-weight",
+}
 _OF_LANGUAGE = {
     "family": "--family",
     "images": "--image",
@@ -34,8 +42,10 @@ def main(*, model: str | None = None, run: Path | None = None, **options: Any) -
     language = kind == "language"
     own, other = (_OF_LANGUAGE, _OF_SAMPLERS) if language else (_OF_SAMPLERS, _OF_LANGUAGE)
     if kind == "video":  # some go on from a picture
-        own = {**own, "images": "--image"}
+        own = {**own, "images": "--image", **_OF_VIDEO}
         other = {name: flag for name, flag in other.items() if name != "images"}
+    else:
+        other = {**other, **_OF_VIDEO}
     wrong = [flag for name, flag in other.items() if options.get(name) not in (None, [])]
     if wrong:
         message = explain(
@@ -89,10 +99,11 @@ def _makes_sound(source: str) -> bool:
 
 
 def _makes_clips(source: str) -> bool:
-    """Whether some family of video does."""
+    """Whether some family of video does; files of VideoCrafter are checkpoints of their own."""
     from mmalign.video.trained import recognise
+    from mmalign.video.videocrafter_source import is_checkpoint
 
-    return _recognised(source, recognise)
+    return is_checkpoint(source) if Path(source).is_file() else _recognised(source, recognise)
 
 
 def _recognised(source: str, recognise: Callable[[str], object]) -> bool:

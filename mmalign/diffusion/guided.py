@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mmalign.batch import Conditioning
 from mmalign.diffusion.clip_reader import padded
 from mmalign.diffusion.model import DiffusionModel
+from mmalign.diffusion.reward_guidance import Guide as RewardGuide
+from mmalign.diffusion.reward_guidance import guided_denoiser
 from mmalign.diffusion.sampling import scheduler_for
 
 __all__ = ["Guide", "GuidedModel", "denoised_latents", "evaluating", "plain_guide"]
@@ -105,6 +107,7 @@ def denoised_latents(
     num_steps: int,
     guidance_scale: float,
     generators: Sequence[torch.Generator],
+    rewards: Sequence[RewardGuide] = (),
 ) -> Float[Tensor, "row channel *size"]:
     """Scaled latents at the end of the sampler's way.
 
@@ -120,6 +123,10 @@ def denoised_latents(
         num_steps: of the sampler.
         guidance_scale: g.
         generators: one per row, for samplers that draw on the way.
+        rewards: bend the velocity after guidance, told of the prompts alone.
+
+    Raises:
+        ConfigError: rewards, for a model that predicts no velocity of a flow.
     """
     model.set_steps(scheduler, num_steps)
     guide = model.guide(guidance_scale)
@@ -141,6 +148,21 @@ def denoised_latents(
         if empty is not None:
             without, prompted = prediction.chunk(2)
             prediction = guide(prompted, without)
+        if rewards:
+            prediction = _bent(model, prediction, latents, timestep, conditioning, rewards)
         stepped: Tensor = scheduler.step(prediction, timestep, latents, return_dict=False, **draws)[0]
         latents = stepped
     return latents
+
+
+def _bent(
+    model: GuidedModel,
+    velocity: Tensor,
+    latents: Tensor,
+    timestep: Tensor,
+    conditioning: Mapping[str, Tensor],
+    rewards: Sequence[RewardGuide],
+) -> Tensor:
+    """A velocity bent towards rewards."""
+    bend = guided_denoiser(lambda *_: velocity, model.schedule, rewards, prediction=model.prediction)
+    return bend(latents, timestep.expand(latents.shape[0]), conditioning)

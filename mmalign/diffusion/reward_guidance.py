@@ -21,11 +21,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmalign.batch import Batch
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, ShapeError, explain
+from mmalign.files import load_tensors, save_tensors
 from mmalign.likelihood.base import Denoiser
 from mmalign.likelihood.schedules import FlowSchedule, Schedule
 from mmalign.likelihood.timesteps import TimestepSampler
@@ -37,6 +37,7 @@ __all__ = [
     "LatentReward",
     "block_of",
     "fit_reward",
+    "fit_step",
     "guided_denoiser",
     "noised_margin",
     "pair_loss",
@@ -109,7 +110,7 @@ class BackboneReward(nn.Module):
     ) -> None:
         super().__init__()
         self._denoise = denoise
-        self.features = features
+        self.features, self.hidden = features, hidden
         self._block = [block]  # in a list: the backbone's weights are not this module's
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -147,15 +148,15 @@ class BackboneReward(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the head's weights (safetensors)."""
-        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, path)
+        save_tensors(path, self.head.state_dict())
 
     def load(self, path: str | Path) -> None:
         """Read the head's weights.
 
         Raises:
-            CheckpointError: they are of another head.
+            CheckpointError: they cannot be read, or are of another head.
         """
-        found = load_file(path)
+        found = load_tensors(path)
         own = {name: tuple(value.shape) for name, value in self.head.state_dict().items()}
         if {name: tuple(value.shape) for name, value in found.items()} != own:
             message = explain(f"{path}", got=sorted(found), expected=f"weights of shapes {own}")
@@ -203,9 +204,22 @@ def noised_margin(
         timestep: the noise level of each pair, the same for both sides.
         noise: of every side.
     """
+    rows = {name: value.repeat_interleave(2, dim=0) for name, value in conditioning.items()}
+    return _margin(reward, schedule, clean, rows, timestep=timestep, noise=noise)
+
+
+def _margin(
+    reward: LatentReward,
+    schedule: FlowSchedule,
+    clean: Float[Tensor, "prompt 2 *event"],
+    rows: Mapping[str, Tensor],
+    *,
+    timestep: Shaped[Tensor, " prompt"],
+    noise: Float[Tensor, "prompt 2 *event"],
+) -> Float[Tensor, " prompt"]:
+    """`noised_margin` with conditioning `[prompt * 2, ...]`: of each side its own."""
     both = timestep.unsqueeze(1).expand(-1, 2)
     noised = schedule.add_noise(clean, noise, both)
-    rows = {name: value.repeat_interleave(2, dim=0) for name, value in conditioning.items()}
     scores = reward(noised.flatten(0, 1), schedule.network_time(both.flatten()), rows).view(-1, 2)
     return scores[:, 0] - scores[:, 1]
 
@@ -256,30 +270,52 @@ def fit_reward(
     """
     weights = [weight for weight in reward.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay)
-    losses = []
-    for batch in batches:
-        if batch.num_candidates != 2:
-            message = explain("fit_reward", got=f"{batch.num_candidates} candidates", expected="pairs")
-            raise ShapeError(message)
-        noise = row_normal(batch.keys.key, tuple(batch.clean.shape[1:]), purpose="noise_candidate")
-        margin = noised_margin(
-            reward,
-            schedule,
-            batch.clean,
-            batch.conditioning.shared,
-            timestep=timesteps.sample(batch.keys, schedule),
-            noise=noise.to(batch.clean.dtype),
-        )
-        certain = torch.ones_like(margin)
-        given = certain if batch.labels.probability is None else batch.labels.probability.to(margin.dtype)
-        each = nn.functional.binary_cross_entropy_with_logits(margin, given, reduction="none")
-        counted = batch.valid.to(margin.dtype) * batch.weight.to(margin.dtype)
-        loss = (each * counted).sum() / counted.sum().clamp(min=1e-12)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+    return [fit_step(reward, schedule, batch, optimizer, timesteps=timesteps)[0] for batch in batches]
+
+
+def fit_step(
+    reward: nn.Module,
+    schedule: FlowSchedule,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    *,
+    timesteps: TimestepSampler,
+) -> tuple[float, float]:
+    """One step of `fit_reward`: (loss, weighted share of pairs ranked as labelled), both before the step.
+
+    Args:
+        reward: a `LatentReward` with weights.
+        schedule: of the flow.
+        batch: of pairs.
+        optimizer: of the weights.
+        timesteps: how noise levels are drawn.
+
+    Raises:
+        ShapeError: the batch is not one of pairs.
+    """
+    if batch.num_candidates != 2:
+        message = explain("fit_reward", got=f"{batch.num_candidates} candidates", expected="pairs")
+        raise ShapeError(message)
+    noise = row_normal(batch.keys.key, tuple(batch.clean.shape[1:]), purpose="noise_candidate")
+    margin = _margin(
+        reward,
+        schedule,
+        batch.clean,
+        batch.conditioning.rows(2),
+        timestep=timesteps.sample(batch.keys, schedule),
+        noise=noise.to(batch.clean.dtype),
+    )
+    certain = torch.ones_like(margin)
+    given = certain if batch.labels.probability is None else batch.labels.probability.to(margin.dtype)
+    each = nn.functional.binary_cross_entropy_with_logits(margin, given, reduction="none")
+    counted = batch.valid.to(margin.dtype) * batch.weight.to(margin.dtype)
+    whole = counted.sum().clamp(min=1e-12)
+    loss = (each * counted).sum() / whole
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    right = ((margin > 0) == (given > 0.5)).to(margin.dtype)
+    return float(loss.detach()), float((right * counted).sum() / whole)
 
 
 def reward_gradient(

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from mmalign.data.config import DataConfig, SourceConfig
 from mmalign.train.sections import ImageConfig, MediaConfig, RunConfig, SamplesConfig
 
-__all__ = ["VideoConfig", "VideoRunConfig", "VideoSamplesConfig"]
+__all__ = ["VideoConfig", "VideoRunConfig", "VideoSamplesConfig", "of_clips"]
 
 
 class VideoConfig(MediaConfig):
@@ -33,6 +33,13 @@ class VideoConfig(MediaConfig):
         None,
         description="image: clips go on from a picture, the row's or their own first frame; default: what "
         "the checkpoint was made for",
+    )
+    image_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of rows whose picture the network is not told of, of all candidates of a row "
+        "together; CogVideoX's own training 0.05",
     )
     expert: Literal["high", "low"] | None = Field(
         None,
@@ -81,7 +88,15 @@ class VideoSamplesConfig(SamplesConfig):
         return self
 
 
-_VIDEO = {"media": "video"}
+def of_clips(data: DataConfig) -> DataConfig:
+    """The same data, whose candidates are clips unless a source says otherwise."""
+
+    def named(source: SourceConfig) -> SourceConfig:
+        told = "media" in source.model_fields_set
+        return source if told else source.model_copy(update={"media": "video"})
+
+    source = None if data.source is None else named(data.source)
+    return data.model_copy(update={"source": source, "sources": tuple(named(each) for each in data.sources)})
 
 
 class VideoRunConfig(RunConfig):
@@ -105,11 +120,4 @@ class VideoRunConfig(RunConfig):
     @field_validator("data", mode="after")
     @classmethod
     def _clips(cls, value: DataConfig) -> DataConfig:
-        # Candidates are clips unless the file says otherwise.
-        def named(source: SourceConfig) -> SourceConfig:
-            return source if "media" in source.model_fields_set else source.model_copy(update=_VIDEO)
-
-        source = None if value.source is None else named(value.source)
-        return value.model_copy(
-            update={"source": source, "sources": tuple(named(each) for each in value.sources)}
-        )
+        return of_clips(value)

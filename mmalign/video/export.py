@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mmalign.diffusion.adapter_files import LORA_FILE
 from mmalign.diffusion.export import Comparison
-from mmalign.errors import CheckpointError, explain
+from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.files import atomic_directory
 from mmalign.video.saving import put_adapter_on, save_comfyui
 from mmalign.video.trained import TrainedVideo, load_trained
 
 __all__ = ["main"]
 
-Format = Literal["diffusers", "comfyui", "merged"]
+Format = Literal["diffusers", "comfyui", "merged", "official"]
 
 
 def main(run: Path, to: Format, output: Path | None = None) -> int:
@@ -27,11 +27,13 @@ def main(run: Path, to: Format, output: Path | None = None) -> int:
         run: run folder or checkpoint; the average of the weights where the run kept one.
         to: diffusers: the adapter for `load_lora_weights` (`load_into_transformer_2=True` for the second of
             two experts), or the whole network of full fine-tuning; comfyui: the adapter under the names of
-            the model's own code; merged: a whole pipeline folder, adapters folded in.
+            the model's own code; merged: a whole pipeline folder, adapters folded in; official: what the
+            model's own code reads, of families whose own layout is another than that of diffusers.
         output: folder, default RUN/export/FORMAT.
 
     Raises:
         CheckpointError: it is not a run, has no checkpoint yet, or the export is not the trained model.
+        ConfigError: official, of a family without a layout of its own.
     """
     # float32: a difference then means a wrong export and not rounding.
     trained = load_trained(run, device="cpu", dtype=torch.float32)
@@ -43,7 +45,16 @@ def main(run: Path, to: Format, output: Path | None = None) -> int:
             expected="a LoRA run, or --to merged",
         )
         raise CheckpointError(message)
-    write = {"merged": _merged, "comfyui": _comfyui, "diffusers": _adapter if lora else _network}[to]
+    if to == "official" and not hasattr(trained.model, "save_official"):
+        message = explain(
+            "mmalign export --to official",
+            got=f"a run of {trained.model.family}",
+            expected="a family with a layout of its own: videocrafter",
+            do="Use --to merged, a pipeline folder, or --to comfyui.",
+        )
+        raise ConfigError(message)
+    whole = {"merged": _merged, "official": _official}
+    write = {**whole, "comfyui": _comfyui, "diffusers": _adapter if lora else _network}[to]
     place = output if output is not None else (trained.folder or run) / "export" / to
     with atomic_directory(place) as partial:
         network = write(trained, partial)
@@ -81,11 +92,21 @@ def _network(trained: TrainedVideo, folder: Path) -> Any:
 
 
 def _merged(trained: TrainedVideo, folder: Path) -> Any:
-    whole = trained.model.save_model(folder / "pipeline")
-    for part in whole.iterdir():
-        part.rename(folder / part.name)
-    whole.rmdir()
+    _lift(trained.model.save_model(folder / "pipeline"))
     return trained.model.saved_network(folder)
+
+
+def _official(trained: TrainedVideo, folder: Path) -> Any:
+    model: Any = trained.model  # who else has it was refused before
+    _lift(model.save_official(folder / "official"))
+    return model.saved_network(folder)
+
+
+def _lift(inner: Path) -> None:
+    """What was written into a folder of its own, one folder up."""
+    for part in inner.iterdir():
+        part.rename(inner.parent / part.name)
+    inner.rmdir()
 
 
 def _read(trained: TrainedVideo, folder: Path) -> Any:

@@ -24,10 +24,11 @@ from mmalign.diffusion.loading import PartSource
 from mmalign.diffusion.opened_family import OpenedFamily
 from mmalign.diffusion.pipeline_parts import write_pipeline_folder
 from mmalign.errors import ConfigError, explain
+from mmalign.seeding import row_uniform
 from mmalign.shapes import flatten_candidates, unflatten_candidates
 from mmalign.video.clips import IMAGE, Clip, ClipLoader, VideoReader
 from mmalign.video.codec import VideoCodec
-from mmalign.video.traits import VideoTraits
+from mmalign.video.traits import PICTURED, VideoTraits, pictured
 
 if TYPE_CHECKING:
     from mmalign.train.sections import ModelConfig
@@ -149,6 +150,9 @@ class VideoModel(VideoTraits):
 
     def _decide_conditioning(self) -> bool:
         takes, asked = self.takes_images, self.video.conditioning
+        if self.video.image_dropout > 0 and not (takes or asked == "image"):
+            expected = "0: clips of this run go on from no picture"
+            raise ConfigError(explain("video.image_dropout", got=self.video.image_dropout, expected=expected))
         if asked is None:
             return bool(takes)
         if takes is not None and takes != (asked == "image"):
@@ -269,8 +273,10 @@ class VideoModel(VideoTraits):
         found = []
         for states in super().cache_text(prompts):
             kept = states.get("text_mask") if self.fills_texts else None
-            cut = () if kept is None else ("text", "text_mask")
-            found.append({name: value[kept] if name in cut else value for name, value in states.items()})
+            if kept is not None:
+                whole = kept.bool()  # an integer mask would pick rows
+                states = {**states, **{name: states[name][whole] for name in ("text", "text_mask")}}
+            found.append(states)
         return found
 
     @torch.no_grad()
@@ -288,8 +294,10 @@ class VideoModel(VideoTraits):
         text = self._conditions(collated, keys, count=clean.shape[1])
         images = self._images_of(collated)
         if images:
+            images = {**images, **self._kept_pictures(keys, clean.shape[1])}
             flat = {name: flatten_candidates(value) for name, value in images.items()}
-            clean = unflatten_candidates(self.begun(flatten_candidates(clean), flat), clean.shape[1])
+            begun = self.begun(flatten_candidates(clean), flat)
+            clean = unflatten_candidates(pictured(flat, begun, flatten_candidates(clean)), clean.shape[1])
         more = self._whole_media(clean.shape[0])
         if own:
             return clean, Conditioning(shared=more, per_candidate={**text, **images})
@@ -308,6 +316,14 @@ class VideoModel(VideoTraits):
         found = self.image_states(flatten_candidates(clips[:, :, 0]))
         return {name: unflatten_candidates(value, clips.shape[1]) for name, value in found.items()}
 
+    def _kept_pictures(self, keys: RowKeys, count: int) -> dict[str, Tensor]:
+        """Whether each row is told of its picture, the same of all candidates; nothing without dropout."""
+        share = self.video.image_dropout
+        if share == 0:
+            return {}
+        chance = row_uniform(keys.key, 1, purpose="image_dropout")
+        return {PICTURED: (chance >= share).expand(-1, count)}
+
     def _joined(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Text states of several prompts, filled up."""
         return padded(rows, least=self.reader.text_room)
@@ -322,6 +338,8 @@ class VideoModel(VideoTraits):
         """Conditioning of one prompt and candidate, for its shapes."""
         shapes = self.image_state_shapes() if self.conditioned else {}
         images = {name: torch.zeros(1, 1, *shape, dtype=self.dtype) for name, shape in shapes.items()}
+        if shapes and self.video.image_dropout > 0:
+            images[PICTURED] = torch.ones(1, 1, dtype=torch.bool)
         return Conditioning(shared={**self._empty_states(), **self._whole_media(1)}, per_candidate=images)
 
     # --- clips ----------------------------------------------------------------------------------------------

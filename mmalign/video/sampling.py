@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmalign.diffusion.guided import denoised_latents, evaluating
+from mmalign.diffusion.reward_guidance import Guide
 from mmalign.diffusion.sampling import initial_noise
 from mmalign.errors import ConfigError, explain
 from mmalign.seeding import generator_for
@@ -58,6 +59,7 @@ def generate(
     keys: Sequence[int | str] | None = None,
     negative_prompts: Sequence[str] | None = None,
     images: Sequence[Any] | None = None,
+    guides: Sequence[Guide] = (),
 ) -> list[Clip]:
     """Clips, `copies` per prompt, prompt-major; adapters are used as they stand.
 
@@ -73,10 +75,11 @@ def generate(
         keys: what each prompt's noise hangs on; its number in the list by default.
         negative_prompts: what guidance contrasts with, one per prompt; the empty prompt by default.
         images: for models that go on from a picture: one per prompt.
+        guides: rewards that bend the velocity of flow models (`mmalign.diffusion.guides.load_guide`).
 
     Raises:
         ConfigError: another number of negative prompts, keys or images than prompts, or images where the
-            model takes none, or none where it needs them.
+            model takes none, or none where it needs them; guides for a model that predicts no velocity.
     """
     _check(model, prompts, {"keys": keys, "negative_prompts": negative_prompts, "images": images})
     names = range(len(prompts)) if keys is None else keys
@@ -112,6 +115,7 @@ def generate(
                     guidance_scale=guidance_scale,
                     # Samplers that add noise on the way draw it per clip too.
                     generators=[generator_for(seed, "sample_path", *job) for job in drawn],
+                    rewards=guides,
                 )
             if pictures:
                 latents = model.begun(latents, pictures)

@@ -19,7 +19,20 @@ from mmalign.likelihood.schedules import Schedule, schedule_from_config
 if TYPE_CHECKING:
     from mmalign.train.video_sections import VideoConfig
 
-__all__ = ["VideoTraits"]
+__all__ = ["PICTURED", "VideoTraits", "pictured"]
+
+PICTURED = "pictured"
+"""Name of the conditioning `[row]` that says which rows are told of their picture; all, where it is not."""
+
+
+def pictured(
+    conditioning: Mapping[str, Tensor], shown: Shaped[Tensor, "row ..."], otherwise: Tensor | float
+) -> Shaped[Tensor, "row ..."]:
+    """`shown` in the rows that are told of their picture, `otherwise` in those whose picture was dropped."""
+    kept = conditioning.get(PICTURED)
+    if kept is None:
+        return shown
+    return torch.where(kept.view(-1, *[1] * (shown.ndim - 1)), shown, otherwise)
 
 
 class VideoTraits(GuidedModel):
@@ -103,7 +116,11 @@ class VideoTraits(GuidedModel):
     def begun(
         self, clean: Float[Tensor, "row channel frame height width"], states: Mapping[str, Tensor]
     ) -> Float[Tensor, "row channel frame height width"]:
-        """Clean latents where a family holds the first frame to the picture; as they are, by default."""
+        """Clean latents where a family holds the first frame to the picture; as they are, by default.
+
+        That frame's error is exactly 0 and counts in the mean: a constant factor (F - 1) / F of F frames, the
+        same for every row, as in labels in time.
+        """
         del states
         return clean
 

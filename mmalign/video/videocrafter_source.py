@@ -26,7 +26,15 @@ from mmalign.video.videocrafter_keys import (
     to_diffusers,
 )
 
-__all__ = ["SETTINGS", "TEXT_PREFIX", "TOKENIZER", "TOLD_FPS", "VideoCrafterSource", "open_source"]
+__all__ = [
+    "SETTINGS",
+    "TEXT_PREFIX",
+    "TOKENIZER",
+    "TOLD_FPS",
+    "VideoCrafterSource",
+    "is_checkpoint",
+    "open_source",
+]
 
 TEXT_PREFIX = "cond_stage_model.model."
 """Before the text encoder's names in a checkpoint."""
@@ -268,6 +276,47 @@ def _settings_beside(weights: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         message = f"{paths[0]}: no configuration of VideoCrafter ({type(error).__name__}: model.params)."
         raise ConfigError(message) from error
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether a file, folder or hub id holds a checkpoint of VideoCrafter, by its names of tensors.
+
+    Tensors are mapped, not read. Of a hub id, only what was downloaded before is looked at.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = next((path / name for name in _NAMES if (path / name).is_file()), path)
+    elif not path.is_file():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(source, _NAMES[1])
+        except HFValidationError:  # no id at all
+            return False
+        if not isinstance(found, str):
+            return False
+        path = Path(found)
+    if path.suffix not in (".ckpt", ".safetensors") or not path.is_file():
+        return False
+    names = _tensor_names(path)
+    # Stable Diffusion's checkpoints have the network's prefix, too, and no layers along time.
+    return any(name.startswith(NETWORK_PREFIX) and ".temopral_conv." in name for name in names) and any(
+        name.startswith(TEXT_PREFIX) for name in names
+    )
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """Names of a file's tensors; none of a file that is no checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                return list(file.keys())
+        return list(read_state(path, mapped=True))
+    except (CheckpointError, SafetensorError, OSError):
+        return []
 
 
 def open_source(

@@ -195,6 +195,7 @@ def write_newer_of_pictures(folder):
     return write_tiny_cogvideox(folder, version="1.5", from_image=True)
 
 
+@pytest.mark.slow
 class TestCogVideoX15OfPictures(OfPictures, Newer):
     """Latents of pictures are divided by the factor, and the network is told an offset."""
 

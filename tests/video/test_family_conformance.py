@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -102,6 +103,7 @@ def write_ti2v(folder: str | Path) -> Path:
     return write_tiny_wan(folder, variant="ti2v")
 
 
+@pytest.mark.slow
 class TestWan21OfPictures(WanConformance):
     """Wan 2.1 that goes on from a picture, and sees it by CLIP, too."""
 
@@ -113,6 +115,7 @@ class TestWan21OfPictures(WanConformance):
         return {"image": pil(picture)}
 
 
+@pytest.mark.slow
 class TestWan22HighNoise(WanConformance):
     """Wan 2.2 of two experts, the one for much noise trained."""
 
@@ -120,6 +123,7 @@ class TestWan22HighNoise(WanConformance):
     write = staticmethod(write_a14b)
 
 
+@pytest.mark.slow
 class TestWan22LowNoiseOfPictures(WanConformance):
     """Wan 2.2 of two experts that go on from a picture, the one for little noise trained."""
 
@@ -138,6 +142,7 @@ class TestWan22LowNoiseOfPictures(WanConformance):
         return pipeline.transformer_2
 
 
+@pytest.mark.slow
 class TestWan22Small(WanConformance):
     """Wan 2.2 5B: tokens with times of their own, told text alone."""
 

@@ -126,6 +126,7 @@ def write_newer(folder):
     return write_tiny_ltx(folder / "0.9.5", version="0.9.5")
 
 
+@pytest.mark.slow
 class TestLtx095OfPictures(TestLtx):
     """The release that takes conditions, going on from a picture."""
 

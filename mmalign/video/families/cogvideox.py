@@ -35,6 +35,7 @@ from mmalign.likelihood.schedules import DeviceTable, Schedule, VPSchedule
 from mmalign.seeding import row_normal
 from mmalign.video.cogvideox_sampler import SecondOrderSampler, frames_first
 from mmalign.video.family import VideoFamily, VideoModel
+from mmalign.video.traits import pictured
 
 __all__ = ["FAMILY", "NEWER_SIZE", "OFFSET", "PICTURE_NOISE", "CogVideoX"]
 
@@ -269,7 +270,8 @@ class CogVideoX(VideoModel):
     ) -> dict[str, Any]:
         """Frames before channels; the picture's channels behind those of the clip."""
         if "image" in conditioning:
-            behind = F.pad(conditioning["image"], (0, 0, 0, 0, 0, noised.shape[2] - 1))
+            shown = pictured(conditioning, conditioning["image"], 0.0)
+            behind = F.pad(shown, (0, 0, 0, 0, 0, noised.shape[2] - 1))
             noised = torch.cat([noised, behind], dim=1)
         inputs: dict[str, Any] = {
             "hidden_states": frames_first(noised),

@@ -31,6 +31,7 @@ from mmalign.likelihood.schedules import FlowSchedule, Schedule
 from mmalign.seeding import generator_for
 from mmalign.video.codec import VideoCodec
 from mmalign.video.family import VideoFamily, VideoModel
+from mmalign.video.traits import pictured
 
 __all__ = ["DECODE_NOISE", "DECODE_TIME", "FAMILY", "Ltx", "LtxCodec"]
 
@@ -214,9 +215,9 @@ class Ltx(VideoModel):
         frames, height, width = noised.shape[2:]
         time = timestep
         if "image" in conditioning:
-            noised = _beginning_with(conditioning["image"], noised)
+            noised = pictured(conditioning, _beginning_with(conditioning["image"], noised), noised)
             later = torch.arange(frames, device=timestep.device).repeat_interleave(height * width) > 0
-            time = timestep.unsqueeze(1) * later
+            time = pictured(conditioning, timestep.unsqueeze(1) * later, timestep.unsqueeze(1))
         tokens = noised.flatten(2).transpose(1, 2)
         return {
             "hidden_states": tokens,
@@ -254,7 +255,8 @@ class Ltx(VideoModel):
             return prediction
         sigma = (timestep / self.schedule.num_timesteps).view(-1, 1, 1, 1, 1).clamp(min=1e-6)
         known = (noised[:, :, :1] - conditioning["image"]) / sigma.to(noised)
-        return torch.cat([known, prediction[:, :, 1:].to(known)], dim=2)
+        first = pictured(conditioning, known, prediction[:, :, :1].to(known))
+        return torch.cat([first, prediction[:, :, 1:].to(known)], dim=2)
 
     # --- files ----------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from mmalign.likelihood.schedules import FlowSchedule, Schedule
 from mmalign.video.expert_schedule import ExpertSchedule
 from mmalign.video.family import VideoFamily, VideoModel
 from mmalign.video.original_names import WAN_NAMES, original_name
+from mmalign.video.traits import pictured
 
 __all__ = ["FAMILY", "Wan"]
 
@@ -243,15 +244,18 @@ class Wan(VideoModel):
         inputs: dict[str, Any] = {"timestep": timestep, "encoder_hidden_states": conditioning["text"]}
         start = conditioning.get("start")
         if "picture" in conditioning:
-            inputs["encoder_hidden_states_image"] = conditioning["picture"]
+            inputs["encoder_hidden_states_image"] = pictured(conditioning, conditioning["picture"], 0.0)
         if self.own_times:
-            inputs["timestep"] = self._token_times(noised, timestep, begun=start is not None)
+            times = self._token_times(noised, timestep, begun=False)
             if start is not None:
-                noised = torch.cat([start, noised[:, :, 1:]], dim=2)
+                times = pictured(conditioning, self._token_times(noised, timestep, begun=True), times)
+                noised = pictured(conditioning, torch.cat([start, noised[:, :, 1:]], dim=2), noised)
+            inputs["timestep"] = times
         elif start is not None:
             known = start.new_zeros(len(start), self.temporal_ratio, *start.shape[2:])
             known[:, :, 0] = 1.0
-            noised = torch.cat([noised, known, start], dim=1)
+            behind = pictured(conditioning, torch.cat([known, start], dim=1), 0.0)
+            noised = torch.cat([noised, behind], dim=1)
         return {"hidden_states": noised, **inputs}
 
     def _token_times(
@@ -281,6 +285,7 @@ class Wan(VideoModel):
         sigma = (timestep.to(noised.dtype) / self.schedule.num_timesteps).view(-1, 1, 1, 1, 1)
         apart = noised[:, :, :1] - conditioning["start"].to(noised.dtype)
         first = torch.where(sigma > 0, apart / sigma.clamp(min=1e-9), torch.zeros_like(apart))
+        first = pictured(conditioning, first, output[:, :, :1].to(first.dtype))
         return torch.cat([first, output[:, :, 1:].to(first.dtype)], dim=2)
 
     # --- sampling, saving -----------------------------------------------------------------------------------

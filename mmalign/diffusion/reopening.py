@@ -1,0 +1,149 @@
+"""Models of sound and video as they are used after training, or without any: found, loaded, restored.
+
+A medium says which families it has and what its section is; how a folder is told from another, and how a run
+becomes a model again, is the same for all that `OpenedFamily` describes.
+"""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+
+from mmalign.devices import best_device
+from mmalign.diffusion.model import DiffusionModel, MediaSection
+from mmalign.diffusion.opened_family import OpenedFamily
+from mmalign.errors import ConfigError, explain
+from mmalign.train.config import ModelConfig, RunConfig
+from mmalign.train.run_folders import locate_run, read_run_config
+from mmalign.train.sections import MediaConfig
+from mmalign.train.trained import LoadedModel, away_from_training, inference_dtype
+
+__all__ = ["ReopenedModel", "families_in", "file_of", "open_base", "pipeline_class", "reopen"]
+
+Model = TypeVar("Model", bound=DiffusionModel)
+
+
+class ReopenedModel(LoadedModel[Model, RunConfig]):
+    """A model, how to see it without its training, and how it is sampled from."""
+
+    @property
+    def num_steps(self) -> int:
+        """Sampler steps: the run's, else what suits the model."""
+        return self.config.samples.num_steps if self.config else self.model.sampler_defaults[0]
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance: the run's, else what suits the model."""
+        return self.config.samples.guidance_scale if self.config else self.model.sampler_defaults[1]
+
+
+Reopened = TypeVar("Reopened", bound=ReopenedModel[Any])
+
+
+def families_in(package: ModuleType) -> dict[str, Any]:
+    """The `FAMILY` of every module of a package, by name; modules that begin with `_` have none."""
+    names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"]
+    found = [importlib.import_module(f"{package.__name__}.{name}").FAMILY for name in names]
+    return {family.name: family for family in found}
+
+
+def file_of(source: str, name: str) -> Path | None:
+    """A file of a folder, or of a hub id; None where it has none."""
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(hf_hub_download(source, name))
+    except (OSError, ValueError, HFValidationError):  # no network, no such id or file, no id at all
+        return None
+
+
+def pipeline_class(source: str) -> str | None:
+    """What `model_index.json` of a folder, or of a hub id, names; None where there is none."""
+    index = file_of(source, "model_index.json")
+    found = None if index is None else json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    return None if found is None else str(found)
+
+
+def open_base(
+    kind: type[Reopened],
+    family: OpenedFamily[Any],
+    source: str,
+    section: MediaSection,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Reopened:
+    """A base model of a family.
+
+    Args:
+        kind: what holds it.
+        family: that reads it.
+        source: hub id, folder or file.
+        section: of what it makes.
+        device: where to load it; default the best there is.
+        dtype: of all parts but the VAE; default the family's half precision on CUDA, else float32.
+
+    Raises:
+        ConfigError: nothing is there, or a part cannot be loaded.
+    """
+    chosen = best_device(device)
+    if dtype is None:
+        dtype = inference_dtype(chosen, family.model.half_dtype)
+    settings = ModelConfig(family=family.name, source=source)
+    return kind(family.load(settings, section, device=chosen, dtype=dtype))
+
+
+def reopen(
+    kind: type[Reopened],
+    run: str | Path,
+    families: Mapping[str, OpenedFamily[Any]],
+    section: type[MediaConfig],
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Reopened:
+    """What a run trained: its base model with the newest weights, the average where the run kept one.
+
+    Args:
+        kind: what holds it.
+        run: run folder, or one of its checkpoints.
+        families: of the medium.
+        section: the class of the medium's section.
+        device: where to load it; default the best there is.
+        dtype: of the frozen weights; default as `open_base`, for runs in mixed precision.
+        changes: settings of the medium's section in the place of the run's.
+
+    Raises:
+        CheckpointError: it is not a run, or has no checkpoint yet.
+        ConfigError: it is a run of another kind, or the base model cannot be loaded.
+    """
+    folder, checkpoint_folder = locate_run(Path(run))
+    config = read_run_config(folder)
+    family = families.get(config.model.family)
+    if family is None or not isinstance(config.media, section):
+        expected = f"a run of {' or '.join(families)}"
+        raise ConfigError(explain(str(run), got=f"a run of {config.model.family}", expected=expected))
+    chosen = best_device(device)
+    if dtype is None:
+        mixed = config.train.mixed_precision != "no"
+        dtype = inference_dtype(chosen, family.model.half_dtype, mixed=mixed)
+    full = config.adapter.kind == "none"
+    model = family.load(
+        away_from_training(config.model, None),
+        config.media.model_copy(update={**(changes or {}), "cache": None}),  # it need not be here, either
+        device=chosen,
+        dtype=dtype,
+        network_dtype=torch.float32 if full else None,
+    )
+    loaded = kind(model, config, folder=folder)
+    loaded.restore(checkpoint_folder)
+    return loaded
