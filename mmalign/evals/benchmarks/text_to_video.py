@@ -245,12 +245,12 @@ def _counted(
         whole = [good and not lost for good, lost in zip(whole, blind, strict=True)]
         found[f"clips {name} could not see"] = sum(blind) - made.count(False)
     titles = {title for title, *_ in outputs_of(rewards)} if rewards is not None else set()
-    for one in (one for one in metrics if one.name in titles):
-        unscored = [math.isnan(one.per_item[answer.item.id]) for answer in answers]
+    for rated in (one for one in metrics if one.name in titles):
+        unscored = [math.isnan(rated.per_item[answer.item.id]) for answer in answers]
         whole = [good and not lost for good, lost in zip(whole, unscored, strict=True)]
         lost = sum(bad and there for bad, there in zip(unscored, made, strict=True))
         if lost:
-            found[f"clips {one.name} could not score"] = lost
+            found[f"clips {rated.name} could not score"] = lost
     return {"clips": sum(whole), "failed": len(whole) - sum(whole), **found}
 
 

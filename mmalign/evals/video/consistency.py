@@ -105,7 +105,7 @@ class DinoFrames:
     ) -> None:
         self.network: Any = network.requires_grad_(False).eval().to(device, dtype)
         self.device, self.dtype, self._weights = torch.device(device), dtype, dict(weights)
-        config = self.network.config
+        config: Any = self.network.config
         first = config.model_type == "vit"
         self.size = int(config.image_size) if first else 224
         kind = "DINO" if first else "DINOv2"

@@ -95,7 +95,7 @@ class BrightClips(ModelReward):
 
 def brightness(samples: Sequence[Sample]) -> list[float]:
     """Mean of each picture in [0, 1], as a function of a user's."""
-    return [float(to_pixels(sample.image, where="Sample.image").mean()) for sample in samples]
+    return [float(to_pixels(sample.image).mean()) for sample in samples if sample.image is not None]
 
 
 @cache

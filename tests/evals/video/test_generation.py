@@ -94,9 +94,11 @@ def test_a_suite_films_scores_and_compares_two_models(wan, store, prompts, tmp_p
 
 
 def test_clips_of_another_shape_do_not_stand_in_one_column(wan, store, prompts, tmp_path):
-    spec = [ModelSpec(name="base", source=str(wan))]
-    run(suite_of(prompts, MOTION), spec, tmp_path, store, "long")
-    run(suite_of(prompts, MOTION, num_frames=5), spec, tmp_path, store, "short")
+    run(suite_of(prompts, MOTION), [ModelSpec(name="base", source=str(wan))], tmp_path, store, "long")
+    other = json.loads((tmp_path / "long" / "results.json").read_text())
+    other["models"][0]["recipe"]["num_frames"] = 5
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "results.json").write_text(json.dumps(other))
     runs = [read_run(tmp_path / name) for name in ("long", "short")]
     with pytest.raises(ConfigError, match=rf"recipe\.num_frames: got {WAN_FRAMES} in long .* and 5 in short"):
         combine(runs)
