@@ -1,6 +1,6 @@
 """The plan of a run without the run: what it would train, how much memory it would take."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -12,13 +12,14 @@ from mmalign.train.config import ResolvedRun, resolved_content
 from mmalign.train.model import PreferenceModel, denoising
 from mmalign.train.parts import DTYPES, load_model, reference_kind
 from mmalign.train.plan import (
+    Activations,
     MemoryItem,
     Plan,
+    count_activations,
     derived_values,
     layout_of,
     memory_estimate,
     print_plan,
-    saved_activation_bytes,
 )
 from mmalign.train.rollout_memory import memory_of_rollouts, rows_with_gradient
 from mmalign.train.rollouts import is_online, require_fitting
@@ -34,19 +35,20 @@ def _encoders(model: Any) -> dict[str, nn.Module]:
         named["VAE"] = model.vae
     for number, encoder in enumerate(getattr(model, "encoders", [])):
         named[f"text encoder {number + 1}"] = encoder
+    if getattr(model, "conditioned", False) and getattr(model, "sees_pictures", False):
+        named["picture encoder"] = cast("Any", model).image_encoder
     return named
 
 
-def _activation_bytes(run: ResolvedRun, model: PreferenceModel, trainables: Trainables) -> int:
-    """Activations of one micro-batch, counted on the meta device with the model's own inputs."""
+def _activations(run: ResolvedRun, model: PreferenceModel, trainables: Trainables) -> Activations:
+    """Of one micro-batch, counted on the meta device with the model's own inputs."""
     inputs = model.meta_inputs(rows_with_gradient(run))
+    dtype = DTYPES[run.config.train.mixed_precision]
 
     def forward(network: nn.Module) -> torch.Tensor:
-        dtype = DTYPES[run.config.train.mixed_precision]
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16):
-            return model.denoise(*inputs, network=network)
+        return model.denoise(*inputs, network=network)
 
-    return saved_activation_bytes(trainables.network, forward)
+    return count_activations(trainables.network, forward, autocast=None if dtype is torch.float32 else dtype)
 
 
 def _memory(
@@ -57,12 +59,14 @@ def _memory(
     encoders = _encoders(model)
     if run.config.media.cache:  # who samples has to decode
         encoders = {name: module for name, module in encoders.items() if online and name == "VAE"}
+    activations = _activations(run, model, trainables)
     found = memory_estimate(
         run,
         trainables,
         encoders=encoders,
-        activation_bytes=_activation_bytes(run, model, trainables),
+        activation_bytes=activations.kept,
         reference_kind=kind,
+        recomputed_bytes=activations.recomputed,
     )
     if not online:
         return found

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint as recomputing
 
 from mmalign import objectives
 from mmalign.likelihood import beta_conventions
@@ -19,8 +21,10 @@ from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
 
 __all__ = [
+    "Activations",
     "MemoryItem",
     "Plan",
+    "count_activations",
     "derived_values",
     "layout_of",
     "memory_estimate",
@@ -93,12 +97,43 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@dataclass(frozen=True)
+class Activations:
+    """What a backward pass needs besides weights, in bytes.
+
+    Args:
+        kept: from the forward pass on.
+        recomputed: of the largest recomputed block, on top of it, while that block's turn lasts.
+    """
+
+    kept: int
+    recomputed: int = 0
+
+
 def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Float[Tensor, "..."]]) -> int:
     """Bytes autograd keeps for the backward pass of `forward`, counted without computing anything.
 
     Args:
         network: its parameters give shapes and dtypes; nothing is copied.
         forward: calls the network it is given (a stand-in on the meta device) on meta inputs.
+    """
+    return count_activations(network, forward, with_blocks=False).kept
+
+
+def count_activations(
+    network: nn.Module,
+    forward: Callable[[nn.Module], Float[Tensor, "..."]],
+    *,
+    with_blocks: bool = True,
+    autocast: torch.dtype | None = None,
+) -> Activations:
+    """As `saved_activation_bytes`, recomputed blocks apart.
+
+    Args:
+        network: as there.
+        forward: as there.
+        with_blocks: count the insides of recomputed blocks, too; each is called twice then.
+        autocast: of matrix products and convolutions; autocast itself leaves the meta device alone.
     """
     # Buffers that are not saved (PixArt's positions) are in no state dictionary.
     placed = {**network.state_dict(keep_vars=True), **dict(network.named_buffers())}
@@ -107,17 +142,19 @@ def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Fl
     own = {name: stand_ins[id(value)] for name, value in placed.items()}
     for name, value in network.named_parameters():
         own[name].requires_grad_(value.requires_grad)
-    held: dict[int, int] = {}
-    parameters = {value.untyped_storage()._cdata for value in own.values()}
+    held = _Held({value.untyped_storage()._cdata for value in own.values()})
+    largest = [0]
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            held[storage._cdata] = storage.nbytes()
-        kept.append(tensor)  # alive, so that no two storages share an address
-        return tensor
-
-    kept: list[Tensor] = []
+    def blocked(function: Callable[..., object], inputs: tuple[object, ...], named: dict[str, Any]) -> None:
+        for value in inputs:
+            if isinstance(value, Tensor):
+                held.keep(value)
+        if with_blocks:
+            inside = _Held(held.known | set(held.sizes))
+            with inside.counting():
+                result = function(*inputs, **named)
+            del result
+            largest[0] = max(largest[0], sum(inside.sizes.values()))
 
     class _OnMeta(nn.Module):
         def forward(self, *args: object, **kwargs: object) -> object:
@@ -128,13 +165,65 @@ def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Fl
             del recurse
             return iter(cast("list[nn.Parameter]", [own[name] for name, _ in network.named_parameters()]))
 
-    with (
-        _checkpoint_inputs(network, keep),
-        _fused_attention(),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held),
-    ):
+    narrow = contextlib.nullcontext() if autocast is None else _Autocast(autocast)
+    with _recomputed_blocks(network, blocked), _fused_attention(), narrow, held.counting():
         forward(_OnMeta())
-    return sum(held.values())
+    return Activations(sum(held.sizes.values()), largest[0])
+
+
+class _Held:
+    """Storages that autograd holds, each once.
+
+    Args:
+        known: addresses of storages that are there anyway.
+    """
+
+    def __init__(self, known: set[int]) -> None:
+        self.known = known
+        self.sizes: dict[int, int] = {}
+        self._alive: list[Tensor] = []
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count it."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.known:
+            self.sizes[storage._cdata] = storage.nbytes()
+        self._alive.append(tensor)  # so that no two storages share an address
+        return tensor
+
+    def counting(self) -> contextlib.AbstractContextManager[None]:
+        """What autograd saves meanwhile is counted."""
+        return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda held: held)
+
+
+_NARROWED = frozenset(
+    {
+        *(torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, Tensor.matmul, Tensor.__matmul__),
+        *(Tensor.bmm, Tensor.mm, torch.nn.functional.linear, torch.conv1d, torch.conv2d, torch.conv3d),
+    }
+)
+"""What autocast does in half precision."""
+
+
+class _Autocast(TorchFunctionMode):
+    """What autocast does to matrix products and convolutions, for the meta device."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func not in _NARROWED:
+            return func(*args, **named)
+
+        def narrowed(value: Any) -> Any:
+            wide = isinstance(value, Tensor) and value.dtype == torch.float32
+            return value.to(self.dtype) if wide else value
+
+        return func(*map(narrowed, args), **{name: narrowed(value) for name, value in named.items()})
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -168,27 +257,39 @@ def _fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = before
 
 
+Blocked = Callable[[Callable[..., object], tuple[object, ...], dict[str, Any]], None]
+"""Told of every block that is recomputed: what is run, and what it is given."""
+
+
 @contextlib.contextmanager
-def _checkpoint_inputs(network: nn.Module, keep: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Count what recomputed blocks are given: it stays alive, but autograd's hooks do not see it."""
+def _recomputed_blocks(network: nn.Module, blocked: Blocked) -> Iterator[None]:
+    """Tell of recomputed blocks: what they are given stays alive, but autograd's hooks do not see it."""
     blocks = [module for module in network.modules() if getattr(module, "gradient_checkpointing", False)]
     before = [(block, block.__dict__.get(_RECOMPUTE)) for block in blocks]
 
     def counted(recompute: Callable[..., object]) -> Callable[..., object]:
         def call(function: Callable[..., object], *inputs: object) -> object:
-            for value in inputs:
-                if isinstance(value, Tensor):
-                    keep(value)
+            blocked(function, inputs, {})
             return recompute(function, *inputs)
 
         return call
+
+    plain: Any = recomputing.checkpoint
+
+    def checkpoint(function: Callable[..., object], *inputs: object, **named: Any) -> object:
+        settings = {name: named.pop(name) for name in ("use_reentrant",) if name in named}
+        blocked(function, inputs, named)
+        return plain(function, *inputs, **settings, **named)
 
     try:
         for block, recompute in before:
             if recompute is not None:
                 block.__dict__[_RECOMPUTE] = counted(recompute)
+        # Networks whose blocks diffusers has not prepared call it themselves.
+        recomputing.checkpoint = checkpoint
         yield
     finally:
+        recomputing.checkpoint = plain
         for block, recompute in before:
             if recompute is not None:
                 block.__dict__[_RECOMPUTE] = recompute
@@ -202,6 +303,7 @@ def memory_estimate(
     activation_bytes: int,
     reference_kind: str,
     frozen_bytes: int | None = None,
+    recomputed_bytes: int = 0,
 ) -> list[MemoryItem]:
     """Device memory per component; the sum is a lower bound of the peak (workspaces come on top).
 
@@ -212,6 +314,7 @@ def memory_estimate(
         activation_bytes: of one micro-batch.
         reference_kind: as the run resolves it.
         frozen_bytes: of the frozen weights where they are held narrower than the network here; None: as here.
+        recomputed_bytes: of the largest block that is recomputed.
     """
     config = run.config
     parameters = list(trainables.network.parameters())
@@ -241,7 +344,10 @@ def memory_estimate(
     if run.method.rollout == "one_step":
         items += _score_model_memory(run, frozen, trained, per_weight, has_copy=reference_kind == "frozen")
     for name, module in encoders.items():
-        items.append(MemoryItem(name, _bytes(module.parameters()), f"none with {config.media_name}.cache"))
+        size, note = _bytes(module.parameters()), f"none with {config.media_name}.cache"
+        if config.model.offload_encoders:
+            size, note = 0, f"{size / GIB:.3f} GiB on the CPU between uses; {note}"
+        items.append(MemoryItem(name, size, note))
     note = (
         "with gradient checkpointing"
         if config.model.gradient_checkpointing
@@ -250,6 +356,8 @@ def memory_estimate(
     if config.train.split_backward:
         note += f", {config.train.split_size or config.train.batch_size} candidates at a time"
     items.append(MemoryItem(f"activations of {config.train.batch_size} prompts", activation_bytes, note))
+    if recomputed_bytes:
+        items.append(MemoryItem("largest recomputed block", recomputed_bytes, "while its turn lasts"))
     return items
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint as recomputing
 
 __all__ = ["recompute_blocks"]
 
@@ -16,7 +16,7 @@ class _Recomputing:
         run = super().forward  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return run(*arguments, **keywords)
-        return checkpoint(run, *arguments, use_reentrant=False, **keywords)
+        return recomputing.checkpoint(run, *arguments, use_reentrant=False, **keywords)
 
 
 def recompute_blocks(blocks: list[nn.Module]) -> int:

@@ -9,9 +9,9 @@ import yaml
 from rich.console import Console
 
 from mmalign.train.adapters import attach
-from mmalign.train.config import load_run
+from mmalign.train.config import AdapterConfig, load_run
 from mmalign.train.parts import load_model
-from mmalign.train.plan import saved_activation_bytes
+from mmalign.train.plan import count_activations, saved_activation_bytes
 from mmalign.train.run import describe, main
 
 
@@ -235,3 +235,89 @@ def test_a_queue_holds_the_text_of_a_prompt_once(told) -> None:
     few, many = queue(prompts=2, samples=3), queue(prompts=2, samples=6)
     latents = 2 * 3 * 3 * 2 * 1024 * 4  # prompts x samples x steps but the last x state and next x bytes
     assert many - few == latents
+
+
+def tiny_wan(*, recompute: bool, narrow: bool = False) -> torch.nn.Module:
+    """Two blocks with an adapter; frozen weights in bfloat16 if `narrow`."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.random.fork_rng():
+        network = WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=24,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=2,
+        )
+    if narrow:
+        network.to(torch.bfloat16)
+    if recompute:
+        network.enable_gradient_checkpointing()
+    settings = AdapterConfig(rank=2)
+    attach(network, settings, default_targets=("to_q", "to_v", "ffn.net.2"), seed=0)
+    return network
+
+
+def wan_inputs(device: str, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return {
+        "hidden_states": torch.randn(3, 4, 3, 4, 10, dtype=dtype).to(device),
+        "timestep": torch.full((3,), 500.0).to(device),
+        "encoder_hidden_states": torch.randn(3, 7, 24, dtype=dtype).to(device),
+    }
+
+
+def test_the_largest_recomputed_block_is_counted_beside_what_is_kept() -> None:
+    network = tiny_wan(recompute=True)
+    counted = count_activations(network, lambda net: net(**wan_inputs("meta"), return_dict=False)[0])
+    given: list[tuple[torch.Tensor, ...]] = []
+    with torch.no_grad():
+        handle = network.blocks[1].register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+        network(**wan_inputs("cpu"))
+        handle.remove()
+    inputs = [value.requires_grad_(number == 0) for number, value in enumerate(given[0][:3])]
+    own = sum(value.untyped_storage().nbytes() for value in inputs[:1])
+    found = really_saved(network, lambda: network.blocks[1](*inputs, given[0][3]))
+    assert counted.recomputed == pytest.approx(found - own, rel=0.1)
+    whole = saved_activation_bytes(
+        tiny_wan(recompute=False), lambda net: net(**wan_inputs("meta"), return_dict=False)[0]
+    )
+    assert counted.kept + counted.recomputed < 0.75 * whole
+
+
+def test_half_precision_is_counted_as_autocast_has_it() -> None:
+    network = tiny_wan(recompute=False, narrow=True)
+    half = torch.bfloat16
+
+    def forward(net: torch.nn.Module, device: str) -> torch.Tensor:
+        return net(**wan_inputs(device, half), return_dict=False)[0]
+
+    with torch.autocast("cpu", dtype=half):
+        found = really_saved(network, lambda: forward(network, "cpu"))
+    counted = count_activations(network, lambda net: forward(net, "meta"), autocast=half).kept
+    plain = count_activations(network, lambda net: forward(net, "meta")).kept
+    assert counted == pytest.approx(found, rel=0.1)
+    assert plain > 1.1 * counted
+
+
+def test_blocks_that_recompute_by_themselves_are_counted_too() -> None:
+    from mmalign.video.block_checkpointing import recompute_blocks
+
+    network = tiny_wan(recompute=False)
+    recompute_blocks(list(network.blocks))
+    counted = count_activations(network, lambda net: net(**wan_inputs("meta"), return_dict=False)[0])
+    expected = count_activations(
+        tiny_wan(recompute=True), lambda net: net(**wan_inputs("meta"), return_dict=False)[0]
+    )
+    assert (counted.kept, counted.recomputed) == (expected.kept, expected.recomputed)
+    assert counted.recomputed > 0
+
+
+def test_encoders_that_wait_on_the_cpu_take_nothing_of_the_device(told) -> None:
+    _, at_hand = told()
+    text, waiting = told(model={"offload_encoders": True})
+    assert at_hand["memory"]["VAE"] > 0
+    assert waiting["memory"]["VAE"] == 0
+    assert "on the CPU between uses" in text
