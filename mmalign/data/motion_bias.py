@@ -40,7 +40,7 @@ class MotionBias:
     def verdict(self) -> str:
         """What the numbers say, in words."""
         shown = self.livelier.describe(2)
-        if self.livelier.high is None or self.livelier.low is None:
+        if self.livelier.high is None or self.livelier.low is None or self.difference.clusters < 2:
             return "too few prompts to say whether the chosen side moves less"
         if self.livelier.high < 0.5:
             return (

@@ -74,7 +74,7 @@ def majority_of(labels: Sequence[int]) -> int:
 
 def cut_into(
     frames: UInt8[Tensor, "frame 3 height width"], fps: float, seconds: float
-) -> list[UInt8[Tensor, "part 3 height width"]]:
+) -> list[UInt8[Tensor, "_ 3 height width"]]:
     """Stretches of a clip: frame n stands at n / fps and belongs to stretch floor(n / fps / seconds).
 
     The last one may be short; one that holds no frame is left out.
@@ -158,7 +158,7 @@ def _labels(
     """A label per stretch, None where the annotator gave none, and why."""
     chosen = settings.annotator
     if settings.by == "judge":
-        pairs = list(zip(parts[0], parts[1], strict=True))
+        pairs = [(list(one), list(two)) for one, two in zip(parts[0], parts[1], strict=True)]
         found = judged_in_both_orders(pairs, prompt, annotator, chosen)
         labels = [None if math.isnan(value) else (value > 0.5) - (value < 0.5) for value, _ in found]
         return labels, [error for _, error in found if error]

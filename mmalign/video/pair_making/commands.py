@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mmalign.batch import PreferenceRow
+from mmalign.batch import DataKind, PreferenceRow
 from mmalign.data.motion_bias import motion_bias
 from mmalign.data.pair_making.output import Provenance, score_table, write_rows
 from mmalign.data.pair_making.progress import print_made, stage_bars
@@ -51,7 +51,7 @@ def make_pairs(
     """
     tools, place = tools or Tools(), best_device(device)
     counts: Counter[str] = Counter()
-    kind = "prompts" if plan.works_on_prompts else None
+    kind: DataKind | None = "prompts" if plan.works_on_prompts else None
     rows = rows_to_work_on(plan.data, kind=kind, limit=plan.limit, counts=counts)
     require_few_bad(counts, len(rows) + counts.total(), plan.data)
     rows = without_held_out(rows, plan.exclude, counts)

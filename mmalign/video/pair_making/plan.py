@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmalign.config_files import read_config, validated
 from mmalign.data.config import DataConfig
@@ -12,7 +12,7 @@ from mmalign.data.pair_making.sections import RewardChoice
 from mmalign.data.video_damage import DAMAGES, Damage
 from mmalign.data.video_writers import Container
 from mmalign.train.sections import ModelConfig, Section
-from mmalign.train.video_sections import VideoConfig
+from mmalign.train.video_sections import VideoConfig, of_clips
 from mmalign.video.pair_making.selection import MOTION, TOTAL, ClipSelection
 
 __all__ = [
@@ -147,6 +147,11 @@ class VideoPairPlan(Section):
         None, description="rule disjoint: a pairwise judge, asked in both orders; default: the score decides"
     )
     selection: ClipSelection = Field(default_factory=ClipSelection)
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _clips(cls, value: DataConfig) -> DataConfig:
+        return of_clips(value)
 
     @model_validator(mode="after")
     def _has_a_maker(self) -> "VideoPairPlan":

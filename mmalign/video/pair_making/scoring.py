@@ -128,7 +128,7 @@ def frames_of(
 
 
 def values_of_frames(
-    parts: Sequence[UInt8[Tensor, "frame 3 height width"]],
+    parts: Sequence[UInt8[Tensor, "_ 3 height width"]],
     prompt: str,
     fps: float,
     reward: Reward,

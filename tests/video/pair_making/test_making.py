@@ -1,0 +1,419 @@
+"""Plans for clips, carried out with makers and rewards that are functions: rows that training reads."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mmalign.data.check import check
+from mmalign.data.config import DataConfig, VideoLimits
+from mmalign.data.readers import open_rows
+from mmalign.data.video_damage import damaged
+from mmalign.data.video_facts import look_at_clip
+from mmalign.data.video_media import decode_clip
+from mmalign.data.video_writers import encode_clip
+from mmalign.errors import ConfigError
+from mmalign.seeding import generator_for
+from mmalign.testing.clip_pairs import ClipStub, brightness, drawn, frames_in, records
+from mmalign.testing.video_families import moving_clip
+from mmalign.video.clips import Clip
+from mmalign.video.pair_making.commands import make_pairs
+from mmalign.video.pair_making.real import noise_level
+
+PROMPTS = ["a dog runs", "a red boat at sea", "waves on a beach"]
+
+
+def made(plan, folder, tools):
+    rows, counts = make_pairs(plan, folder, device="cpu", tools=tools)
+    return records(rows), counts
+
+
+# ------------------------------------------------------------------------------------------------ groups
+
+
+def test_clips_of_every_prompt_are_scored_and_the_ends_meet(plan_of, tools_of, tmp_path):
+    maker = ClipStub()
+    found, counts = made(plan_of(), tmp_path / "out", tools_of(maker))
+    assert (counts["rows"], counts["clips"]) == (3, 12)
+    for record in found:
+        clips = {n: drawn(f"{record['prompt']}|{record['made_from']}/{n}|0|50").frames for n in range(4)}
+        light = {n: float(frames.float().mean()) / 255 for n, frames in clips.items()}
+        best, worst = max(light, key=light.get), min(light, key=light.get)
+        assert record["id"] == f"{record['made_from']}-{best}-{worst}"
+        assert torch.equal(frames_in(tmp_path / "out", record["chosen"]), clips[best])
+        assert torch.equal(frames_in(tmp_path / "out", record["rejected"]), clips[worst])
+        assert record["light_chosen"] == record["score_chosen"] == pytest.approx(light[best], abs=1e-6)
+        assert record["gap"] == pytest.approx(light[best] - light[worst], abs=1e-6)
+        assert record["made_by"] == record["strategy"] == "groups"
+
+
+def test_the_data_layer_reads_the_rows(plan_of, tools_of, tmp_path):
+    rows, _ = make_pairs(plan_of(), tmp_path / "out", device="cpu", tools=tools_of(ClipStub()))
+    assert check(DataConfig(source=str(rows))).ok
+    read = list(open_rows(DataConfig(source=str(rows)), kind="pairs"))
+    assert [row.prompt for row in read] == PROMPTS
+    assert all(row.candidates[0].reward > row.candidates[1].reward for row in read)
+
+
+def test_motion_of_both_sides_stands_in_rows_and_card(plan_of, tools_of, tmp_path):
+    found, _ = made(plan_of(), tmp_path, tools_of(ClipStub()))
+    for record in found:
+        path = str(tmp_path / record["chosen"])
+        assert record["motion_chosen"] == look_at_clip(path, where="x", limits=VideoLimits()).motion > 0
+    motion = yaml.safe_load((tmp_path / "card.yaml").read_text())["motion"]
+    assert motion["pairs"] == 3
+    assert motion["chosen"] == pytest.approx(sum(record["motion_chosen"] for record in found) / 3, abs=1e-6)
+    assert motion["verdict"]
+
+
+def test_the_guard_of_motion_reads_what_was_measured(plan_of, tools_of, tmp_path):
+    def calm(samples):
+        return [-float(torch.stack(list(s.frames)).float().diff(dim=0).abs().mean()) for s in samples]
+
+    free = plan_of(selection={"rule": "best_worst"})
+    found, _ = made(free, tmp_path, tools_of(ClipStub(), light=calm))
+    assert all(record["motion_chosen"] < record["motion_rejected"] for record in found)
+    guarded = plan_of(selection={"rule": "best_worst", "motion_ratio_min": 1.0})
+    found, counts = made(guarded, tmp_path, tools_of(ClipStub(), light=calm))
+    assert (found, counts["moves_less"]) == ([], 3)
+
+
+def test_failed_clips_and_scores_are_counted_and_explained(plan_of, tools_of, tmp_path):
+    plan = plan_of(prompts=PROMPTS[:1])
+    row_id = next(iter(open_rows(plan.data, kind="prompts"))).id
+
+    def score(samples):
+        return [math.nan if value > 0.1 else value for value in brightness(samples)]
+
+    clips = [drawn(f"{PROMPTS[0]}|{row_id}/{n}|0|50").frames.float().mean() / 255 for n in (0, 1, 3)]
+    _, counts = made(plan, tmp_path, tools_of(ClipStub(fails=[f"{row_id}/2"]), light=score))
+    assert (counts["clips"], counts["failed_clips"]) == (3, 1)
+    assert counts["not_scored"] == 1 + sum(float(value) > 0.1 for value in clips)
+    errors = yaml.safe_load((tmp_path / "card.yaml").read_text())["first_errors"]
+    assert f"{row_id}: making it failed" in errors
+
+
+def test_what_is_no_clip_is_a_failure(plan_of, tools_of, tmp_path):
+    class Broken(ClipStub):
+        def __call__(self, prompts, keys, seed, num_steps):
+            clips = super().__call__(prompts, keys, seed, num_steps)
+            return [b"no clip", Clip(clips[1].frames[:0], 8.0), *clips[2:]]
+
+    _, counts = made(plan_of(block_rows=8), tmp_path, tools_of(Broken()))
+    assert (counts["failed_clips"], counts["clips"]) == (2, 10)
+
+
+def test_a_maker_that_loses_clips_is_refused(plan_of, tools_of, tmp_path):
+    class Short(ClipStub):
+        def __call__(self, prompts, keys, seed, num_steps):
+            return super().__call__(prompts, keys, seed, num_steps)[1:]
+
+    with pytest.raises(ConfigError, match=r"maker: got \[7 clips\], expected 8, one per prompt"):
+        made(plan_of(), tmp_path, tools_of(Short()))
+
+
+def test_rankings_hold_all_scored_clips_best_first(plan_of, tools_of, tmp_path):
+    plan = plan_of(make="rankings")
+    rows, _ = make_pairs(plan, tmp_path, device="cpu", tools=tools_of(ClipStub()))
+    for row in open_rows(DataConfig(source=str(rows))):
+        assert row.kind == "lists"
+        assert len(row.candidates) == 4
+        assert list(row.relevance) == sorted(row.relevance, reverse=True)
+
+
+def test_a_weighted_sum_of_two_scores_decides_and_stands_in_the_rows(plan_of, tools_of, tmp_path):
+    def dark(samples):
+        return [-3 * value for value in brightness(samples)]
+
+    scorers = [{"name": "own:light", "title": "light"}, {"name": "own:dark", "title": "dark"}]
+    plan = plan_of(scorers=scorers, selection={"weights": {"light": 1.0, "dark": 1.0}})
+    found, _ = made(plan, tmp_path, tools_of(ClipStub(), dark=dark))
+    for record in found:
+        assert record["light_chosen"] < record["light_rejected"]
+        total = (record["light_chosen"] + record["dark_chosen"]) / 2
+        assert record["total_chosen"] == record["score_chosen"] == pytest.approx(total)
+    assert set(yaml.safe_load((tmp_path / "card.yaml").read_text())["scores"]) == {"light", "dark", "total"}
+
+
+def test_a_judge_of_two_clips_is_asked_in_both_orders(plan_of, tools_of, tmp_path):
+    asked = []
+
+    def judge(samples):
+        asked.extend(samples)
+        own = [float(torch.stack(list(s.frames)).float().mean()) for s in samples]
+        other = [float(torch.stack(list(s.extras["other"])).float().mean()) for s in samples]
+        return [float(one < two) for one, two in zip(own, other, strict=True)]  # likes dark ones
+
+    plan = plan_of(judge={"name": "own:dark", "title": "dark"}, selection={"rule": "disjoint"})
+    _, counts = made(plan, tmp_path, tools_of(ClipStub(), dark=judge))
+    assert len(asked) == 2 * 2 * 3
+    assert all(len(sample.frames) == len(sample.extras["other"]) == 8 for sample in asked)
+    # It is blind to the score's opinion: winners are the darker ones, and score less.
+    assert counts["rejected_scores_higher"] + counts["rows"] == 3
+    assert counts["rejected_scores_higher"] > 0
+
+
+def test_rewards_of_sounds_do_not_score_clips_and_of_single_clips_do_not_judge(plan_of, tools_of, tmp_path):
+    from dataclasses import replace
+
+    from mmalign.rewards.functions import FunctionReward
+    from mmalign.video.pair_making.loading import Tools
+
+    reward = FunctionReward(brightness, name="clap")
+    reward._card = replace(reward.card, modality="audio")
+    tools = Tools(model=lambda plan, device: ClipStub(), reward=lambda choice, device: reward)
+    with pytest.raises(ConfigError, match=r"scorer clap: got \[a reward of audio\], expected one of video"):
+        made(plan_of(scorers=[{"name": "clap"}]), tmp_path, tools)
+    plan = plan_of(judge={"name": "light"}, selection={"rule": "disjoint"})
+    with pytest.raises(ConfigError, match="judge light: got 'score', expected a pairwise judge"):
+        made(plan, tmp_path, tools_of(ClipStub()))
+
+
+def test_rewards_of_pictures_see_frames_at_even_distances(plan_of, tmp_path):
+    from mmalign.rewards.functions import FunctionReward
+    from mmalign.video.pair_making.loading import Tools
+
+    seen = []
+
+    def level(samples):
+        seen.extend(samples)
+        return [float(sample.image.float().mean()) / 255 for sample in samples]
+
+    tools = Tools(
+        model=lambda plan, device: ClipStub(),
+        reward=lambda choice, device: FunctionReward(level, name="level"),
+    )
+    found, _ = made(plan_of(scorers=[{"name": "level"}], frames=3, prompts=PROMPTS[:1]), tmp_path, tools)
+    assert len(seen) == 3 * 4
+    frames = frames_in(tmp_path, found[0]["chosen"])[[0, 5, 10]]
+    assert found[0]["score_chosen"] == pytest.approx(float(frames.float().mean()) / 255, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+
+def test_a_killed_run_goes_on_and_ends_like_another(plan_of, tools_of, tmp_path):
+    whole, _ = make_pairs(plan_of(), tmp_path / "whole", device="cpu", tools=tools_of(ClipStub()))
+    with pytest.raises(KeyboardInterrupt):
+        make_pairs(plan_of(), tmp_path / "cut", device="cpu", tools=tools_of(ClipStub(killed_at=1)))
+    assert not (tmp_path / "cut/rows.jsonl").exists()
+    again = ClipStub()
+    rows, _ = make_pairs(plan_of(), tmp_path / "cut", device="cpu", tools=tools_of(again))
+    assert [len(keys) for keys in again.calls] == [4]
+    assert rows.read_bytes() == whole.read_bytes()
+
+
+def test_another_selection_makes_no_clip_and_no_score_again(plan_of, tools_of, tmp_path):
+    make_pairs(plan_of(), tmp_path, device="cpu", tools=tools_of(ClipStub()))
+
+    again = ClipStub()
+    plan = plan_of(selection={"rule": "all_pairs"})
+    found, _ = made(plan, tmp_path, tools_of(again))
+    assert again.calls == []
+    assert len(found) > 3
+
+
+def test_another_seed_length_or_quality_makes_other_clips(plan_of, tools_of, tmp_path):
+    make_pairs(plan_of(), tmp_path, device="cpu", tools=tools_of(ClipStub()))
+    for settings in ({"seed": 3}, {"sampling": {"num_samples": 3}}, {"container": "webp"}):
+        again = ClipStub()
+        make_pairs(plan_of(**settings), tmp_path, device="cpu", tools=tools_of(again))
+        assert len(again.calls) == 2
+
+
+def test_a_clip_that_was_deleted_is_said(plan_of, tools_of, tmp_path):
+    make_pairs(plan_of(), tmp_path, device="cpu", tools=tools_of(ClipStub()))
+    next((tmp_path / "stages/clips").iterdir()).unlink()
+    with pytest.raises(ConfigError, match=r"no such file\].*Remove .*clips.jsonl"):
+        make_pairs(plan_of(), tmp_path, device="cpu", tools=tools_of(ClipStub()))
+
+
+# ------------------------------------------------------------------------------------------------ existing
+
+
+def test_existing_clips_meet_by_the_data_s_own_scores_and_broken_ones_are_counted(plan_of, tmp_path):
+    names = []
+    for number in range(5):
+        names.append(f"{number}.png")
+        (tmp_path / names[-1]).write_bytes(moving_clip(number, num_frames=7))
+    (tmp_path / "cut.png").write_bytes(moving_clip(9, num_frames=7)[:-400])
+    (tmp_path / "words.mp4").write_bytes(b"\x00\x00\x00\x18ftypisom nothing")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    lines = [
+        {
+            "prompt": "one",
+            "samples": [
+                {"video": name, "score": n}
+                for n, name in enumerate([*names[:3], "cut.png", "words.mp4", "empty.mp4"])
+            ],
+        },
+        {"prompt": "two", "samples": [{"video": name, "score": 3} for name in names[3:]]},
+    ]
+    path = tmp_path / "groups.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    plan = plan_of(
+        "existing_clips", scorers=None, data={"source": str(path)}, selection={"rule": "best_rest"}
+    )
+    found, counts = made(plan, tmp_path / "out", None)
+    assert [(r["data_chosen"], r["data_rejected"]) for r in found] == [(2.0, 0.0), (2.0, 1.0)]
+    assert (counts["clips"], counts["failed_clips"]) == (5, 0)
+    reasons = {name: count for name, count in counts.items() if "video" in name or "file" in name}
+    assert sum(reasons.values()) == 3
+    assert (counts["empty_file"], counts["tie"]) == (1, 1)
+
+
+# ------------------------------------------------------------------------------------------------ real clips
+
+
+def test_members_of_a_real_clip_share_one_level_of_noise(plan_of, tools_of, tmp_path):
+    maker = ClipStub()
+    plan = plan_of("corrupt_and_denoise", scorers=[{"name": "own:light", "title": "light"}], seed=7)
+    found, counts = made(plan, tmp_path / "out", tools_of(maker))
+    assert [len(keys) for keys in maker.calls] == [2, 2, 2]
+    assert len(set(maker.levels)) == 3
+    assert all(0.65 <= level <= 0.8 for level in maker.levels)
+    assert [record["noise_level"] for record in found] == maker.levels
+    assert maker.levels == [noise_level(plan, record["made_from"]) for record in found]
+    assert (counts["clips"], counts["rows"]) == (6, 3)
+    assert all(len(frames_in(tmp_path / "out", record["chosen"])) == 9 for record in found)
+
+
+def test_levels_are_drawn_evenly_between_least_and_most(plan_of):
+    plan = plan_of("corrupt_and_denoise", corrupt={"least": 0.2, "most": 0.4, "real": "chosen"})
+    levels = torch.tensor([noise_level(plan, str(number)) for number in range(500)])
+    assert 0.2 <= float(levels.min()) < 0.205
+    assert 0.395 < float(levels.max()) <= 0.4
+    assert float(levels.mean()) == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_real_clip_may_win_over_every_member(plan_of, tools_of, tmp_path):
+    corrupt = {"real": "chosen", "members": 3}
+    plan = plan_of("corrupt_and_denoise", corrupt=corrupt)
+    found, counts = made(plan, tmp_path / "out", tools_of(ClipStub()))
+    assert (counts["rows"], counts["clips"]) == (9, 12)
+    assert {record["real"] for record in found} == {"chosen"}
+    assert len({record["chosen"] for record in found}) == 3
+    wanted = ClipStub().corrupt
+    row = next(iter(open_rows(plan.data)))
+    real, _ = wanted(row, 0.7, [], 0)
+    assert torch.equal(frames_in(tmp_path / "out", found[0]["chosen"]), real.frames)
+
+
+def test_a_real_candidate_is_scored_like_the_others(plan_of, tools_of, tmp_path):
+    scorers = [{"name": "own:light", "title": "light"}]
+    plan = plan_of("corrupt_and_denoise", corrupt={"real": "candidate"}, scorers=scorers)
+    found, counts = made(plan, tmp_path / "out", tools_of(ClipStub()))
+    assert counts["clips"] == 9
+    assert all(record.get("real") in (None, "chosen", "rejected") for record in found)
+    assert any("real" in record for record in found)
+
+
+def test_real_clips_that_cannot_be_read_are_counted_and_the_rest_goes_on(plan_of, tools_of, tmp_path):
+    plan = plan_of("corrupt_and_denoise", corrupt={"real": "chosen"}, prompts=[*PROMPTS, "refused", "cut"])
+    whole = (tmp_path / "4.png").read_bytes()
+    (tmp_path / "4.png").write_bytes(whole[: len(whole) // 2])
+    found, counts = made(plan, tmp_path / "out", tools_of(ClipStub()))
+    assert (counts["rows"], counts["clips"], counts["too_short"]) == (6, 9, 1)
+    assert {record["prompt"] for record in found} == set(PROMPTS)
+    assert sum(n for name, n in counts.items() if name not in ("rows", "clips", "too_short")) == 1
+
+
+def test_damaged_copies_lose_to_their_real_clip(plan_of, tmp_path):
+    found, counts = made(plan_of("damage"), tmp_path / "out", None)
+    assert (counts["rows"], counts["clips"]) == (9, 12)
+    for record in found:
+        real = frames_in(tmp_path / "out", record["chosen"])
+        drawn_by = generator_for(0, "damage", record["made_from"], record["damage"])
+        worse = damaged(real, record["damage"], drawn_by)
+        assert torch.equal(frames_in(tmp_path / "out", record["rejected"]), worse)
+        assert (record["real"], len(real)) == ("chosen", 11)
+    assert [record["damage"] for record in found[:3]] == ["reversed", "shuffled", "noised"]
+
+
+def test_clips_to_damage_are_counted_exactly_where_they_cannot_be(plan_of, tmp_path):
+    plan = plan_of("damage", prompts=["good", "still", "two frames", "cut off", "empty", "lost"])
+    (tmp_path / "1.png").write_bytes(still_clip())
+    (tmp_path / "2.png").write_bytes(moving_clip(2, num_frames=2))
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "4.png").write_bytes(b"")
+    (tmp_path / "5.png").unlink()
+    found, counts = made(plan, tmp_path / "out", None)
+    assert {record["prompt"] for record in found} == {"good"}
+    assert (counts["still"], counts["too_short"], counts["rows"], counts["clips"]) == (1, 1, 3, 4)
+    others = {
+        name: number
+        for name, number in counts.items()
+        if name not in ("still", "too_short", "rows", "clips", "failed_clips")
+    }
+    assert (others["empty_file"], others["missing_file"], sum(others.values())) == (1, 1, 3)
+
+
+def still_clip() -> bytes:
+    """A clip of seven times the same picture."""
+    return encode_clip(torch.full((7, 3, 32, 48), 90, dtype=torch.uint8), 8.0, container="mkv")
+
+
+def test_damage_keeps_the_wanted_part_size_and_rate(plan_of, tmp_path):
+    video = {"num_frames": 5, "fps": 4.0, "height": 16, "width": 16, "start": "middle"}
+    found, _ = made(plan_of("damage", video=video, damage={"kinds": ["reversed"]}), tmp_path / "out", None)
+    assert len(found) == 3
+    for record in found:
+        path = str(tmp_path / "out" / record["chosen"])
+        clip = decode_clip(path, where="x", limits=VideoLimits(min_side=1))
+        assert (tuple(clip.frames.shape), clip.fps) == ((5, 3, 16, 16), 4.0)
+
+
+def test_the_picture_of_a_row_goes_with_its_pairs(plan_of, tmp_path):
+    source = {"path": str(tmp_path / "clips.jsonl"), "columns": {"candidate": "video"}}
+    plan = plan_of("damage", prompts=PROMPTS[:1], damage={"kinds": ["reversed"]}, data={"source": source})
+    Image.new("RGB", (32, 48), "red").save(tmp_path / "first.png")
+    row = {"prompt": "x", "video": "0.png", "image": "first.png"}
+    (tmp_path / "clips.jsonl").write_text(json.dumps(row))
+    found, _ = made(plan, tmp_path / "out", None)
+    assert (tmp_path / "out" / found[0]["image"]).read_bytes() == (tmp_path / "first.png").read_bytes()
+    read = next(iter(open_rows(DataConfig(source=str(tmp_path / "out/rows.jsonl")))))
+    assert len(read.images) == 1
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ("groups", {"model": None}, "recipe groups needs model or maker, got neither"),
+        ("groups", {"maker": "a:b"}, "got model and maker"),
+        ("damage", {"maker": "a:b"}, "needs none of model and maker, got maker"),
+        ("corrupt_and_denoise", {"model": None, "maker": "a:b"}, "needs a model, got maker"),
+        ("groups", {"model": None, "maker": "a:b", "adapter": "x"}, "adapter is put on a model"),
+        ("groups", {"scorers": None}, "scorers: got none"),
+        ("corrupt_and_denoise", {}, "scorers: got none"),
+        ("groups", {"damage": {"kinds": ["noised"]}}, "got damage, which recipe groups does not read"),
+        ("groups", {"scorers": [{"name": "a"}, {"name": "a"}]}, "two scores are called a"),
+        ("groups", {"scorers": [{"name": "motion"}]}, "two scores are called motion"),
+        ("groups", {"selection": {"dimensions": ["mq"]}}, r"selection: got mq, expected a scorer \(light\)"),
+        ("groups", {"selection": {"decides": "total"}}, "selection: got total"),
+        ("groups", {"judge": {"name": "a"}}, "judge is asked by rule disjoint alone, got rule best_worst"),
+        ("damage", {"make": "rankings"}, "rankings need scores"),
+        ("segments", {}, "recipe segments needs the section segments"),
+        ("corrupt_and_denoise", {"corrupt": {"least": 0.9}}, "least 0.9 is above most 0.8"),
+        ("corrupt_and_denoise", {"corrupt": {"members": 1}}, "one member alone makes no pair"),
+        (
+            "corrupt_and_denoise",
+            {"segments": {"annotator": {"name": "a"}}, "corrupt": {"real": "chosen"}},
+            "segments decide pairs in place of scores",
+        ),
+        (
+            "corrupt_and_denoise",
+            {"sampling": {"scheduler": "ddim"}, "corrupt": {"real": "chosen"}},
+            "takes the model's own",
+        ),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(plan_of, recipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(recipe, **settings)
