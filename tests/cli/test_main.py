@@ -57,7 +57,7 @@ def test_running_the_module_is_running_the_command() -> None:
     "command",
     [
         *("demo", "train", "sample", "eval", "compare", "pairs", "export", "data", "methods", "families"),
-        *("recipes", "config", "rewards", "doctor", "serve-reward"),
+        *("recipes", "config", "rewards", "doctor", "serve-reward", "guide"),
     ],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:

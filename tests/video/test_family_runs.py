@@ -55,7 +55,7 @@ def test_a_cached_run_equals_one_that_encodes(write_run, tmp_path, made):
         torch.testing.assert_close(cached.trainables.parameters[name], value, rtol=0, atol=2e-4)
         moved = max(moved, float(value.detach().abs().max()) if "lora_B" in name else 0.0)
     assert moved > 1e-3
-    assert (live.folder / "samples/step-00000003/00.webp").is_file()
+    assert (live.folder / "samples/step-00000003/00.mp4").is_file()
 
 
 @pytest.mark.parametrize("made", [ltx_of_pictures, cogvideox_of_pictures])

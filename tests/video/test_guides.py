@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmalign import registry
 from mmalign.cli.main import main
 from mmalign.diffusion.guide_training import GuideSettings, train_guide
 from mmalign.diffusion.guided import denoised_latents
@@ -15,8 +16,11 @@ from mmalign.diffusion.sampling import initial_noise
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError
 from mmalign.files import load_tensors, read_json, read_json_lines, write_json
 from mmalign.seeding import generator_for
-from mmalign.train.config import load_run
+from mmalign.testing.tiny_video.hunyuan_video import write_tiny_hunyuan_video
+from mmalign.testing.tiny_video.ltx import LTX_FRAMES, LTX_SIZE, write_tiny_ltx
+from mmalign.train.config import ModelConfig, load_run
 from mmalign.train.run import train
+from mmalign.train.video_sections import VideoConfig
 
 pytestmark = pytest.mark.usefixtures("_fresh_accelerator")
 
@@ -81,6 +85,26 @@ def test_clips_under_weight_0_are_those_of_the_model(load_wan, tmp_path: Path) -
     guides = [load_guide(model, sharp_guide(tmp_path / "guide", model, scale=10.0), 0.0)]
     plain, guided = model.sample(["waves"], **SETTINGS), model.sample(["waves"], guides=guides, **SETTINGS)
     assert torch.equal(plain[0].frames, guided[0].frames)
+
+
+@pytest.mark.parametrize("family", ["ltx", "hunyuan_video"])
+def test_other_flows_are_guided_too(family: str, tmp_path: Path) -> None:
+    write, clip = {
+        "ltx": (write_tiny_ltx, {"num_frames": LTX_FRAMES, "height": LTX_SIZE[0], "width": LTX_SIZE[1]}),
+        "hunyuan_video": (write_tiny_hunyuan_video, {"num_frames": 5, "height": 32, "width": 48}),
+    }[family]
+    settings = ModelConfig(family=family, source=str(write(tmp_path / "model")))
+    model = registry.find("families", family).load(
+        settings, VideoConfig(**clip), device="cpu", dtype=torch.float32
+    )
+    folder = sharp_guide(tmp_path / "guide", model)
+    assert read_json(folder / "guide.json")["block"] == "transformer_blocks.0"
+    found = [latents_of(model, [load_guide(model, folder, weight)]) for weight in (-4.0, 0.0, 4.0)]
+    assert torch.equal(found[1], latents_of(model, []))
+    guide = load_guide(model, folder, 1.0)
+    rewards = [reward_of(guide, model, latents) for latents in found]
+    for less, more in pairwise(rewards):
+        assert (more > less).all(), rewards
 
 
 def test_of_two_experts_the_reward_acts_where_it_was_trained(load_wan, tmp_path: Path) -> None:
