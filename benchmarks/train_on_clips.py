@@ -48,8 +48,6 @@ class Trained:
         pairs: that it was trained on.
         cached: MiB of the cache.
         losses: of every step.
-        margins: of every step: how much more the policy prefers the chosen side than the reference does.
-        seconds: median of a step.
         killed_at: steps that were logged when the run was killed.
         digests: SHA-256 of the last weights, undisturbed and killed.
         same_log: whether both runs logged the same losses.
@@ -61,8 +59,6 @@ class Trained:
     pairs: int
     cached: float
     losses: list[float]
-    margins: list[float]
-    seconds: float
     killed_at: int
     digests: tuple[str, str]
     same_log: bool
@@ -169,11 +165,13 @@ def trained(name: str, source: str, pairs: Path, folder: Path, options: argparse
         "fps": options.fps,
     }
     cache = folder / "latents"
+    words = json.loads((Path(source) / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokens = min(options.text_length, int(words.get("model_max_length", options.text_length)))
 
     def config(run: str, **changes: Any) -> Path:
         content = {
             "method": options.method,
-            "model": {"family": "wan", "source": source, "text_length": options.text_length},
+            "model": {"family": "wan", "source": source, "text_length": tokens},
             "video": {**video, **changes},
             "data": {"source": str(pairs)},
             "adapter": {"rank": 8},
@@ -206,15 +204,11 @@ def trained(name: str, source: str, pairs: Path, folder: Path, options: argparse
         _command("train", str(killed))
         atomic_write(note, json.dumps(killed_at))
     moved, apart = reloaded(folder / "whole", source)
-    records = _records(folder / "whole" / "metrics.jsonl")
-    spent = sorted(record["seconds_per_step"] for record in records if "seconds_per_step" in record)
     return Trained(
         model=name,
         pairs=len(open_rows(DataConfig(source={"path": str(pairs), "media": "video"}))),
         cached=sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 2**20,
         losses=losses_of(folder / "whole"),
-        margins=[float(record.get("margin", math.nan)) for record in records],
-        seconds=spent[len(spent) // 2] if spent else math.nan,
         killed_at=json.loads(note.read_text(encoding="utf-8")),
         digests=(digest(folder / "whole"), digest(folder / "killed")),
         same_log=losses_of(folder / "whole") == losses_of(folder / "killed"),
@@ -265,7 +259,9 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=64, help="pixels (default: 64)")
     parser.add_argument("--width", type=int, default=96, help="pixels (default: 96)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second (default: 8)")
-    parser.add_argument("--text-length", type=int, default=64, help="tokens of a prompt (default: 64)")
+    parser.add_argument(
+        "--text-length", type=int, default=64, help="tokens of a prompt at most (default: 64)"
+    )
     parser.add_argument("--device", default="cpu", help="as train.device (default: cpu)")
     parser.add_argument("--folder", type=Path, help="where caches and runs are kept (default: nowhere)")
     parser.add_argument("--page", type=Path, help="file whose marked table is renewed")
@@ -276,7 +272,7 @@ def main() -> None:
         if options.random:
             from mmalign.testing.tiny_video.wan import write_tiny_wan
 
-            models.append((f"Wan 2.1 {RANDOM}", str(write_tiny_wan(place / "wan"))))
+            models.insert(0, (f"Wan 2.1 {RANDOM}", str(write_tiny_wan(place / "wan"))))
         if not models:
             parser.error("expected a model: --model NAME=FOLDER or --random")
         found = [

@@ -4,8 +4,10 @@
         --frames 17 --height 480 --width 832 --page PAGE.md
 
 `--model NAME=FOLDER` (or a hub id) takes pipelines of every family of video that mmalign reads; of each the
-VAE alone is loaded. `--toy N` adds clips of the toy world, which its own VAE was trained on; `--random` adds
-tiny models of random weights, as the tests have them. Two codes without any training stand beside them:
+VAE alone is loaded. `--fit FOLDER` trains a small causal VAE on the first half of each file's excerpts, on
+one thread; then only the others are measured. `--toy N` adds clips of the toy world, which its own VAE was
+trained on; `--random` adds tiny models of random weights, as the tests have them. Two codes without any
+training stand beside them:
 
     blocks       every latent cell's pixels (4 frames of 8 x 8, say) become their mean colour
     cosines      of every cell, as many cosines as the latents have channels: the strongest of that clip
@@ -18,7 +20,7 @@ import random
 import statistics
 from argparse import ArgumentTypeError
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ from mmalign.data.video_writers import clip_strip
 from mmalign.files import atomic_write
 from mmalign.toy.guide_tables import renew, table
 from mmalign.video.clips import covering
+from mmalign.video.codec import VideoCodec
 from mmalign.video.family import VideoModel
 
 __all__ = [
@@ -43,10 +46,13 @@ __all__ = [
     "Measured",
     "blocks",
     "code_of",
+    "code_of_model",
     "cosines",
+    "fitted_code",
     "load_codec",
     "measured",
     "named",
+    "parted",
     "picture",
     "psnr",
     "random_models",
@@ -65,6 +71,9 @@ PEAK = 99.9
 
 RANDOM = "(random)"
 
+TILE = 32
+"""Pixels of the pieces that a VAE is trained on."""
+
 
 # --- codes --------------------------------------------------------------------------------------------------
 
@@ -75,15 +84,23 @@ class Code:
 
     Args:
         name: in tables.
-        share: numbers of a clip's latents by those of its pixels.
+        channels: numbers per cell.
+        side: pixels of a cell, along height and along width.
         grid: which frames each latent frame holds.
         back: clips in [0, 1], as they come back.
     """
 
     name: str
-    share: float
+    channels: int
+    side: int
     grid: Grid
     back: Callable[[Frames], Frames]
+
+    @property
+    def share(self) -> float:
+        """Numbers of a clip's latents by those of its pixels."""
+        frames = sum(len(times) for times in self.grid)
+        return self.channels * len(self.grid) / (3 * self.side**2 * frames)
 
 
 def load_codec(source: str, *, num_frames: int, size: tuple[int, int], fps: float) -> VideoModel:
@@ -113,16 +130,66 @@ def load_codec(source: str, *, num_frames: int, size: tuple[int, int], fps: floa
     return found
 
 
-def code_of(name: str, model: VideoModel) -> Code:
-    """The round trip through a model's latents: the posterior's mean, scaled as its network gets them."""
+def code_of(name: str, codec: VideoCodec, *, side: int, grid: Grid, channels: int) -> Code:
+    """The round trip through a VAE's latents: the posterior's mean, scaled as a network gets them."""
 
     @torch.no_grad()
     def back(clip: Frames) -> Frames:
-        moments = model.moments((2.0 * clip - 1.0).unsqueeze(0))
-        return model.decode_clips(model.codec.scale(moments.mean))[0].cpu()
+        moments = codec.moments((2.0 * clip - 1.0).unsqueeze(0))
+        return codec.decode(codec.scale(moments.mean))[0].cpu()
 
-    pixels = model.num_frames * 3 * math.prod(model.size)
-    return Code(name, math.prod(model.latent_shape) / pixels, model.frame_grid, back)
+    return Code(name, channels, side, grid, back)
+
+
+def code_of_model(name: str, model: VideoModel) -> Code:
+    """The same of a model's VAE."""
+    return code_of(
+        name,
+        model.codec,
+        side=model.spatial_ratio,
+        grid=model.frame_grid,
+        channels=model.latent_shape[0],
+    )
+
+
+def fitted_code(name: str, folder: Path, clips: Sequence[Frames], *, steps: int) -> Code:
+    """A VAE of the toy world's size (Wan's class, half a million weights) trained on tiles of some clips.
+
+    It is read from the folder where there is one already.
+    """
+    from diffusers import AutoencoderKLWan
+
+    from mmalign.toy.video_model import train_vae
+    from mmalign.toy.video_pipeline import LATENT_CHANNELS
+
+    if not (folder / "config.json").exists():
+        tiles = [
+            clip[..., top : top + TILE, left : left + TILE].transpose(0, 1)
+            for clip in clips
+            for top in range(0, clip.shape[2] - TILE + 1, TILE)
+            for left in range(0, clip.shape[3] - TILE + 1, TILE)
+        ]
+        vae = train_vae(2.0 * torch.stack(tiles) - 1.0, seed=0, pictures=steps // 2, steps=steps)
+        vae.save_pretrained(str(folder))
+    codec = VideoCodec(
+        lambda dtype: AutoencoderKLWan.from_pretrained(str(folder), dtype=dtype).eval(),
+        device=torch.device("cpu"),
+        home=torch.device("cpu"),
+        dtype=torch.float32,
+        at_mean=True,
+    )
+    frames = clips[0].shape[0]
+    grid = [range(1), *(range(first, first + 4) for first in range(1, frames, 4))]
+    return code_of(name, codec, side=8, grid=grid, channels=LATENT_CHANNELS)
+
+
+def parted(clips: Sequence[Excerpt]) -> tuple[list[int], list[int]]:
+    """Numbers of the excerpts to train on, and of the others: of every file the first half, and the rest."""
+    files: dict[tuple[str, str], list[int]] = {}
+    for number, clip in enumerate(clips):
+        files.setdefault((clip.kind, clip.name.rsplit(" ", 1)[0]), []).append(number)
+    seen = [number for numbers in files.values() for number in numbers[: len(numbers) // 2]]
+    return seen, [number for number in range(len(clips)) if number not in seen]
 
 
 def _cosine_basis(count: int) -> Float[Tensor, "count count"]:
@@ -173,25 +240,24 @@ def cosines(clip: Frames, *, grid: Grid, side: int, count: int) -> Frames:
     return _through_cells(clip, grid, side, strongest)
 
 
-def untrained_codes(models: Iterable[VideoModel]) -> list[Code]:
-    """The two codes without training, with the cells and the channels of each model's latents, once each."""
-    found: dict[tuple[int, int, int], list[Code]] = {}
-    for model in models:
-        channels, side, step = model.latent_shape[0], model.spatial_ratio, model.temporal_ratio
-        cell = f"{step} x {side} x {side}"
-        grid, share = model.frame_grid, math.prod(model.latent_shape) / model.num_frames / 3
-        share /= math.prod(model.size)
-        found[channels, side, step] = [
-            Code(f"blocks of {cell}", share * 3 / channels, grid, partial(blocks, grid=grid, side=side)),
+def untrained_codes(codes: Iterable[Code]) -> list[Code]:
+    """The two codes without training, with the cells and the channels of others, once each."""
+    found: dict[str, Code] = {}
+    for code in codes:
+        side, grid, channels = code.side, code.grid, code.channels
+        cell = f"{max(len(times) for times in grid)} x {side} x {side}"
+        made = (
+            Code(f"blocks of {cell}", 3, side, grid, partial(blocks, grid=grid, side=side)),
             Code(
                 f"{channels} cosines of {cell}",
-                share,
+                channels,
+                side,
                 grid,
                 partial(cosines, grid=grid, side=side, count=channels),
             ),
-        ]
-    codes = [code for pair in found.values() for code in pair]
-    return list({code.name: code for code in codes}.values())
+        )
+        found |= {each.name: each for each in made}
+    return list(found.values())
 
 
 def random_models(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -297,7 +363,7 @@ def tables(results: Sequence[Measured], codes: Sequence[Code]) -> dict[str, str]
     for code in shares:
         for kind in kinds:
             group = [result for result in results if (result.code, result.kind) == (code, kind)]
-            rows.append([code, f"{100 * shares[code]:.1f} %", kind, str(len(group)), *_medians(group)])
+            rows.append([code, f"{100 * shares[code]:.2g} %", kind, str(len(group)), *_medians(group)])
     headings = (("code", "---"), ("numbers kept", "---:"), ("clips", "---"), ("how many", "---:"))
     shown = tuple(
         (name, "---:") for name in ("PSNR, dB", "worst frame, dB", "SSIM", "worst frame", "motion kept")
@@ -382,24 +448,20 @@ def toy_clips(count: int) -> Iterator[Excerpt]:
 
 
 def _clips(options: argparse.Namespace, size: tuple[int, int]) -> list[tuple[Excerpt, Frames]]:
-    """Excerpts and their pixels in [0, 1]: real ones at the models' size, clips of the toy world at theirs."""
+    """Real excerpts and their pixels in [0, 1] at the models' size."""
     refused: Counter[str] = Counter()
-    found = list(
-        excerpts(
-            options.sources,
-            refused,
-            fps=options.fps,
-            num_frames=options.frames,
-            side=max(size),
-            most=options.most,
-        )
+    found = excerpts(
+        options.sources,
+        refused,
+        fps=options.fps,
+        num_frames=options.frames,
+        side=max(size),
+        most=options.most,
     )
+    clips = [(clip, covering(clip.frames, size).float() / 255.0) for clip in found]
     if refused:
         print("left out:", ", ".join(f"{count} {name}" for name, count in sorted(refused.items())))
-    shown = [(clip, covering(clip.frames, size)) for clip in found]
-    # The VAE that knows them has never seen them at another size.
-    shown += [(clip, clip.frames[: options.frames]) for clip in toy_clips(options.toy)]
-    return [(clip, frames.float() / 255.0) for clip, frames in shown]
+    return clips
 
 
 def named(text: str) -> tuple[str, str]:
@@ -418,6 +480,8 @@ def _parser() -> argparse.ArgumentParser:
     parse = partial(Source.parse, endings=CLIP_ENDINGS)
     parser.add_argument("sources", nargs="*", type=parse, metavar="KIND=FOLDER[/PATTERN]")
     parser.add_argument("--model", type=named, action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--fit", type=Path, help="folder of a VAE trained on half of the excerpts")
+    parser.add_argument("--fit-steps", type=int, default=1000, help="of its training (default: 1000)")
     parser.add_argument("--random", action="store_true", help="add tiny models of random weights")
     parser.add_argument("--toy", type=int, default=0, help="clips of the toy world (17 frames at 8 fps)")
     parser.add_argument("--frames", type=int, default=17, help="of each clip (default: 17)")
@@ -428,6 +492,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--page", type=Path, help="file whose marked tables are renewed")
     parser.add_argument("--figures", type=Path, help="JSON lines, one per code and clip, all frames")
     parser.add_argument("--picture", type=Path, help="PNG: of one clip of each kind what came back")
+    parser.add_argument("--show", action="append", default=[], help="a kind in the picture (default: all)")
     return parser
 
 
@@ -436,34 +501,65 @@ def main() -> None:
     options = parser.parse_args()
     size = options.height, options.width
     clips = _clips(options, size)
-    if not clips or not (options.model or options.random):
-        parser.error("expected clips (KIND=FOLDER or --toy) and models (--model or --random)")
+    if not (clips or options.toy) or not (options.model or options.fit or options.random):
+        parser.error("expected clips (KIND=FOLDER or --toy) and models (--model, --fit or --random)")
+    codes = []
     load = partial(load_codec, num_frames=options.frames, size=size, fps=options.fps)
+    if options.fit is not None:
+        seen, others = parted([clip for clip, _ in clips])
+        tiles = [clips[number][1] for number in seen]
+        codes.append(fitted_code("trained on other parts", options.fit, tiles, steps=options.fit_steps))
+        clips = [clips[number] for number in others]
+    # The VAE that knows them has never seen them at another size.
+    clips += [(clip, clip.frames[: options.frames].float() / 255.0) for clip in toy_clips(options.toy)]
+    codes += [code_of_model(name, load(source)) for name, source in options.model]
+    codes += untrained_codes(codes)
     with TemporaryDirectory() as folder:
-        models = {name: load(source) for name, source in options.model}
-        codes = [code_of(name, model) for name, model in models.items()] + untrained_codes(models.values())
         if options.random:
-            codes += [code_of(name, load(str(place))) for name, place in random_models(Path(folder))]
-        results, shown = [], {}
-        for code in codes:
-            for number, (clip, true) in enumerate(clips):
-                found = code.back(true)
-                results.append(measured(clip, true, found, code))
-                shown[code.name, number] = found
-            print(f"{code.name}: {len(clips)} clips", flush=True)
+            codes += [code_of_model(name, load(str(place))) for name, place in random_models(Path(folder))]
+        results, back = _all_measured(codes, clips)
     parts = tables(results, codes)
     print("\n\n".join(parts.values()))
     if options.figures is not None:
-        lines = "".join(json.dumps(vars(result)) + "\n" for result in results)
-        atomic_write(options.figures, lines)
+        atomic_write(options.figures, "".join(json.dumps(vars(result)) + "\n" for result in results))
     if options.picture is not None:
-        kinds = [clip.kind for clip, _ in clips]
-        first = [number for number in range(len(kinds)) if kinds[number] not in kinds[:number]]
-        groups = [[clips[number][1], *(shown[code.name, number] for code in codes)] for number in first]
-        options.picture.parent.mkdir(parents=True, exist_ok=True)
-        picture(groups).save(options.picture)
+        _save_picture(options.picture, codes, clips, back, kinds=options.show)
     if options.page is not None:
         renew(options.page, parts)
+
+
+def _all_measured(
+    codes: Sequence[Code], clips: Sequence[tuple[Excerpt, Frames]]
+) -> tuple[list[Measured], dict[tuple[str, int], Frames]]:
+    """Figures of every clip through every code, and what came back."""
+    results: list[Measured] = []
+    back: dict[tuple[str, int], Frames] = {}
+    for code in codes:
+        for number, (clip, true) in enumerate(clips):
+            back[code.name, number] = code.back(true)
+            results.append(measured(clip, true, back[code.name, number], code))
+        print(f"{code.name}: {len(clips)} clips", flush=True)
+    return results, back
+
+
+def _save_picture(
+    path: Path,
+    codes: Sequence[Code],
+    clips: Sequence[tuple[Excerpt, Frames]],
+    back: Mapping[tuple[str, int], Frames],
+    *,
+    kinds: Sequence[str],
+) -> None:
+    """The first clip of every kind (or of some), and what came back by all but the later random models."""
+    first: dict[str, tuple[int, Frames]] = {}
+    for number, (clip, true) in enumerate(clips):
+        if not kinds or clip.kind in kinds:
+            first.setdefault(clip.kind, (number, true))
+    names = [code.name for code in codes if RANDOM not in code.name]
+    names += [code.name for code in codes if RANDOM in code.name][:1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture([[true, *(back[name, number] for name in names)] for number, true in first.values()]).save(path)
+    print(f"{path}: of {', '.join(first)}: the clip, {', '.join(names)}")
 
 
 if __name__ == "__main__":
