@@ -22,10 +22,12 @@ from mmalign.data.video_writers import encode_clip
 from mmalign.objectives.clips import rarity_weights
 from mmalign.toy.video_reward import Score, score_clips
 from mmalign.toy.video_scenes import (
+    COLOURS,
     DIRECTIONS,
     FPS,
     NUM_SEGMENTS,
     SEGMENT_SECONDS,
+    SHAPES,
     Facts,
     draw_scene,
     draw_split,
@@ -43,8 +45,8 @@ __all__ = [
     "write_pairs",
 ]
 
-KINDS: tuple[str, ...] = ("direction", "backwards", "flicker", "jump", "stall")
-"""What an edited rejected clip gets wrong."""
+KINDS: tuple[str, ...] = ("direction", "backwards", "flicker", "jump", "stall", "other")
+"""What an edited rejected clip gets wrong; `other` shows another shape or colour throughout."""
 
 MIN_GAP = 0.05
 """Smallest difference of a segment's reward that decides it."""
@@ -105,13 +107,20 @@ def _astray(facts: Facts, rng: random.Random) -> list[str]:
     ]
 
 
+def _another(facts: Facts, rng: random.Random) -> Facts:
+    """Another shape or another colour, the rest as it is."""
+    if rng.random() < 0.5:
+        return replace(facts, shape=rng.choice([name for name in SHAPES if name != facts.shape]))
+    return replace(facts, colour=rng.choice([name for name in COLOURS if name != facts.colour]))
+
+
 def _clip(facts: Facts, draws: int, **changes: Any) -> Float[Tensor, "frame 3 height width"]:
     scene = draw_scene(facts, random.Random(draws), **changes)
     return tensor_of(render(scene)).float() / 255.0
 
 
 def edited_pairs(
-    num: int, seed: int, *, weights: Sequence[float] = (0.6, 0.1, 0.1, 0.1, 0.1)
+    num: int, seed: int, *, weights: Sequence[float] = (0.4, 0.05, 0.15, 0.1, 0.05, 0.25)
 ) -> list[MotionPair]:
     """`num` pairs of a true clip and a damaged one, over captions outside the held-out split.
 
@@ -131,6 +140,8 @@ def edited_pairs(
             rejected.append(chosen[-1].flip(0))
         elif kind == "direction":
             rejected.append(_clip(one, draws, directions=_astray(one, rng)))
+        elif kind == "other":
+            rejected.append(_clip(_another(one, rng), draws))
         else:
             rejected.append(_clip(one, draws, fault=kind))
     prompts = [one.caption() for one in facts]

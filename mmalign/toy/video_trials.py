@@ -36,11 +36,11 @@ from mmalign.video.family import VideoModel
 
 __all__ = ["AXES", "BASE", "TRIALS", "Shown", "Trial", "World"]
 
-NUM_PROMPTS, NUM_LABELS = 96, 120
+NUM_PROMPTS, NUM_LABELS = 96, 240
 """Held-out captions of a seed; labels of the largest trials."""
 
-NUM_DRAWN = 160
-"""Captions or real clips from which pairs of the model's own clips are made; some give none."""
+NUM_DRAWN = 256
+"""Edited pairs; captions or real clips from which pairs of the model's own clips are made."""
 
 BASE = "base"
 """Name of what nothing was done to."""
@@ -77,7 +77,7 @@ class Trial:
     name: str
     group: str
     method: str
-    data: Data = "sampled"
+    data: Data = "edited"
     labels: int = NUM_LABELS
     swapped: bool = False
     flipped: bool = False
@@ -89,16 +89,16 @@ _METHODS: tuple[Trial, ...] = (
     Trial("VideoDPO", "methods", "videodpo"),
     Trial("GAPO", "methods", "gapo"),
     Trial("MaPO", "methods", "mapo"),
-    Trial("DenseDPO", "methods", "densedpo", "structural", dense=True),
+    Trial("DenseDPO", "methods", "densedpo", dense=True),
 )
 
 TRIALS: Mapping[str, Trial] = {
     trial.name: trial
     for trial in (
         *_METHODS,
-        Trial("whole clips: DPO", "labels", "structural_dpo", "structural"),
-        Trial("segments: DenseDPO, a third", "labels", "densedpo", "structural", NUM_LABELS // 3, dense=True),
-        Trial("whole clips: DPO, a third", "labels", "structural_dpo", "structural", NUM_LABELS // 3),
+        Trial("whole clips: DPO", "labels", "structural_dpo"),
+        Trial("segments: DenseDPO, a third", "labels", "densedpo", labels=NUM_LABELS // 3, dense=True),
+        Trial("whole clips: DPO, a third", "labels", "structural_dpo", labels=NUM_LABELS // 3),
         *(replace(t, name=f"{t.name}, swapped", group="swapped", swapped=True) for t in _METHODS),
         *(replace(t, name=f"{t.name}, flipped", group="flipped", flipped=True) for t in _METHODS),
     )

@@ -25,7 +25,7 @@ RECORDS = [
 @pytest.fixture(scope="module")
 def comparison() -> MotionComparison:
     """Three captions: the base goes the wrong way in two of them, both are right in the third."""
-    first, second, third = edited_pairs(3, seed=4, weights=(1.0, 0.0, 0.0, 0.0, 0.0))
+    first, second, third = edited_pairs(3, seed=4, weights=(1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
     return MotionComparison(
         [pair.prompt for pair in (first, second, third)],
         [first.rejected, second.rejected, third.chosen],
