@@ -168,7 +168,7 @@ def tiny_model(path: Path, place: Path) -> list[str]:
 
 
 @pytest.fixture
-def rows_of(clip_rows, tmp_path):
+def rows_of(clip_rows):
     """`rows_of(run)`: `data.source` of seven rows with all that the run's method reads."""
 
     def write(run) -> str:
@@ -176,7 +176,7 @@ def rows_of(clip_rows, tmp_path):
         data, lines = run.method.data, []
         for number, line in enumerate(source.read_text().splitlines()):
             row = json.loads(line)
-            chosen, rejected = (str(source.parent / row.pop(name)) for name in ("chosen", "rejected"))
+            chosen, rejected = row.pop("chosen"), row.pop("rejected")
             kept = {"prompt": row["prompt"]}
             if data == "unpaired":
                 kept |= {"video": chosen, "label": number % 2}
@@ -186,7 +186,7 @@ def rows_of(clip_rows, tmp_path):
                 kept |= {**row, "chosen": chosen, "rejected": rejected, "pair_weight": 1.0 + number}
                 kept |= {"score_chosen": 60.0 + number, "score_rejected": 40.0}
             lines.append(json.dumps(kept) + "\n")
-        path = tmp_path / "rows.jsonl"
+        path = source.parent / f"for_{run.method.name}.jsonl"
         path.write_text("".join(lines))
         lists = ", lists: keep" if data == "lists" else ""
         return f"data.source={{path: {path}, media: video{lists}}}"
