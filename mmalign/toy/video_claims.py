@@ -89,10 +89,10 @@ _GAINS = (
     ("pairs", "---:"),
     ("labels", "---:"),
     ("seeds", "---:"),
-    ("total, base", "---:"),
-    ("gain in total", "---:"),
+    ("direction, base", "---:"),
+    ("gain in direction", "---:"),
     ("each seed", "---:"),
-    ("direction", "---:"),
+    ("total", "---:"),
     ("smoothness", "---:"),
     ("identity", "---:"),
     ("pixels per frame", "---:"),
@@ -101,14 +101,15 @@ _AGAINST = (
     ("one", "---"),
     ("other", "---"),
     ("seeds", "---:"),
-    ("more total", "---:"),
+    ("more direction", "---:"),
     ("each seed", "---:"),
+    ("more total", "---:"),
     ("more pixels per frame", "---:"),
 )
 
 
 def _each(known: Known, one: str, other: str, seeds: Sequence[int]) -> str:
-    return ", ".join(f"{difference(known, one, other, 'total', [seed]).value:+.3f}" for seed in seeds)
+    return ", ".join(f"{difference(known, one, other, 'direction', [seed]).value:+.3f}" for seed in seeds)
 
 
 def _counted(values: Sequence[int]) -> str:
@@ -122,7 +123,7 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
         if not (used := _shared(known, (name, BASE), seeds)):
             continue
         own = [known[name, seed] for seed in used]
-        before = torch.cat([known[BASE, seed].of("total") for seed in used]).mean()
+        before = torch.cat([known[BASE, seed].of("direction") for seed in used]).mean()
         gains = {axis: difference(known, name, BASE, axis, used) for axis in AXES}
         rows.append(
             [
@@ -131,9 +132,10 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
                 _counted([shown.num_labels for shown in own]),
                 " ".join(map(str, used)),
                 f"{before:.3f}",
-                _said(gains["total"]),
+                _said(gains["direction"]),
                 _each(known, name, BASE, used),
-                *(f"{gains[axis].value:+.3f}" for axis in ("direction", "smoothness", "identity")),
+                _said(gains["total"]),
+                *(f"{gains[axis].value:+.3f}" for axis in ("smoothness", "identity")),
                 _said(gains["pixels"]),
             ]
         )
@@ -144,10 +146,11 @@ def _against(known: Known, seeds: Sequence[int]) -> str:
     rows = []
     for one, other in SIDES:
         if used := _shared(known, (one, other), seeds):
-            more = [_said(difference(known, one, other, axis, used)) for axis in ("total", "pixels")]
-            rows.append(
-                [one, other, " ".join(map(str, used)), more[0], _each(known, one, other, used), more[1]]
-            )
+            more = [
+                _said(difference(known, one, other, axis, used)) for axis in ("direction", "total", "pixels")
+            ]
+            each = _each(known, one, other, used)
+            rows.append([one, other, " ".join(map(str, used)), more[0], each, *more[1:]])
     return table(_AGAINST, rows)
 
 
@@ -191,7 +194,7 @@ def _run(path: Path, seeds: Sequence[int], groups: Sequence[str]) -> None:
                     if trial.group == group and (trial.name, seed) not in known:
                         known[trial.name, seed] = worlds[seed].show(trial)
                         _append(path, trial.name, seed, known[trial.name, seed])
-                        gain = _said(difference(known, trial.name, BASE, "total", [seed]))
+                        gain = _said(difference(known, trial.name, BASE, "direction", [seed]))
                         print(f"{trial.name}, seed {seed}: {gain}", flush=True)
 
 

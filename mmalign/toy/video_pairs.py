@@ -120,7 +120,7 @@ def _clip(facts: Facts, draws: int, **changes: Any) -> Float[Tensor, "frame 3 he
 
 
 def edited_pairs(
-    num: int, seed: int, *, weights: Sequence[float] = (0.4, 0.05, 0.15, 0.1, 0.05, 0.25)
+    num: int, seed: int, *, weights: Sequence[float] = (0.6, 0.1, 0.1, 0.1, 0.1, 0.0)
 ) -> list[MotionPair]:
     """`num` pairs of a true clip and a damaged one, over captions outside the held-out split.
 
