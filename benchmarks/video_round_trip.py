@@ -420,7 +420,7 @@ def _frame_table(results: Sequence[Measured], codes: Sequence[str], kinds: Seque
     return table([("code", "---"), ("clips", "---"), *((f"{name}, dB", "---:") for name in names)], rows)
 
 
-def picture(shown: Sequence[Sequence[Frames]], *, count: int = 5) -> Image.Image:
+def picture(shown: Sequence[Sequence[Frames]], *, count: int = 3) -> Image.Image:
     """Strips below each other: of every clip the clip itself, then what came back by each code."""
     gap, strips = 12, [[clip_strip(frames, count=count) for frames in group] for group in shown]
     tall = sum(strip.height + 4 for group in strips for strip in group) + gap * (len(strips) - 1)

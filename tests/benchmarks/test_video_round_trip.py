@@ -239,7 +239,7 @@ def test_the_command_renews_its_page_and_writes_figures_and_a_picture(tmp_path, 
     assert len(figures) == 3 * 3
     assert all(len(line["psnr"]) == len(line["ssim"]) == 5 for line in figures)
     with Image.open(tmp_path / "p.png") as shown:
-        assert shown.size == (5 * 96 + 4 * 4, 4 * (64 + 4) + 12 + 4 * (32 + 4))
+        assert shown.size == (3 * 96 + 2 * 4, 4 * (64 + 4) + 12 + 4 * (32 + 4))
     assert "of things, toy world: the clip, Wan" in capsys.readouterr().out
 
 
