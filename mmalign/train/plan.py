@@ -274,7 +274,8 @@ def _recomputed_blocks(network: nn.Module, blocked: Blocked) -> Iterator[None]:
 
         return call
 
-    plain: Any = recomputing.checkpoint
+    module: Any = recomputing
+    plain = module.checkpoint
 
     def checkpoint(function: Callable[..., object], *inputs: object, **named: Any) -> object:
         settings = {name: named.pop(name) for name in ("use_reentrant",) if name in named}
@@ -286,10 +287,10 @@ def _recomputed_blocks(network: nn.Module, blocked: Blocked) -> Iterator[None]:
             if recompute is not None:
                 block.__dict__[_RECOMPUTE] = counted(recompute)
         # Networks whose blocks diffusers has not prepared call it themselves.
-        recomputing.checkpoint = checkpoint
+        module.checkpoint = checkpoint
         yield
     finally:
-        recomputing.checkpoint = plain
+        module.checkpoint = plain
         for block, recompute in before:
             if recompute is not None:
                 block.__dict__[_RECOMPUTE] = recompute
