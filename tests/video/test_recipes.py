@@ -164,7 +164,9 @@ def tiny_model(path: Path, place: Path) -> list[str]:
     if family == "animatediff":
         more = [f"model.motion_adapter={write_tiny_motion_adapter(place.with_name('motion'))}"]
     sizes = [f"video.num_frames={frames}", f"video.height={height}", f"video.width={width}"]
-    return [f"model.source={writers[family]()}", *more, *sizes, "video.fps=8"]
+    # Of LTX-Video more frames than the clips have at 8 per second.
+    fps = 25 if family == "ltx" else 8
+    return [f"model.source={writers[family]()}", *more, *sizes, f"video.fps={fps}"]
 
 
 @pytest.fixture
