@@ -34,6 +34,7 @@ class _FlowFrom:
     """A flow model's own sampler, its grid cut off above a level."""
 
     init_noise_sigma = 1.0
+    at_data = False
 
     def __init__(self, inner: Any, level: float) -> None:
         self.inner, self.level = inner, level
@@ -70,7 +71,9 @@ class _StepsFrom:
     def __init__(self, inner: Any, model: "VideoModel", level: float) -> None:
         self.inner, self.schedule, self.kind = inner, model.schedule, model.prediction
         alpha, sigma = self.schedule.coefficients(torch.arange(self.schedule.num_timesteps), torch.float64)
-        self.first = int((sigma / (alpha + sigma) - level).abs().argmin())
+        away = (sigma / (alpha + sigma) - level).abs()
+        self.first = int(away.argmin())
+        self.at_data = float(away[self.first]) > level
         self.timesteps = torch.tensor([self.first])
 
     def set_timesteps(self, *args: Any, **options: Any) -> None:
@@ -109,6 +112,8 @@ class _StepsFrom:
 
 def sampler_from(model: "VideoModel", level: float) -> Any:
     """A sampler that begins at a level; `noised(clean, noise)` gives what it begins with.
+
+    Its `at_data` says that clean latents are nearer to the level than its first timestep: nothing is walked.
 
     Args:
         model: whose own sampler it is.
@@ -161,6 +166,8 @@ def renoised_latents(
     if level == 0:
         return clean
     scheduler = model.sampler(None) if level == 1 else sampler_from(model, level)
+    if level < 1 and scheduler.at_data:
+        return clean
     start = noise if level == 1 else scheduler.noised(clean, noise)
     return denoised_latents(
         model,

@@ -108,8 +108,9 @@ def test_no_noise_reproduces_the_input(model_of):
     assert model.asked == []
     model.target_at = lambda timestep: torch.ones(SHAPE)  # a network that knows nothing
     near = model.denoised(1e-4)
-    torch.testing.assert_close(near, model.clean, atol=0.1, rtol=0)
-    assert len(model.asked) == 1
+    torch.testing.assert_close(near, model.clean, atol=1e-3, rtol=0)
+    # The first timestep of other models has more noise: clean latents are nearer.
+    assert len(model.asked) == (1 if model.prediction == "flow" else 0)
 
 
 @pytest.mark.parametrize("model_of", [flow, unipc, vp])

@@ -136,7 +136,8 @@ class ModelMaker:
                 part = keys[first : first + settings.batch_size]
                 count = len(part)
                 shown = {name: value.repeat_interleave(count, dim=0) for name, value in pictures.items()}
-                begun = model.begun(clean.repeat_interleave(count, dim=0), shown)
+                begun = clean.repeat_interleave(count, dim=0)
+                begun = model.begun(begun, shown) if shown else begun
                 texts = [row.prompt] * count
                 contrast = None
                 if settings.guidance_scale > 1 and not model.embeds_guidance:
@@ -156,7 +157,7 @@ class ModelMaker:
                         guidance_scale=settings.guidance_scale,
                         generators=[generator_for(seed, "corrupt_path", key) for key in part],
                     )
-                latents = model.begun(latents, shown)
+                latents = model.begun(latents, shown) if shown else latents
                 members += [Clip.of(pixels, model.fps) for pixels in model.decode_clips(latents)]
         frames = inputs[0, 1:] if model.conditioned else inputs[0]
         return Clip(frames, model.fps), members
