@@ -249,7 +249,10 @@ def _write_report(
 
 def _settings(demo: Demo[Any], run: "ResolvedRun", result: "RunResult") -> dict[str, str]:
     config = run.config
-    arguments = ", ".join(f"{name} {value:g}" for name, value in run.objective_arguments.items())
+    arguments = ", ".join(
+        f"{name} {value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in run.objective_arguments.items()
+    )
     return {
         "method": f"{run.method.name} ({arguments})",
         "reference": "the same network with its adapters off",
