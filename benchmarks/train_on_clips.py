@@ -16,6 +16,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -225,6 +226,7 @@ def shown(found: Sequence[Trained]) -> str:
         ("steps", [str(len(one.losses)) for one in found]),
         ("loss, first step (log 2 = 0.6931)", [f"{one.losses[0]:.4f}" for one in found]),
         ("loss, last step", [f"{one.losses[-1]:.4f}" for one in found]),
+        ("loss, median of the second half", [f"{_later(one):.4f}" for one in found]),
         ("every loss finite", [_word(all(map(math.isfinite, one.losses))) for one in found]),
         ("killed (SIGKILL) at step", [str(one.killed_at) for one in found]),
         ("SHA-256 of the last weights", [f"`{one.digests[0][:16]}`" for one in found]),
@@ -235,6 +237,10 @@ def shown(found: Sequence[Trained]) -> str:
     ]
     headings = [("", "---"), *((one.model, "---:") for one in found)]
     return table(headings, [[name, *values] for name, values in rows])
+
+
+def _later(one: Trained) -> float:
+    return statistics.median(one.losses[len(one.losses) // 2 :])
 
 
 def _word(value: bool) -> str:
