@@ -35,7 +35,10 @@ def cogvideox_of_pictures(place):
     return {"method": "diffusion_dpo", "model": model, "video": {"posterior": "mean"}}
 
 
-@pytest.mark.parametrize("made", [ltx_of_pictures, cogvideox_of_pictures])
+MADE = [ltx_of_pictures, pytest.param(cogvideox_of_pictures, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("made", MADE)
 def test_a_cached_run_equals_one_that_encodes(write_run, tmp_path, made):
     sections = made(tmp_path)
     picture = tmp_path / "start.png"
@@ -58,7 +61,7 @@ def test_a_cached_run_equals_one_that_encodes(write_run, tmp_path, made):
     assert (live.folder / "samples/step-00000003/00.mp4").is_file()
 
 
-@pytest.mark.parametrize("made", [ltx_of_pictures, cogvideox_of_pictures])
+@pytest.mark.parametrize("made", MADE)
 def test_a_plan_counts_what_a_run_needs(write_run, tmp_path, made, capsys):
     path = write_run(**made(tmp_path))
     capsys.readouterr()

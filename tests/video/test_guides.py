@@ -87,7 +87,7 @@ def test_clips_under_weight_0_are_those_of_the_model(load_wan, tmp_path: Path) -
     assert torch.equal(plain[0].frames, guided[0].frames)
 
 
-@pytest.mark.parametrize("family", ["ltx", "hunyuan_video"])
+@pytest.mark.parametrize("family", ["ltx", pytest.param("hunyuan_video", marks=pytest.mark.slow)])
 def test_other_flows_are_guided_too(family: str, tmp_path: Path) -> None:
     write, clip = {
         "ltx": (write_tiny_ltx, {"num_frames": LTX_FRAMES, "height": LTX_SIZE[0], "width": LTX_SIZE[1]}),

@@ -177,7 +177,7 @@ def test_training_levels_are_shifted_as_the_schedulers(model):
     torch.testing.assert_close(found, scheduler.sigmas[:3], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 6.0])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 6.0])
 def test_samples_are_the_pipelines_and_leave_training_what_it_was_told(load, pipeline, scale):
     model = load(guidance=3.0)
     noise = initial_noise(model.latent_shape, seed=5, prompt=0)[None]

@@ -59,7 +59,13 @@ def rows(kind: str, count: int = 1):
     ]
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("cogvideox", "wan ti2v") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 def test_a_row_without_its_picture_is_told_nothing_of_it(load, kind) -> None:
     model = load(kind, image_dropout=1.0)
     clean, conditioning = encoded(model, rows(kind), (3,))

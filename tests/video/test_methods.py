@@ -52,7 +52,13 @@ def of_video() -> list[str]:
 
 
 @pytest.mark.parametrize("method", of_video())
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in ("wan", "cogvideox") else pytest.param(name, marks=pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
 def test_every_method_of_video_is_complete_for_every_family(method, family, tmp_path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
@@ -76,7 +82,15 @@ def test_noise_of_its_own_for_each_side_where_the_paper_has_it(write_run, load_w
     assert make_likelihood(run.config.likelihood, load_wan()).share_noise is True
 
 
-@pytest.mark.parametrize("method", [row.name for row in video.ROWS] + ["densedpo", "densedpo_per_segment"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        row
+        if row in ("videodpo", "dynamics_boost", "densedpo_per_segment")
+        else pytest.param(row, marks=pytest.mark.slow)
+        for row in (*(row.name for row in video.ROWS), "densedpo", "densedpo_per_segment")
+    ],
+)
 def test_every_row_makes_a_step_whole_and_in_parts(method, write_run, rows_of) -> None:
     source = {"path": str(rows_of(method)), "media": "video"}
     if methods.find(method).data == "lists":

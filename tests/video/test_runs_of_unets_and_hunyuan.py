@@ -54,7 +54,7 @@ def videocrafter(place: Path):
 
 FAMILIES = [
     hunyuan,
-    animatediff,
+    pytest.param(animatediff, marks=pytest.mark.slow),
     pytest.param(text_to_video, marks=pytest.mark.slow),
     pytest.param(videocrafter, marks=pytest.mark.slow),
 ]

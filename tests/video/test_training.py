@@ -87,9 +87,9 @@ def test_a_run_starts_at_log_2_and_leaves_clips_to_see_beside_the_base(write_run
 @pytest.mark.parametrize(
     ("variant", "video"),
     [
-        ("i2v", {}),
         ("a14b", {"expert": "low"}),
-        ("ti2v", {"conditioning": "image", "height": 64, "width": 96}),
+        pytest.param("i2v", {}, marks=pytest.mark.slow),
+        pytest.param("ti2v", {"conditioning": "image", "height": 64, "width": 96}, marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_of_wan_trains_and_samples(
@@ -166,7 +166,7 @@ def test_clips_are_animated_pictures_where_no_video_can_be_written(tmp_path: Pat
 # ------------------------------------------------------------------------------------------------- the cache
 
 
-@pytest.mark.parametrize("variant", ["t2v", "i2v"])
+@pytest.mark.parametrize("variant", ["t2v", pytest.param("i2v", marks=pytest.mark.slow)])
 def test_a_cached_run_equals_one_that_encodes(write_run, tmp_path: Path, variant: str) -> None:
     shared = {"variant": variant, "video": {"prompt_dropout": 0.3}}
     folder = tmp_path / "latents"
