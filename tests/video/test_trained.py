@@ -73,9 +73,3 @@ def test_a_run_of_videocrafter_is_exported_for_the_official_code(
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed
     assert all(name.startswith("model.diffusion_model.") for name in changed)
-
-
-def test_families_whose_folder_is_their_layout_have_no_official_export(write_run, capsys) -> None:
-    run = train(load_run(write_run(train={"steps": 1}))).folder
-    assert main(["export", str(run), "--to", "official"]) == 2
-    assert "got 'a run of wan', expected a family with a layout of its own" in capsys.readouterr().err

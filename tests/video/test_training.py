@@ -139,8 +139,10 @@ def test_a_run_is_shown_and_exported_from_the_command_line(write_run, tmp_path: 
     assert "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in keys
     assert "diffusion_model.blocks.1.ffn.2.lora_B.weight" in keys
     capsys.readouterr()
+    assert main(["export", str(result.folder), "--to", "peft"]) == 2
+    assert "expected of video models: diffusers, comfyui, merged, official" in capsys.readouterr().err
     assert main(["export", str(result.folder), "--to", "official"]) == 2
-    assert "expected of video models: diffusers, comfyui, merged" in capsys.readouterr().err
+    assert "got 'a run of wan', expected a family with a layout of its own" in capsys.readouterr().err
     words = ["sample", "--model", str(tmp_path / "merged"), "--prompt", "x", "--image", "x.png"]
     assert main([*words, "--steps", "1", "--output", str(output), "--device", "cpu"]) == 2
     assert "no such file: x.png" in capsys.readouterr().err

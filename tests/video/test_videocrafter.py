@@ -71,6 +71,7 @@ def model_generator():
     return generator_for(3, "sample_path", 0, 0)
 
 
+@pytest.mark.slow  # the quick tests hold the network of text_to_video to it, which is the same
 class TestVideoCrafter(VideoFamilyConformance):
     """What every family does."""
 
