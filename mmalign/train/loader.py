@@ -174,7 +174,7 @@ class _Collator:
             keys=keys,
             ids=tuple(item.row.id or str(item.row.index) for item in loaded),
             bad=tuple(item.bad for item in loaded if item.bad is not None),
-            reward=_rewards(rows, width),
+            reward=_rewards(rows, width, required=self.rows.needs.reward),
             prompts=tuple(item.row.prompt for item in loaded),
             facts=self.rows.needs.stacked([item.facts for item in used]),
         )
@@ -192,10 +192,13 @@ class _Collator:
         raise TrainingError(message)
 
 
-def _rewards(rows: Sequence[PreferenceRow], width: int) -> Tensor | None:
-    """Rewards per candidate: NaN where there is none, 0 where a list is padded; None when no row has any."""
+def _rewards(rows: Sequence[PreferenceRow], width: int, *, required: bool) -> Tensor | None:
+    """Rewards per candidate: NaN where there is none, 0 where a list is padded.
+
+    None when no row has any and none is required: an unreadable row has none, and may be alone.
+    """
     found = [[candidate.reward for candidate in row.candidates] for row in rows]
-    if all(value is None for row in found for value in row):
+    if not required and all(value is None for row in found for value in row):
         return None
     return torch.tensor(
         [_padded([math.nan if value is None else value for value in row], width) for row in found],

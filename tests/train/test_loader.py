@@ -99,6 +99,14 @@ def test_a_micro_batch_of_skipped_rows_borrows_the_next_readable_one(load):
     assert second.valid.all()
 
 
+def test_a_micro_batch_of_skipped_rows_alone_has_rewards_that_count_nowhere(load):
+    """One prompt per device is usual for clips: the method still finds what it reads."""
+    first, second = load([(None, 1.0), (2.0, 1.0)], needs_reward=True, batch_size=1)
+    assert first.valid.tolist() == [False]
+    assert first.reward.isnan().tolist() == [[True, True]]
+    assert second.reward.tolist() == [[2.0, 1.0]]
+
+
 def test_data_of_which_no_row_has_its_rewards_end_the_run_with_the_cause(load):
     with pytest.raises(TrainingError, match=r"could not be read; the last: .*a candidate has no reward"):
         load([(None, None)] * 2, needs_reward=True)
