@@ -7,7 +7,8 @@ A pair carries them in its column `segments`, a list (or the JSON of one) of str
 
 Stretches may overlap, and need not cover the clip: what no stretch covers is undecided.
 
-Two clips may also begin alike: the column `shared_prefix_frames` counts the frames that both have.
+Two clips may also begin alike: the column `shared_prefix_frames` counts the frames that both have, at the
+row's own rate where its column `fps` says one, else at the model's.
 """
 
 import json
@@ -209,12 +210,15 @@ def frames_apart(row: PreferenceRow, grid: FrameGrid) -> Float[Tensor, " frame"]
     if grid.fps is None:
         message = explain(f"{row.source or row.id}: {PREFIX}", got="a model without frames", expected="video")
         raise RowError(message, reason="bad_prefix")
+    stored = row.extras.get("fps")
+    is_rate = isinstance(stored, int | float) and not isinstance(stored, bool) and 0 < stored < math.inf
+    rate = float(stored) if is_rate else grid.fps  # type: ignore[arg-type]
     starts, ends = grid.edges()
-    apart = (ends > given / grid.fps + 1e-9) & (ends > starts)
+    apart = (ends > given / rate + 1e-9) & (ends > starts)
     if not bool(apart.any()):
         message = (
             f"{row.source or row.id}: the clips share {int(given)} frames, all of the "
-            f"{round(grid.seconds * grid.fps)} that the model sees of them."
+            f"{round(grid.seconds * rate)} that the model sees of them."
         )
         raise RowError(message, reason="all_shared")
     return apart.to(torch.float32)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,15 @@ def test_latent_frames_count_where_one_of_their_pictures_is_not_shared() -> None
     for shared, expected in [(0, [1, 1, 1, 1]), (1, [0, 1, 1, 1]), (4, [0, 1, 1, 1]), (5, [0, 0, 1, 1])]:
         assert frames_apart(prefixed(shared), grid).tolist() == expected
     assert frames_apart(prefixed(12), grid).tolist() == [0, 0, 0, 1]
+
+
+def test_shared_frames_are_counted_at_the_rows_own_rate() -> None:
+    """15 frames at 24 per second are those of the first five at 8 per second."""
+    grid, row = causal(4, 4, 8.0), prefixed(15)
+    at_24 = replace(row, extras={**row.extras, "fps": 24})
+    assert frames_apart(at_24, grid).tolist() == frames_apart(prefixed(5), grid).tolist() == [0, 0, 1, 1]
+    with pytest.raises(RowError, match="share 39 frames, all of the 39 that the model sees"):
+        frames_apart(replace(at_24, extras={**at_24.extras, "shared_prefix_frames": 39}), grid)
 
 
 @pytest.mark.parametrize(
