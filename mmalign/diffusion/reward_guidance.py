@@ -142,8 +142,10 @@ class BackboneReward(nn.Module):
                 expected=f"[{noised.shape[0]}, ..., {self.features}]",
             )
             raise ShapeError(message)
-        pooled = states.flatten(1, -2).mean(1) if states.ndim > 2 else states
-        found: Tensor = self.head(pooled.to(self.dtype)).squeeze(-1)
+        pooled = states.flatten(1, -2).mean(1, dtype=self.dtype) if states.ndim > 2 else states
+        # Rewards of two sides differ by little: half precision would round the difference away.
+        with torch.autocast(states.device.type, enabled=False):
+            found: Tensor = self.head(pooled.to(self.dtype)).squeeze(-1)
         return found
 
     def save(self, path: str | Path) -> None:

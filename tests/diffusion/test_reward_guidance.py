@@ -178,6 +178,20 @@ def test_a_head_is_saved_and_read_and_another_ones_is_refused(trained, tmp_path)
         BackboneReward(network.denoise, block_of(network, "blocks.0"), 7, hidden=5).load(path)
 
 
+def test_rewards_are_not_rounded_to_half_precision_by_autocast(trained) -> None:
+    """A margin of two rewards near 1 would be a multiple of 1/256."""
+    network, _, _ = trained
+    reward = BackboneReward(network.denoise, block_of(network, "blocks.0"), 7, hidden=13, seed=3)
+    noised, timestep = (
+        torch.randn(5, 3, 5, generator=torch.Generator().manual_seed(2)),
+        torch.full((5,), 300.0),
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = reward(noised, timestep, {})
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.to(torch.bfloat16).float())
+
+
 def test_what_cannot_be_guided_is_refused(trained) -> None:
     network, _, _ = trained
     with pytest.raises(ConfigError, match="a module of the network: blocks"):
