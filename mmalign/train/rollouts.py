@@ -336,8 +336,8 @@ def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:
     """Refuse settings that would be paid for and mean nothing.
 
     Raises:
-        ConfigError: a model that needs a picture, guidance of one that is told its guidance, a spacing where
-            steps are not the run's to place, or a buffer below a micro-batch.
+        ConfigError: a model that needs a picture or has two experts, guidance of one that is told its
+            guidance, a spacing where steps are not the run's to place, or a buffer below a micro-batch.
     """
     rollout, batch_size = run.config.rollout, run.config.train.batch_size
     if getattr(model, "embeds_guidance", False) and rollout.guidance_scale != 1:
@@ -354,6 +354,14 @@ def require_fitting(run: ResolvedRun, model: PreferenceModel) -> None:
             got=f"{run.method.name}, which samples from prompts alone",
             expected="a method of stored candidates: this model's clips go on from a picture",
             do="Make pairs with `mmalign pairs make`, and train on them.",
+        )
+        raise ConfigError(message)
+    if getattr(model, "expert", None) is not None:
+        message = explain(
+            f"{run.path}: method",
+            got=f"{run.method.name}, which samples at all noise levels by the trained network alone",
+            expected="a method of stored candidates: this model has two experts, of which one is trained",
+            do="Make pairs with `mmalign pairs make`, which samples by both, and train on them.",
         )
         raise ConfigError(message)
     _require_free_spacing(run, model)
