@@ -14,6 +14,7 @@ from torch import Tensor
 from mmalign.data.config import ImageLimits
 from mmalign.data.media import decode_image, read_media
 from mmalign.data.video_writers import clip_strip, write_clip
+from mmalign.errors import ConfigError, explain
 from mmalign.files import atomic_write
 from mmalign.train.adapters import Trainables
 from mmalign.train.model import PreferenceModel
@@ -116,6 +117,11 @@ class SampleClips:
         trainables: switches the adapters off for the base model's.
         config: prompts, pictures, seed, sampler steps, guidance.
         folder: where the files go.
+
+    Raises:
+        ConfigError: pictures for a model that takes none, or none for one that needs them. A run says so
+            before its first step, not at its first samples.
+        RowError: a picture is missing or damaged.
     """
 
     def __init__(
@@ -123,10 +129,21 @@ class SampleClips:
     ) -> None:
         self.model, self.trainables, self.config, self.folder = model, trainables, config, folder
         self.base: list[Path] | None = None
+        wanted = bool(getattr(model, "conditioned", False))
+        if config.prompts and wanted != bool(config.images):
+            message = explain(
+                "samples.images",
+                got=f"{len(config.images)} for {len(config.prompts)} prompts",
+                expected="one per prompt: this model's clips go on from a picture"
+                if wanted
+                else "none: this run's model goes by text alone",
+            )
+            raise ConfigError(message)
+        self.pictures = read_pictures(config.images)
 
     def _made(self, name: str) -> list[Path]:
         config = self.config
-        more: dict[str, Any] = {"images": read_pictures(config.images)} if config.images else {}
+        more: dict[str, Any] = {"images": self.pictures} if self.pictures else {}
         clips = self.model.sample(
             config.prompts,
             seed=config.seed,

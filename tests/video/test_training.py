@@ -17,7 +17,7 @@ from mmalign.cli.encoding import encode_run
 from mmalign.cli.main import main
 from mmalign.data.config import VideoLimits
 from mmalign.data.video_media import describe_clip
-from mmalign.errors import ConfigError
+from mmalign.errors import ConfigError, RowError
 from mmalign.train.config import load_run
 from mmalign.train.run import train
 from mmalign.train.sample_clips import clip_page, write_clips
@@ -59,6 +59,19 @@ def test_a_random_part_is_not_cached(write_run) -> None:
 def test_a_picture_per_prompt_or_none(write_run) -> None:
     with pytest.raises(ConfigError, match=r"samples.images has 1 for 2 prompts: one per prompt"):
         load_run(write_run(samples={"prompts": ["a", "b"], "images": ["one.png"]}))
+
+
+def test_pictures_of_samples_are_looked_at_before_the_first_step(write_run, tmp_path: Path) -> None:
+    """Without a picture a run of clips that go on from one would end at its first samples."""
+    lacking = write_run("lacking", variant="i2v", samples={"prompts": ["a"]})
+    with pytest.raises(ConfigError, match=r"samples.images: got '0 for 1 prompts', expected one per prompt"):
+        train(load_run(lacking))
+    picture = {"prompts": ["a"], "images": [str(tmp_path / "none.png")]}
+    with pytest.raises(RowError, match=r"samples.images .*none.png"):
+        train(load_run(write_run("lost", variant="i2v", samples=picture)))
+    with pytest.raises(ConfigError, match=r"expected none: this run's model goes by text alone"):
+        train(load_run(write_run("given", samples=picture)))
+    assert not list(tmp_path.glob("*/checkpoint*"))
 
 
 # ---------------------------------------------------------------------------------------------------- a run
