@@ -1,6 +1,7 @@
 """Clips to latents and back: a VAE of video, clip by clip, in float32."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmalign.diffusion.autoencoder import LatentCodec, Moments, on_device, weight_digest
 from mmalign.files import fingerprint
+from mmalign.likelihood.schedules import DeviceTable
 
 __all__ = ["VideoCodec"]
 
@@ -107,10 +109,20 @@ class VideoCodec(LatentCodec):
     def _statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """(shift, factor), `[channel, 1, 1, 1]` where the config has statistics."""
         factor = float(self.config.get("scaling_factor") or 1.0)
+        if self._tables is None:
+            return float(self.config.get("shift_factor") or 0.0), factor
+        mean, std = (table.on(latents.device, latents.dtype).view(-1, 1, 1, 1) for table in self._tables)
+        return mean, factor / std
+
+    @cached_property
+    def _tables(self) -> tuple[DeviceTable, DeviceTable] | None:
+        """Mean and standard deviation of latents per channel, if the VAE has them: no step waits for them."""
         mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
         if mean is None or std is None:
-            return float(self.config.get("shift_factor") or 0.0), factor
-        return latents.new_tensor(mean).view(-1, 1, 1, 1), factor / latents.new_tensor(std).view(-1, 1, 1, 1)
+            return None
+        return DeviceTable(torch.tensor(mean, dtype=torch.float64)), DeviceTable(
+            torch.tensor(std, dtype=torch.float64)
+        )
 
     def fingerprint(self) -> str:
         """Identity of what turns clips into moments."""

@@ -145,8 +145,12 @@ class VideoModel(VideoTraits):
         if self.prediction != "flow" or self.scheduler_config.get("use_dynamic_shifting"):
             expected = f"nothing: {self.scheduler_class} of {self.prediction} has no shift of its own"
             raise ConfigError(explain("video.flow_shift", got=shift, expected=expected))
-        name = "flow_shift" if "flow_shift" in self.scheduler_config else "shift"
-        self.scheduler_config = {**self.scheduler_config, name: shift}
+        self.scheduler_config = {**self.scheduler_config, self._shift_name: shift}
+
+    @property
+    def _shift_name(self) -> str:
+        """What the scheduler calls its shift."""
+        return "flow_shift" if "flow_shift" in self.scheduler_config else "shift"
 
     def _decide_conditioning(self) -> bool:
         takes, asked = self.takes_images, self.video.conditioning
@@ -363,8 +367,17 @@ class VideoModel(VideoTraits):
     # --- saving, identity -----------------------------------------------------------------------------------
 
     def save_model(self, folder: str | Path) -> Path:
-        """Write a whole pipeline folder of diffusers, adapters merged in. Returns the folder."""
-        return write_pipeline_folder(self, folder)
+        """Write a whole pipeline folder of diffusers, adapters merged in. Returns the folder.
+
+        Its scheduler has the run's `video.flow_shift`, if that was set: the folder samples as the run did.
+        """
+
+        def after(name: str, part: Any, place: Path) -> None:
+            if name == "scheduler" and self.video.flow_shift is not None:
+                moved = {**part.config, self._shift_name: self.video.flow_shift}
+                type(part).from_config(moved).save_pretrained(str(place))
+
+        return write_pipeline_folder(self, folder, after=after)
 
     def saved_network(self, folder: Path) -> Any:
         """The network of a folder that `save_model` wrote, float32, by the library alone."""

@@ -301,3 +301,20 @@ def test_the_codec_works_as_the_pipelines_do(load_wan, wan_folder) -> None:
         torch.testing.assert_close(model.decode_clips(found), back.float().clamp(0, 1), rtol=1e-5, atol=1e-5)
     assert model.vae.use_tiling
     assert model.moments((clip * 255).round().to(torch.uint8)).mean.shape == (1, *model.latent_shape)
+
+
+def test_statistics_of_latents_are_placed_once(load_wan) -> None:
+    """No step waits for a copy of a few numbers to the device."""
+    codec = load_wan().codec
+    (mean, _), (again, _) = (codec._statistics(torch.zeros(1, dtype=torch.float32)) for _ in range(2))
+    assert mean.flatten().tolist() == pytest.approx(codec.config["latents_mean"])
+    assert mean.data_ptr() == again.data_ptr()
+
+
+def test_a_saved_pipeline_samples_with_the_runs_shift(load_wan, tmp_path: Path) -> None:
+    for model, shift in ((load_wan(), 3.0), (load_wan(flow_shift=5.0), 5.0)):
+        saved = model.save_model(tmp_path / f"{shift:g}")
+        written = json.loads((saved / "scheduler" / "scheduler_config.json").read_text())
+        assert written["flow_shift"] == model.schedule.shift == shift
+        kept = {name: value for name, value in written.items() if name != "_diffusers_version"}
+        assert kept.items() <= {**model.scheduler_config, "_class_name": model.scheduler_class}.items()

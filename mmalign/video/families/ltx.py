@@ -27,7 +27,7 @@ from torch import Tensor
 from mmalign.diffusion.pipeline_parts import pipeline_opener
 from mmalign.errors import ConfigError, explain
 from mmalign.files import fingerprint
-from mmalign.likelihood.schedules import FlowSchedule, Schedule
+from mmalign.likelihood.schedules import DeviceTable, FlowSchedule, Schedule
 from mmalign.seeding import generator_for
 from mmalign.video.codec import VideoCodec
 from mmalign.video.family import VideoFamily, VideoModel
@@ -55,10 +55,10 @@ class LtxCodec(VideoCodec):
         mean, std = (value.detach().double().cpu() for value in (vae.latents_mean, vae.latents_std))
         return mean, std
 
-    def _statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        factor = float(self.config.get("scaling_factor") or 1.0)
-        mean, std = (value.to(latents).view(-1, 1, 1, 1) for value in self.buffers)
-        return mean, factor / std
+    @cached_property
+    def _tables(self) -> tuple[DeviceTable, DeviceTable]:
+        mean, std = self.buffers
+        return DeviceTable(mean), DeviceTable(std)
 
     def frames_of(
         self, latents: Float[Tensor, "1 channel frame height width"]
