@@ -20,7 +20,7 @@ from mmalign.data.pair_making.stages import Stages
 from mmalign.data.segment_labels import expected_count
 from mmalign.errors import RowError
 from mmalign.rewards.base import Reward
-from mmalign.video.pair_making.making import Group
+from mmalign.video.pair_making.making import Group, limits_of
 from mmalign.video.pair_making.plan import SegmentsConfig, VideoPairPlan
 from mmalign.video.pair_making.scoring import (
     Load,
@@ -116,6 +116,7 @@ def annotated(
             "annotator": annotator.fingerprint(),
             **settings.model_dump(mode="json", include={"seconds", "fps", "by", "margin"}),
             "output": settings.annotator.output,
+            "limits": limits_of(plan),
         },
         depends=lambda group: [group.row.prompt, list(group.files)],
     )

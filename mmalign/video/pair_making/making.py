@@ -3,8 +3,9 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,7 +30,9 @@ __all__ = [
     "existing",
     "files_there",
     "kept",
+    "limits_of",
     "made_groups",
+    "named_pictures",
     "names_of",
     "picture_of",
     "sampled",
@@ -193,9 +196,9 @@ def sampled(
         if len(made) != len(keys):
             got, expected = f"[{len(made)} clips]", f"{len(keys)}, one per prompt"
             raise ConfigError(explain("maker", got=got, expected=expected))
-        records = iter([kept(clip, files, plan) for clip in made])
+        clips = iter(made)
         return [
-            {"clips": [next(records) for _ in group.variants], "image": picture_of(group.row, files)}
+            _with_picture(group.row, [partial(kept, next(clips), files, plan) for _ in group.variants], files)
             for group in block
         ]
 
@@ -204,8 +207,13 @@ def sampled(
         groups,
         work,
         key=lambda group: group.row.id,
-        settings={"maker": dict(make.identity()), "noise_seed": plan.seed, **_writing(plan)},
-        depends=lambda group: [group.row.prompt, count],
+        settings={
+            "maker": dict(make.identity()),
+            "noise_seed": plan.seed,
+            "limits": limits_of(plan),
+            **_writing(plan),
+        },
+        depends=lambda group: [group.row.prompt, count, named_pictures(group.row)],
     )
     return made_groups(groups, records, stages)
 
@@ -222,6 +230,23 @@ def _asked(
 
 def _writing(plan: VideoPairPlan) -> dict[str, Any]:
     return {"container": plan.container, "quality": plan.quality}
+
+
+def limits_of(plan: VideoPairPlan) -> dict[str, Any]:
+    """Which clips are refused, as settings of a stage: what was refused is looked at again under others."""
+    return plan.data.video.model_dump(mode="json")
+
+
+def _with_picture(
+    row: PreferenceRow, clips: Sequence[Callable[[], dict[str, Any]]], files: MadeFiles
+) -> dict[str, Any]:
+    """The record of a row's clips and its picture; where that cannot be read, the clips have failed."""
+    try:
+        image = picture_of(row, files)
+    except RowError as error:
+        failed = _failed(f"{error.reason}: {error}", error.reason)
+        return {"clips": [failed for _ in clips], "image": None}
+    return {"clips": [clip() for clip in clips], "image": image}
 
 
 def picture_of(row: PreferenceRow, files: MadeFiles) -> str | None:
@@ -242,13 +267,14 @@ def existing(
 ) -> list[Group]:
     """The clips of a data set: of rankings and pairs a group per row, of single clips a group per prompt.
 
+    Where rows have a picture that clips go on from, single clips meet those of the same prompt and picture.
     Their own scores stand under `data`. Clips that cannot be read to their end are counted by reason; pairs
     with such a clip, and no others, come back with fewer clips.
     """
     files = MadeFiles(stages.folder)
     gathered: dict[str, tuple[PreferenceRow, list[tuple[Candidate, float]]]] = {}
     for row in rows:
-        name = row.id if len(row.candidates) > 1 else f"prompt {row.prompt}"
+        name = row.id if len(row.candidates) > 1 else f"prompt {row.prompt} {named_pictures(row)}"
         held = gathered.setdefault(name, (row, []))[1]
         relevance = row.relevance or tuple(
             math.nan if one.reward is None else one.reward for one in row.candidates
@@ -258,14 +284,20 @@ def existing(
 
     def work(block: Sequence[tuple[Group, list[tuple[Candidate, float]]]], seed: int) -> list[dict[str, Any]]:
         del seed
-        return [{"clips": [_copied(one, group.row, files, plan) for one, _ in held]} for group, held in block]
+        return [
+            _with_picture(
+                group.row, [partial(_copied, one, group.row, files, plan) for one, _ in held], files
+            )
+            for group, held in block
+        ]
 
     records = stages.run(
         CLIPS,
         asked,
         work,
         key=lambda item: item[0].row.id,
-        depends=lambda item: names_of([one for one, _ in item[1]]),
+        settings={"limits": limits_of(plan), **_writing(plan)},
+        depends=lambda item: [names_of([one for one, _ in item[1]]), named_pictures(item[0].row)],
     )
     groups = []
     for (group, held), record in zip(asked, records, strict=True):
@@ -276,23 +308,28 @@ def existing(
             variants=tuple(Variant(f"{group.row.id}/{place}") for place in there),
             scores=tuple({DATA_SCORE: held[place][1]} for place in there),
         )
-        groups.append((group, {"clips": [record["clips"][place] for place in there]}))
+        clips = [record["clips"][place] for place in there]
+        groups.append((group, {"clips": clips, "image": record["image"]}))
     return made_groups([group for group, _ in groups], [record for _, record in groups], stages)
 
 
 def names_of(candidates: Sequence[Candidate]) -> list[Any]:
     """What tells clips apart, as JSON values: bytes by their hash, a file by its name, size and time."""
-    found: list[Any] = []
-    for candidate in candidates:
-        media = candidate.video
-        if isinstance(media, bytes):
-            found.append(hashlib.blake2b(media, digest_size=12).hexdigest())
-        elif isinstance(media, str) and Path(media).exists():
-            facts = Path(media).stat()
-            found.append([media, facts.st_size, facts.st_mtime_ns])
-        else:
-            found.append(str(media))
-    return found
+    return [_name_of(candidate.video) for candidate in candidates]
+
+
+def named_pictures(row: PreferenceRow) -> list[Any]:
+    """What tells the pictures of a row apart, likewise."""
+    return [_name_of(image) for image in row.images]
+
+
+def _name_of(media: Media | None) -> Any:
+    if isinstance(media, bytes):
+        return hashlib.blake2b(media, digest_size=12).hexdigest()
+    if isinstance(media, str) and Path(media).exists():
+        facts = Path(media).stat()
+        return [media, facts.st_size, facts.st_mtime_ns]
+    return str(media)
 
 
 def _copied(

@@ -104,6 +104,16 @@ class SegmentsConfig(Section):
         0.2, ge=0, lt=1, description="pairs with no more decided stretches than this share are left out"
     )
 
+    @model_validator(mode="after")
+    def _frames_in_each(self) -> "SegmentsConfig":
+        """A stretch without a frame would be skipped, and all labels behind it stand too early."""
+        if self.seconds * self.fps < 1:
+            message = (
+                f"stretches of {self.seconds:g} s at {self.fps:g} frames a second hold less than a frame"
+            )
+            raise ValueError(message)
+        return self
+
 
 class VideoPairPlan(Section):
     """One run of a pair maker."""

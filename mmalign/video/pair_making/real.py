@@ -22,7 +22,9 @@ from mmalign.video.pair_making.making import (
     Group,
     Variant,
     kept,
+    limits_of,
     made_groups,
+    named_pictures,
     names_of,
     picture_of,
 )
@@ -103,6 +105,7 @@ def corrupted(
         "real": plan.corrupt.real != "no",
         "num_steps": plan.sampling.num_steps,
         "noise_seed": plan.seed,
+        "limits": limits_of(plan),
         "container": [plan.container, plan.quality],
     }
     return _run(rows, one, partial(_members, plan=plan), stages, settings, counts)
@@ -143,6 +146,7 @@ def damaged_groups(
         "damage": plan.damage.model_dump(mode="json"),
         "video": plan.video.model_dump(mode="json"),
         "seed": plan.seed,
+        "limits": limits_of(plan),
         "container": [plan.container, plan.quality],
     }
     return _run(rows, one, variants, stages, settings, counts)
@@ -168,7 +172,7 @@ def _run(
         work,
         key=lambda row: row.id,
         settings=settings,
-        depends=lambda row: [row.prompt, names_of(row.candidates)],
+        depends=lambda row: [row.prompt, names_of(row.candidates), named_pictures(row)],
     )
     there = []
     for row, record in zip(rows, records, strict=True):

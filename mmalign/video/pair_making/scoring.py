@@ -22,7 +22,7 @@ from mmalign.errors import ConfigError, RowError, explain
 from mmalign.rewards.base import Reward
 from mmalign.rewards.frames import even_frames
 from mmalign.rewards.sample import Sample
-from mmalign.video.pair_making.making import Group
+from mmalign.video.pair_making.making import Group, limits_of
 from mmalign.video.pair_making.plan import VideoPairPlan
 
 __all__ = [
@@ -74,7 +74,12 @@ def scored(groups: Sequence[Group], load: Load, stages: Stages, plan: VideoPairP
             found,
             work,
             key=lambda group: group.row.id,
-            settings={"reward": reward.fingerprint(), "output": chosen.output, "frames": plan.frames},
+            settings={
+                "reward": reward.fingerprint(),
+                "output": chosen.output,
+                "frames": plan.frames,
+                "limits": limits_of(plan),
+            },
             depends=lambda group: [group.row.prompt, list(group.files)],
         )
         del reward
@@ -264,7 +269,7 @@ def neighbours_judged(
         groups,
         work,
         key=lambda group: group.row.id,
-        settings={"judge": judge.fingerprint(), "frames": plan.frames},
+        settings={"judge": judge.fingerprint(), "frames": plan.frames, "limits": limits_of(plan)},
         depends=lambda group: [group.row.prompt, list(group.files)],
     )
     return [

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from mmalign.batch import PreferenceRow
 from mmalign.data.config import DataConfig
@@ -184,6 +185,15 @@ def noted(samples):
     """A reward that is seen to be asked."""
     CALLS.append(len(samples))
     return brightness(samples)
+
+
+def test_pairs_of_one_picture_keep_it(labelled_plan, tools_of, tmp_path):
+    plan = labelled_plan([([90, 90], [30, 30])])
+    Image.new("RGB", (32, 48), "red").save(tmp_path / "first.jpg")
+    row = {"prompt": "p0", "chosen": "0c.mkv", "rejected": "0r.mkv", "image": "first.jpg"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    (record,), _, _ = made(plan, tmp_path / "out", tools_of(None))
+    assert (tmp_path / "out" / record["image"]).read_bytes() == (tmp_path / "first.jpg").read_bytes()
 
 
 def test_labels_are_made_once(labelled_plan, tools_of, tmp_path):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from mmalign.data.check import check
 from mmalign.data.config import DataConfig, VideoLimits
@@ -259,6 +260,70 @@ def test_existing_clips_meet_by_the_data_s_own_scores_and_broken_ones_are_counte
     assert (counts["empty_file"], counts["tie"]) == (1, 1)
 
 
+def test_clips_that_were_refused_are_looked_at_again_under_other_limits(plan_of, tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(moving_clip(number, num_frames=7))
+    samples = [{"video": f"{number}.png", "score": number} for number in range(2)]
+    path = tmp_path / "groups.jsonl"
+    path.write_text(json.dumps({"prompt": "one", "samples": samples}))
+
+    def run(**limits):
+        data = {"source": str(path), "video": limits}
+        return made(plan_of("existing_clips", scorers=None, data=data), tmp_path / "out", None)
+
+    found, counts = run(max_frames=5)
+    assert (found, counts["too_many_frames"]) == ([], 2)
+    found, counts = run()
+    assert (len(found), counts["too_many_frames"]) == (1, 0)
+
+
+def test_clips_of_other_pictures_do_not_meet_and_pairs_keep_theirs(plan_of, tools_of, tmp_path):
+    lines, clips = [], {"red": [], "blue": []}
+    for number, colour in enumerate(("red", "blue", "red", "blue")):
+        clips[colour].append(moving_clip(number, num_frames=7))
+        (tmp_path / f"{number}.png").write_bytes(clips[colour][-1])
+        Image.new("RGB", (32, 48), colour).save(tmp_path / f"{colour}.jpg")
+        lines.append(json.dumps({"prompt": "same", "video": f"{number}.png", "image": f"{colour}.jpg"}))
+    path = tmp_path / "clips.jsonl"
+    path.write_text("\n".join(lines))
+    source = {"path": str(path), "columns": {"candidate": "video"}}
+    found, _ = made(plan_of("existing_clips", data={"source": source}), tmp_path / "out", tools_of(None))
+    for record, colour in zip(found, ("red", "blue"), strict=True):
+        sides = [(tmp_path / "out" / record[side]).read_bytes() for side in ("chosen", "rejected")]
+        assert sorted(sides) == sorted(clips[colour])
+        kept = (tmp_path / "out" / record["image"]).read_bytes()
+        assert kept == (tmp_path / f"{colour}.jpg").read_bytes()
+
+
+def test_another_picture_makes_other_clips_and_one_that_is_gone_fails_its_clips_alone(
+    plan_of, tools_of, tmp_path
+):
+    path = tmp_path / "asked.jsonl"
+    lines = [{"prompt": f"p{number}", "image": f"{number}.jpg"} for number in range(2)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    for number in range(2):
+        Image.new("RGB", (32, 48), "red").save(tmp_path / f"{number}.jpg")
+    plan = plan_of(data={"source": str(path)}, block_rows=1)
+
+    def run(maker):
+        made(plan, tmp_path / "out", tools_of(maker))
+        return len(maker.calls)
+
+    assert run(ClipStub()) == 2
+    assert run(ClipStub()) == 0
+    Image.new("RGB", (40, 48), "blue").save(tmp_path / "1.jpg")
+    assert run(ClipStub()) == 1
+
+    class Losing(ClipStub):
+        def __call__(self, prompts, keys, seed, num_steps):
+            (tmp_path / "1.jpg").unlink(missing_ok=True)
+            return super().__call__(prompts, keys, seed, num_steps)
+
+    found, counts = made(plan, tmp_path / "other", tools_of(Losing()))
+    assert [record["prompt"] for record in found] == ["p0"]
+    assert (counts["clips"], counts["failed_clips"]) == (4, 4)
+
+
 # ------------------------------------------------------------------------------------------------ plans
 
 
@@ -280,6 +345,11 @@ def test_existing_clips_meet_by_the_data_s_own_scores_and_broken_ones_are_counte
         ("groups", {"judge": {"name": "a"}}, "judge is asked by rule disjoint alone, got rule best_worst"),
         ("damage", {"make": "rankings"}, "rankings need scores"),
         ("segments", {}, "recipe segments needs the section segments"),
+        (
+            "segments",
+            {"segments": {"annotator": {"name": "a"}, "seconds": 0.1}},
+            "stretches of 0.1 s at 8 frames a second hold less than a frame",
+        ),
         ("corrupt_and_denoise", {"corrupt": {"least": 0.9}}, "least 0.9 is above most 0.8"),
         ("corrupt_and_denoise", {"corrupt": {"members": 1}}, "one member alone makes no pair"),
         (
