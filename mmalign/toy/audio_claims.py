@@ -7,7 +7,6 @@ already is not trained again. `tests/toy/test_audio_worlds.py` holds what the ta
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mmalign.files import read_json_lines
+from mmalign.files import append_json_line, read_json_lines
 from mmalign.toy.audio_trials import BASE, REBUILT, TRIALS, Played, World
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.guide_tables import renew, table
@@ -44,7 +43,6 @@ def stored(path: Path) -> dict[tuple[str, int], Played]:
 
 
 def _append(path: Path, trial: str, seed: int, played: Played) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "trial": trial,
         "seed": seed,
@@ -52,8 +50,7 @@ def _append(path: Path, trial: str, seed: int, played: Played) -> None:
         "order": played.order,
         "presence": played.presence,
     }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_json_line(path, record)
 
 
 # --- numbers ------------------------------------------------------------------------------------------------

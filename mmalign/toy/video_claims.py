@@ -7,14 +7,13 @@ already is not trained again. `tests/toy/test_video_worlds.py` holds what the ta
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from mmalign.files import read_json_lines
+from mmalign.files import append_json_line, read_json_lines
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.guide_tables import renew, table
 from mmalign.toy.video_trials import AXES, BASE, TRIALS, Shown, World
@@ -32,7 +31,7 @@ SIDES: tuple[tuple[str, str], ...] = (
     ("segments: DenseDPO, a third", "whole clips: DPO, a third"),
     ("DenseDPO", "whole clips: DPO"),
 )
-"""What is compared with what: labels in time with labels of whole clips, on the same structural pairs."""
+"""What is compared with what: labels in time with labels of whole clips, on the same edited pairs."""
 
 Known = Mapping[tuple[str, int], Shown]
 """What was shown, by trial and seed."""
@@ -51,10 +50,8 @@ def stored(path: Path) -> dict[tuple[str, int], Shown]:
 
 
 def _append(path: Path, trial: str, seed: int, shown: Shown) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     counts = {"trial": trial, "seed": seed, "pairs": shown.num_pairs, "labels": shown.num_labels}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(counts | dict(shown.values)) + "\n")
+    append_json_line(path, counts | dict(shown.values))
 
 
 # --- numbers ------------------------------------------------------------------------------------------------

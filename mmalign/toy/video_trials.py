@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.data.readers import open_rows
+from mmalign.errors import TrainingError
 from mmalign.toy.demo import recipe_path
 from mmalign.toy.encoding import cache_clips
 from mmalign.toy.video_pairs import (
@@ -204,6 +205,10 @@ class World:
             if trial.flipped:
                 loop.parts = replace(loop.parts, objective=-1.0 * loop.parts.objective)
             loop.train(iter(loader))
+            if loop.progress.step != loop.run.config.train.steps:
+                # A signal ends training in good order; what it leaves is no result.
+                message = f"{trial.name}: stopped after step {loop.progress.step}. Start the command again."
+                raise TrainingError(message)
             loop.model.network = loop.trainables.network
         return model
 

@@ -175,6 +175,15 @@ def test_the_tables_say_gains_each_seed_and_who_beats_whom() -> None:
     assert tables({}, (1,))["audio_methods"].count("\n") == 1
 
 
+def test_a_line_that_a_killed_command_left_is_cut_off(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(World, "play", lambda world, trial: Played((1.0, 1.0), (1.0, 0.5), 3))
+    monkeypatch.setattr(World, "base", lambda world, source=None: Played((0.5, 1.0), (1.0, 1.0)))
+    path = tmp_path / "world.jsonl"
+    path.write_text('{"trial": "base", "se', encoding="utf-8")
+    main(["--seeds", "5", "--output", str(path), "--groups", "methods"])
+    assert len(stored(path)) == 1 + sum(trial.group == "methods" for trial in TRIALS.values())
+
+
 def test_stored_trials_are_not_trained_again(tmp_path: Path, monkeypatch, capsys) -> None:
     trained: list[tuple[str, int]] = []
 

@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmalign.errors import TrainingError
+from mmalign.toy import video_trials
 from mmalign.toy.video_claims import GROUPS, SIDES, difference, main, stored, tables
 from mmalign.toy.video_pairs import edited_pairs
 from mmalign.toy.video_trials import AXES, BASE, NUM_LABELS, TRIALS, Shown, Trial, World, budgeted
@@ -63,6 +66,37 @@ def test_tables_hold_gains_motion_and_what_beats_what() -> None:
     assert row.endswith("| -0.100 [-0.100, -0.100] |")
     assert "| +0.100 [+0.100, +0.100] |" in found["video_sides"].splitlines()[2]
     assert len(found["video_base"].splitlines()) == 3
+
+
+def test_a_training_that_a_signal_stopped_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(train=SimpleNamespace(steps=5), data=None)
+    run = SimpleNamespace(config=config, method=SimpleNamespace(data="pairs"))
+    loop = SimpleNamespace(run=run, progress=SimpleNamespace(step=3), train=lambda rows: None)
+    stand_ins = {
+        "open_rows": lambda data, kind: (),
+        "load_model": lambda run, device: None,
+        "cache_clips": lambda model, table, folder: None,
+        "prepare": lambda run, model, table: (loop, ()),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(video_trials, name, stand_in)
+    monkeypatch.setattr(World, "pairs_of", lambda world, trial: edited_pairs(2, seed=1))
+    monkeypatch.setattr(World, "resolve", lambda *given: run)
+    with pytest.raises(TrainingError, match="Flow-DPO: stopped after step 3"):
+        World(tmp_path, 0).show(TRIALS["Flow-DPO"])
+
+
+def test_a_line_that_a_killed_command_left_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "show", lambda world, trial: shown(0.6))
+    monkeypatch.setattr(World, "base", lambda world: shown(0.5))
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"trial": "base", "se')
+    main(["--seeds", "3", "--groups", "methods", "--output", str(path)])
+    assert len(stored(path)) == 1 + sum(trial.group == "methods" for trial in TRIALS.values())
 
 
 def test_stored_trials_are_not_trained_again(
