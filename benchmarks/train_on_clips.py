@@ -4,7 +4,7 @@
     python benchmarks/train_on_clips.py clip_pairs --model "Wan 2.1=FOLDER" --frames 17 --height 64 --width 96
 
 For every model (a pipeline folder of Wan): `mmalign data cache` encodes the pairs; `mmalign train` runs
-For every model (a folder of Wan): `mmalign data cache` encodes the pairs; `mmalign train` runs
+twice from that cache, once undisturbed and once killed halfway and started again, and the weights are
 compared bit by bit; the adapter is loaded by a plain diffusers pipeline, which has to make the clip that our
 sampler makes from the same noise. `--random` does so with a tiny Wan of random weights. What `--folder` has
 already is not made again.

@@ -71,8 +71,8 @@ def _what(report: Report[ClipComparison]) -> str:
         "A small model with the structure of Tango was aligned by Diffusion-DPO, as Tango 2 was, on "
         f"{escape(report.settings['preference pairs'])} pairs of clips whose chosen side plays the events of "
         "its caption in its order, training LoRA weights only, through the same code that trains Tango. Then "
-        "base and aligned played captions whose order of events neither had ever heard, from the same noise, "
-        "and an exact reward judged both."
+        "base and aligned played captions with orders of events that no caption in training had named, from "
+        "the same noise, and an exact reward judged both."
     )
 
 
@@ -121,6 +121,6 @@ def _judge() -> str:
         "events that caption and clip have in common; <strong>order</strong> is the longest common "
         "subsequence of both, as a share; the total is their mean. Clips rendered from their captions score "
         "1.",
-        "Captions are held out by the order of their events: neither the base's training nor any preference "
-        "pair plays or names these orders.",
+        "Captions are held out by the order of their events: no caption of the base's training or of a "
+        "preference pair names these orders. Clips that go wrong, such as rejected ones, may play them.",
     )

@@ -142,6 +142,7 @@ def _judge() -> str:
         "<strong>motion</strong> the speed against the caption's. The total is their mean, direction "
         "counting twice. Clips drawn from their captions score 0.99, the same clips backwards 0.59, one "
         "frame held 0.40, frames shuffled 0.34.",
-        "Captions are held out by colour, shape and directions together: neither the base's training nor any "
-        "preference pair shows or names these combinations.",
+        "Captions are held out by colour, shape and directions together: no caption of the base's training "
+        "or of a preference pair names these combinations. Clips that go another way than their caption "
+        "says, such as rejected ones, may show them.",
     )

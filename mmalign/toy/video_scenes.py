@@ -154,7 +154,8 @@ def all_turns() -> tuple[tuple[str, str], ...]:
 def is_held_out(facts: Facts) -> bool:
     """Whether a caption is kept for testing: every sixth, by a hash of shape, colour and directions.
 
-    Every word, and most pairs of words, occur in training; this colour and shape going this way do not.
+    Every word, and most pairs of words, occur in captions of training; this colour and shape going this way
+    do not. A clip that goes another way than its caption says may show them.
     """
     name = "|".join((facts.colour, facts.shape, *facts.directions))
     return hashlib.sha256(name.encode()).digest()[0] % 6 == 0
@@ -180,7 +181,10 @@ def draw_split(num: int, *, seed: int, held_out: bool) -> list[Facts]:
 
 
 def held_out_prompts(num: int, *, seed: int) -> list[str]:
-    """`num` captions whose colour, shape and directions are together in no training data."""
+    """`num` captions whose colour, shape and directions are together in no caption of training data.
+
+    They are drawn from a few dozen: the same one may come twice.
+    """
     return [facts.caption() for facts in draw_split(num, seed=seed, held_out=True)]
 
 
