@@ -256,6 +256,12 @@ class VideoModel(VideoTraits):
         """Mean and standard deviation of the unscaled latents of clips in [-1, 1] (or bytes), float32."""
         return self.autoencoder.moments(clips)
 
+    def latents_of(
+        self, mean: Float[Tensor, "row channel frame height width"]
+    ) -> Float[Tensor, "row channel time height width"]:
+        """Scaled latents of the VAE's means, as many latent frames as the network takes."""
+        return self.autoencoder.scale(mean)
+
     def cache_moments(self, inputs: UInt8[Tensor, "row frame 3 height width"]) -> Moments:
         """`moments` of clips as the reader gives them: behind the picture that they go on from, if any."""
         return self.moments(inputs[:, 1:] if self.conditioned else inputs)

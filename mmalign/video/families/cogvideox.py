@@ -205,7 +205,15 @@ class CogVideoX(VideoModel):
         self, moments: Moments, keys: RowKeys, *, own: bool
     ) -> Float[Tensor, "prompt candidate channel *size"]:
         """As in the base, with copies of the first latent frame before it where the network needs them."""
-        latents = super()._drawn(moments, keys, own=own)
+        return self._begun_with_copies(super()._drawn(moments, keys, own=own))
+
+    def latents_of(
+        self, mean: Float[Tensor, "row channel frame height width"]
+    ) -> Float[Tensor, "row channel time height width"]:
+        """As in the base, with those copies."""
+        return self._begun_with_copies(super().latents_of(mean))
+
+    def _begun_with_copies(self, latents: Tensor) -> Tensor:
         return torch.cat([latents[..., :1, :, :]] * self.num_copies + [latents], dim=-3)
 
     def decode_clips(

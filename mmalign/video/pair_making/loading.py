@@ -127,7 +127,7 @@ class ModelMaker:
         """
         model, settings = self.model, self.plan.sampling
         inputs = model.clips.load(row, key=derive_seed(seed, "start", row.id)).inputs
-        clean = model.autoencoder.scale(model.cache_moments(inputs).mean)
+        clean = model.latents_of(model.cache_moments(inputs).mean)
         pictures = model.cache_more(inputs)
         members: list[Clip] = []
         half = model.dtype in (torch.float16, torch.bfloat16)

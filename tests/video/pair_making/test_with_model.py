@@ -16,6 +16,7 @@ from mmalign.cli.main import main
 from mmalign.data.config import DataConfig
 from mmalign.data.readers import open_rows
 from mmalign.errors import ConfigError
+from mmalign.testing.tiny_video.cogvideox import COGVIDEOX_SIZE, write_tiny_cogvideox
 from mmalign.testing.tiny_video.wan import WAN_FPS, WAN_FRAMES, WAN_SIZE
 from mmalign.testing.video_families import moving_clip
 from mmalign.video.pair_making.loading import ModelMaker
@@ -91,6 +92,18 @@ def test_clips_that_go_on_from_a_picture_need_one(maker_of):
     assert [clip is None for clip in clips] == [False, True, True]
     real, (member,) = maker.corrupt(ROW, 0.7, ["r/0"], 0)
     assert real.frames.shape == member.frames.shape == (WAN_FRAMES, 3, 32, 64)
+
+
+def test_latents_that_begin_with_copies_are_corrupted_and_denoised_too(maker_of, tmp_path):
+    """CogVideoX 1.5 makes tokens of two latent frames: of nine pictures' three it takes four."""
+    height, width = COGVIDEOX_SIZE
+    maker = maker_of(
+        model={"family": "cogvideox", "source": str(write_tiny_cogvideox(tmp_path / "new", version="1.5"))},
+        video={"num_frames": 9, "height": height, "width": width, "fps": WAN_FPS},
+    )
+    assert maker.model.num_copies == 1
+    real, (member,) = maker.corrupt(ROW, 0.7, ["r/0"], 0)
+    assert real.frames.shape == member.frames.shape == (9, 3, height, width)
 
 
 def test_an_adapter_that_is_not_there_is_said(maker_of, tmp_path):
