@@ -202,6 +202,7 @@ def test_steps_that_were_done_again_count_once(tmp_path):
     assert losses_of(tmp_path) == [0.5, 0.125]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_it_is_killed_is_no_proof(tmp_path):
     from train_on_clips import run_killed
 

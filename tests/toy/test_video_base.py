@@ -214,6 +214,7 @@ def test_redrawing_from_all_noise_forgets_the_clip_and_rows_are_their_own() -> N
     assert float((both[1] - other[1]).abs().max()) > 0.05
 
 
+@pytest.mark.slow
 def test_the_base_is_imperfect() -> None:
     """Room for alignment, and something to start from: see docs/video-world.md."""
     from mmalign.toy.video_pipeline import show_held_out

@@ -254,6 +254,7 @@ def test_settings_that_do_not_go_together_are_refused(make_run) -> None:
         make_run(train={"split_size": 2})
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_ends_where_a_whole_one_does_and_goes_on_where_it_stopped(
     run_to_end, tmp_path
 ) -> None:

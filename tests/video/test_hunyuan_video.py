@@ -121,8 +121,10 @@ def test_long_prompts_are_cut_to_the_length_of_the_run(load):
     assert states["text_mask"].all()
 
 
-@pytest.mark.parametrize("num_frames", [9, 21])
-@pytest.mark.parametrize("tiling", [False, True])
+@pytest.mark.parametrize(
+    ("num_frames", "tiling"),
+    [(9, False), (9, True), (21, False), pytest.param(21, True, marks=pytest.mark.slow)],
+)
 def test_latents_and_clips_are_those_of_the_pipelines_vae(load, pipeline, num_frames, tiling):
     """21 frames are more than the VAE takes at once."""
     model = load(video={"num_frames": num_frames, "vae_tiling": tiling})
