@@ -36,9 +36,14 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
     ("method", "one", "two"),
     [
         # The same 8 rows per update, in the same order.
-        ("diffusion_dpo", {"batch_size": 2, "accumulation": 4}, {"batch_size": 2, "accumulation": 2}),
+        pytest.param(
+            "diffusion_dpo",
+            {"batch_size": 2, "accumulation": 4},
+            {"batch_size": 2, "accumulation": 2},
+            marks=pytest.mark.slow,
+        ),
         # The zero point is a mean over the rows of all ranks.
-        ("diffusion_kto", {"batch_size": 4}, {"batch_size": 2}),
+        pytest.param("diffusion_kto", {"batch_size": 4}, {"batch_size": 2}, marks=pytest.mark.slow),
         # Gradients are exchanged once, after the last part.
         (
             "diffusion_kto",

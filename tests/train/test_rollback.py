@@ -119,6 +119,7 @@ def interrupted(make_run: Any, monkeypatch: pytest.MonkeyPatch, name: str, momen
             loop.train(iter(batches))
 
 
+@pytest.mark.slow
 def test_a_run_killed_during_or_after_a_rollback_continues_bit_for_bit(
     make_run, run_to_end, without_timings, monkeypatch
 ) -> None:
