@@ -21,24 +21,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmalign import registry
 from mmalign.audio.family import AudioModel
-from mmalign.batch import Batch, Candidate, Labels, PreferenceRow
+from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data import DataConfig, open_rows
 from mmalign.data.cache_build import build_cache
 from mmalign.diffusion.adapter_files import LORA_FILE
-from mmalign.errors import ConfigError, RowError
-from mmalign.likelihood import Elbo, UniformTimesteps
-from mmalign.testing.network_conformance import (
-    PROMPTS,
-    NetworkConformance,
-    encoded,
-    example_inputs,
-    keys_of,
-    trained_by,
-)
+from mmalign.errors import ConfigError
+from mmalign.testing.clip_conformance import ClipConformance
+from mmalign.testing.network_conformance import PROMPTS, encoded, example_inputs, trained_by
 from mmalign.train.audio_sections import AudioConfig
-from mmalign.train.config import AdapterConfig, ModelConfig
+from mmalign.train.config import AdapterConfig
 
 __all__ = ["AudioFamilyConformance", "TimedFamilyConformance", "noise_clip", "row_of_sound"]
 
@@ -62,95 +54,36 @@ def row_of_sound(prompt: str, *, seed: int = 0, num_candidates: int = 2, **clip:
     )
 
 
-class AudioFamilyConformance(NetworkConformance):
-    """Tests of one family on a tiny model.
+class AudioFamilyConformance(ClipConformance):
+    """Tests of one family on a tiny model."""
 
-    Attributes:
-        media: settings of the `audio` section that suit the tiny model.
-    """
-
+    section: ClassVar[type[Any]] = AudioConfig
     media: ClassVar[Mapping[str, Any]] = {}
-
-    def loaded(
-        self,
-        folder: Path,
-        *,
-        model: Mapping[str, Any] | None = None,
-        media: Mapping[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> AudioModel:
-        """The folder's model on the CPU."""
-        settings = ModelConfig(family=self.family, source=str(folder), **(model or {}))
-        section = AudioConfig(**{**self.media, **(media or {})})
-        found: AudioModel = registry.find("families", self.family).load(
-            settings, section, device="cpu", dtype=dtype
-        )
-        return found
+    told_apart: ClassVar[float] = 1e-4
 
     def row(self, prompt: str, *, seed: int = 0, num_candidates: int = 2) -> PreferenceRow:
         """A row of random clips."""
         return row_of_sound(prompt, seed=seed, num_candidates=num_candidates)
 
+    def broken_row(self) -> PreferenceRow:
+        """A WAV file that ends within its header."""
+        clips = (noise_clip(0)[:30], noise_clip(1))
+        return PreferenceRow(
+            prompt="a", candidates=tuple(Candidate(audio=clip) for clip in clips), source="rows:7"
+        )
+
     @abstractmethod
     def plain_prediction(
         self, folder: Path, dtype: torch.dtype
     ) -> Callable[[Tensor, Tensor, str, float], Tensor]:
-        """`predict(noised, t, prompt, seconds)` of one clip, by the library's parts alone.
+        """`predict(noised, t, prompt, seconds)` of one clip, by the library's parts alone."""
 
-        `t` is what the schedule calls a timestep.
-        """
+    def told(self, model: AudioModel, row: PreferenceRow) -> list[float]:
+        """Seconds of the clips of `row`."""
+        del model
+        return [0.2] * len(row.candidates)
 
     # --- encoding -------------------------------------------------------------------------------------------
-
-    def test_a_row_is_encoded_the_same_alone_and_in_company(self, model: AudioModel) -> None:
-        """Latents by key; what the network is told of a prompt does not depend on its neighbours."""
-        together, conditioning = self.encoded(model, PROMPTS, (11, 12, 13))
-        alone, own = self.encoded(model, PROMPTS[:1], (11,))
-        torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
-        noised = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
-        level = model.schedule.network_time(model.schedule.timestep_at(torch.tensor([0.4, 0.4])))
-        rows = {name: value[:2] for name, value in conditioning.rows(2).items()}
-        with torch.no_grad():
-            torch.testing.assert_close(
-                model.denoise(noised, level, rows),
-                model.denoise(noised, level, own.rows(2)),
-                rtol=1e-4,
-                atol=1e-4,
-            )
-
-    def test_dropped_prompts_become_the_empty_prompt(self, folder: Path) -> None:
-        """With dropout 1 the network is told what it is told of the empty prompt; with 0 it is not."""
-        always, never = (self.loaded(folder, media={"prompt_dropout": share}) for share in (1.0, 0.0))
-        noised, level, _ = example_inputs(always, num_rows=2)
-        told = [
-            self.encoded(model, (prompt,), (1,))[1].rows(2)
-            for model, prompt in ((always, "a red circle"), (never, ""), (never, "a red circle"))
-        ]
-        with torch.no_grad():
-            dropped, empty, prompted = (never.denoise(noised, level, rows) for rows in told)
-        torch.testing.assert_close(dropped, empty, rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(dropped, prompted, atol=1e-4)
-
-    def test_unreadable_clips_are_row_errors(self, model: AudioModel) -> None:
-        """A truncated file says so and is counted, it does not end the run."""
-        broken = PreferenceRow(
-            prompt="a",
-            candidates=(Candidate(audio=noise_clip(0)[:30]), Candidate(audio=noise_clip(1))),
-            source="rows:7",
-        )
-        with pytest.raises(RowError, match="rows:7"):
-            model.example(broken, key=1)
-
-    def test_memory_inputs_have_the_shapes_of_real_ones(self, model: AudioModel) -> None:
-        """What the dry run counts memory with is what training feeds, but for the length of texts."""
-        clean, conditioning = self.encoded(model, ("",), (1,))
-        noised, timestep, rows = model.meta_inputs(2)
-        assert noised.shape == (2, *clean.shape[2:])
-        assert timestep.shape == (2,)
-        real = conditioning.rows(2)
-        assert {name: (value.shape, value.dtype) for name, value in rows.items()} == {
-            name: (value.shape, value.dtype) for name, value in real.items()
-        }
 
     def test_a_cache_gives_what_the_encoders_give_and_needs_none_of_them(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,38 +123,6 @@ class AudioFamilyConformance(NetworkConformance):
             found.append(batches)
         for expected, got in zip(*found, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-
-    # --- the loss -------------------------------------------------------------------------------------------
-
-    @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-    def test_errors_equal_those_of_the_librarys_parts(
-        self, folder: Path, dtype: torch.dtype, close: float
-    ) -> None:
-        """From a row to its errors: the same noise, level and target given to the parts without our code."""
-        model = self.loaded(folder, dtype=dtype)
-        prompts = ("a red circle", "zwei Würfel")
-        rows = [self.row(prompt, seed=number) for number, prompt in enumerate(prompts)]
-        clean, conditioning = encoded(model, rows, (3, 4))
-        batch = Batch(
-            clean=clean,
-            conditioning=conditioning,
-            labels=Labels.pairs(2),
-            weight=torch.ones(2),
-            valid=torch.ones(2, dtype=torch.bool),
-            keys=keys_of(3, 4),
-        )
-        elbo = Elbo(model.schedule, model.prediction, UniformTimesteps())
-        draw = elbo.draw(batch)
-        assert torch.equal(draw.noise[:, 0], draw.noise[:, 1])
-        with torch.no_grad():
-            found = elbo.evaluate(model.denoise, batch, draw).error
-            predict = self.plain_prediction(folder, dtype)
-            for number, prompt in enumerate(prompts):
-                for candidate in range(2):
-                    at = (number, candidate)
-                    wanted = predict(draw.noised[at], draw.timestep[at], prompt, 0.2)
-                    error = (wanted.to(draw.target) - draw.target[at]).square().mean()
-                    torch.testing.assert_close(found[at], error, rtol=close, atol=0)
 
     # --- generation -----------------------------------------------------------------------------------------
 
@@ -271,23 +172,6 @@ class AudioFamilyConformance(NetworkConformance):
                 torch.testing.assert_close(
                     model.denoise(*inputs, network=other), wanted, rtol=1e-5, atol=1e-6
                 )
-
-    def test_saved_models_are_whole(self, model: AudioModel, tmp_path: Path) -> None:
-        """Adapters merged in, frozen parts bit for bit those of the source."""
-        trained_by(model, AdapterConfig(rank=2, alpha=6.0))
-        saved = model.save_model(tmp_path / "whole")
-        again = self.loaded(saved)
-        inputs = example_inputs(model)
-        with torch.no_grad():
-            wanted = model.denoise(*inputs)
-            torch.testing.assert_close(again.denoise(*inputs), wanted, rtol=1e-4, atol=1e-5)
-        assert again.latent_shape == model.latent_shape
-        assert again.schedule.describe() == model.schedule.describe()
-        prompts = list(PROMPTS)
-        for name, value in model.text_states(prompts).items():
-            assert torch.equal(again.text_states(prompts)[name], value), name
-        for ours, theirs in zip(model.vae.parameters(), again.vae.parameters(), strict=True):
-            assert torch.equal(ours, theirs)
 
 
 class TimedFamilyConformance(AudioFamilyConformance):

@@ -1,6 +1,6 @@
 """What every family of diffusion models must do, whatever it makes; families of a medium derive from it.
 
-`FamilyConformance` (pictures) and `AudioFamilyConformance` add what is their medium's.
+`FamilyConformance` (pictures) and `ClipConformance` (sound, video) add what is their medium's.
 """
 
 from abc import ABC, abstractmethod

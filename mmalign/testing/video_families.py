@@ -11,7 +11,7 @@ the library's own pipeline, from the same noise.
 
 import io
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,20 +21,13 @@ import torch
 from torch import Tensor
 
 from mmalign import registry
-from mmalign.batch import Batch, Candidate, Labels, PreferenceRow
+from mmalign.batch import Candidate, PreferenceRow
 from mmalign.diffusion.adapter_files import LORA_FILE
 from mmalign.diffusion.sampling import initial_noise
-from mmalign.errors import ConfigError, RowError
-from mmalign.likelihood import Elbo, UniformTimesteps
-from mmalign.testing.network_conformance import (
-    PROMPTS,
-    NetworkConformance,
-    encoded,
-    example_inputs,
-    keys_of,
-    trained_by,
-)
-from mmalign.train.config import AdapterConfig, ModelConfig
+from mmalign.errors import ConfigError
+from mmalign.testing.clip_conformance import ClipConformance
+from mmalign.testing.network_conformance import PROMPTS, encoded, example_inputs, trained_by
+from mmalign.train.config import AdapterConfig
 from mmalign.train.video_sections import VideoConfig
 from mmalign.video.family import VideoModel
 
@@ -67,35 +60,19 @@ def row_of_clips(prompt: str, *, seed: int = 0, num_candidates: int = 2, **clip:
     )
 
 
-class VideoFamilyConformance(NetworkConformance):
+class VideoFamilyConformance(ClipConformance):
     """Tests of one family on a tiny model.
 
     Attributes:
         media: settings of the `video` section that suit the tiny model; `num_frames`, `height`, `width` and
             `fps` are needed.
         guidance: of the comparison with the library's pipeline.
-        wide_tolerance: relative, of errors in float64; networks that work in float32 inside give less.
     """
 
-    media: ClassVar[Mapping[str, Any]]
+    section: ClassVar[type[Any]] = VideoConfig
     guidance: ClassVar[float] = 3.0
+    narrow_tolerance: ClassVar[float] = 1e-5
     wide_tolerance: ClassVar[float] = 1e-9
-
-    def loaded(
-        self,
-        folder: Path,
-        *,
-        model: Mapping[str, Any] | None = None,
-        media: Mapping[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> VideoModel:
-        """The folder's model on the CPU."""
-        settings = ModelConfig(family=self.family, source=str(folder), **(model or {}))
-        section = VideoConfig(**{**self.media, **(media or {})})
-        found: VideoModel = registry.find("families", self.family).load(
-            settings, section, device="cpu", dtype=dtype
-        )
-        return found
 
     def clip(self, **changes: Any) -> dict[str, Any]:
         """Settings of `moving_clip` that suit the tiny model."""
@@ -114,6 +91,13 @@ class VideoFamilyConformance(NetworkConformance):
             0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
         )
 
+    def broken_row(self) -> PreferenceRow:
+        """A picture file that ends within its first frame."""
+        clips = (moving_clip(0, **self.clip())[:99], moving_clip(1, **self.clip()))
+        return PreferenceRow(
+            prompt="a", candidates=tuple(Candidate(video=clip) for clip in clips), source="rows:7"
+        )
+
     @abstractmethod
     def plain_prediction(
         self, folder: Path, dtype: torch.dtype
@@ -123,6 +107,10 @@ class VideoFamilyConformance(NetworkConformance):
         `noised` is `[channel, frame, height, width]`, `t` what the schedule calls a timestep, `picture` the
         first frame, bytes [3, height, width].
         """
+
+    def told(self, model: VideoModel, row: PreferenceRow) -> list[Tensor]:
+        """The first frames of the clips of `row`."""
+        return list(model.clips.load(row).inputs[:, 0])
 
     def pipeline(self, folder: Path) -> Any:
         """The library's pipeline of the folder."""
@@ -161,55 +149,6 @@ class VideoFamilyConformance(NetworkConformance):
             clean, _ = encoded(model, [row], (5,))
             assert torch.equal(clean[0, 0], clean[0, 1]) == (posterior == "mean")
 
-    def test_a_row_is_encoded_the_same_alone_and_in_company(self, model: VideoModel) -> None:
-        """Latents by key; what the network is told of a prompt does not depend on its neighbours."""
-        together, conditioning = self.encoded(model, PROMPTS, (11, 12, 13))
-        alone, own = self.encoded(model, PROMPTS[:1], (11,))
-        torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
-        noised = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
-        level = model.schedule.network_time(model.schedule.timestep_at(torch.tensor([0.4, 0.4])))
-        rows = {name: value[:2] for name, value in conditioning.rows(2).items()}
-        with torch.no_grad():
-            torch.testing.assert_close(
-                model.denoise(noised, level, rows),
-                model.denoise(noised, level, own.rows(2)),
-                rtol=1e-4,
-                atol=1e-4,
-            )
-
-    def test_dropped_prompts_become_the_empty_prompt(self, folder: Path) -> None:
-        """With dropout 1 the network is told what it is told of the empty prompt; with 0 it is not."""
-        always, never = (self.loaded(folder, media={"prompt_dropout": share}) for share in (1.0, 0.0))
-        noised, level, _ = example_inputs(always, num_rows=2)
-        told = [
-            self.encoded(model, (prompt,), (1,))[1].rows(2)
-            for model, prompt in ((always, "a red circle"), (never, ""), (never, "a red circle"))
-        ]
-        with torch.no_grad():
-            dropped, empty, prompted = (never.denoise(noised, level, rows) for rows in told)
-        torch.testing.assert_close(dropped, empty, rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(dropped, prompted, atol=1e-5)
-
-    def test_unreadable_clips_are_row_errors(self, model: VideoModel) -> None:
-        """A truncated file says so and is counted, it does not end the run."""
-        clips = (moving_clip(0, **self.clip())[:99], moving_clip(1, **self.clip()))
-        broken = PreferenceRow(
-            prompt="a", candidates=tuple(Candidate(video=clip) for clip in clips), source="rows:7"
-        )
-        with pytest.raises(RowError, match="rows:7"):
-            model.example(broken, key=1)
-
-    def test_memory_inputs_have_the_shapes_of_real_ones(self, model: VideoModel) -> None:
-        """What the dry run counts memory with is what training feeds."""
-        clean, conditioning = self.encoded(model, ("",), (1,))
-        noised, timestep, rows = model.meta_inputs(2)
-        assert noised.shape == (2, *clean.shape[2:])
-        assert timestep.shape == (2,)
-        real = conditioning.rows(2)
-        assert {name: (value.shape, value.dtype) for name, value in rows.items()} == {
-            name: (value.shape, value.dtype) for name, value in real.items()
-        }
-
     def test_clips_come_back_from_the_codec_with_their_shape(self, model: VideoModel) -> None:
         """Frames, height and width of what was encoded; every frame belongs to one latent frame."""
         clip = torch.stack([self.picture(number) for number in range(model.num_frames)])
@@ -240,38 +179,6 @@ class VideoFamilyConformance(NetworkConformance):
             return
         with pytest.raises(ConfigError, match=rf"video\.{name}: got .* nearest is {self.media[name]}"):
             self.loaded(folder, media={name: self.media[name] + 1})
-
-    # --- the loss -------------------------------------------------------------------------------------------
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_errors_equal_those_of_the_librarys_parts(self, folder: Path, dtype: torch.dtype) -> None:
-        """From a row to its errors: the same noise, level and target given to the parts without our code."""
-        close = 1e-5 if dtype == torch.float32 else self.wide_tolerance
-        model = self.loaded(folder, dtype=dtype)
-        prompts = ("a red circle", "zwei Würfel")
-        rows = [self.row(prompt, seed=number) for number, prompt in enumerate(prompts)]
-        clean, conditioning = encoded(model, rows, (3, 4))
-        batch = Batch(
-            clean=clean,
-            conditioning=conditioning,
-            labels=Labels.pairs(2),
-            weight=torch.ones(2),
-            valid=torch.ones(2, dtype=torch.bool),
-            keys=keys_of(3, 4),
-        )
-        elbo = Elbo(model.schedule, model.prediction, UniformTimesteps())
-        draw = elbo.draw(batch)
-        assert torch.equal(draw.noise[:, 0], draw.noise[:, 1])
-        with torch.no_grad():
-            found = elbo.evaluate(model.denoise, batch, draw).error
-            predict = self.plain_prediction(folder, dtype)
-            for number, prompt in enumerate(prompts):
-                first = model.clips.load(rows[number]).inputs[:, 0]
-                for candidate in range(2):
-                    at = (number, candidate)
-                    wanted = predict(draw.noised[at], draw.timestep[at], prompt, first[candidate])
-                    error = (wanted.to(draw.target) - draw.target[at]).square().mean()
-                    torch.testing.assert_close(found[at], error, rtol=close, atol=0)
 
     # --- generation -----------------------------------------------------------------------------------------
 
@@ -323,20 +230,3 @@ class VideoFamilyConformance(NetworkConformance):
         with torch.no_grad():
             wanted = model.denoise(*inputs)
             torch.testing.assert_close(model.denoise(*inputs, network=other), wanted, rtol=1e-5, atol=1e-5)
-
-    def test_saved_models_are_whole(self, model: VideoModel, tmp_path: Path) -> None:
-        """Adapters merged in, frozen parts bit for bit those of the source."""
-        trained_by(model, AdapterConfig(rank=2, alpha=6.0))
-        saved = model.save_model(tmp_path / "whole")
-        again = self.loaded(saved)
-        inputs = example_inputs(model)
-        with torch.no_grad():
-            wanted = model.denoise(*inputs)
-            torch.testing.assert_close(again.denoise(*inputs), wanted, rtol=1e-4, atol=1e-4)
-        assert again.latent_shape == model.latent_shape
-        assert again.schedule.describe() == model.schedule.describe()
-        prompts = list(PROMPTS)
-        for name, value in model.text_states(prompts).items():
-            assert torch.equal(again.text_states(prompts)[name], value), name
-        for ours, theirs in zip(model.vae.parameters(), again.vae.parameters(), strict=True):
-            assert torch.equal(ours, theirs)
