@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from mmalign.files import append_json_line, read_json_lines
+from mmalign.toy.audio_scenes import held_out_prompts
 from mmalign.toy.audio_trials import BASE, REBUILT, TRIALS, Played, World
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.guide_tables import renew, table
@@ -59,6 +60,8 @@ def _append(path: Path, trial: str, seed: int, played: Played) -> None:
 def difference(known: Known, one: str, other: str, axis: str, seeds: Sequence[int]) -> Interval:
     """By how much more one trial gives than another (or `BASE`), paired over the captions of all seeds.
 
+    A caption may be drawn several times; its draws are resampled together.
+
     Args:
         known: what was played.
         one: name of a trial.
@@ -66,9 +69,10 @@ def difference(known: Known, one: str, other: str, axis: str, seeds: Sequence[in
         axis: "order", "presence" or "total".
         seeds: whose captions count.
     """
-    return bootstrap_mean(
-        torch.cat([known[one, seed].of(axis) - known[other, seed].of(axis) for seed in seeds])
-    )
+    gaps = [known[one, seed].of(axis) - known[other, seed].of(axis) for seed in seeds]
+    drawn = zip(seeds, gaps, strict=True)
+    prompts = [prompt for seed, gap in drawn for prompt in held_out_prompts(len(gap), seed=seed)]
+    return bootstrap_mean(torch.cat(gaps), prompts=prompts)
 
 
 def _shared(known: Known, names: Sequence[str], seeds: Sequence[int]) -> list[int]:

@@ -4,10 +4,11 @@ The unit is the prompt: both models paint it from the same noise, and the exact 
 So every number here is paired, and an interval says how it would move with other prompts of the same kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -49,24 +50,39 @@ def with_ends(found: statistics.Interval) -> Interval:
     return Interval(found.value, found.low, found.high)
 
 
-def bootstrap_mean(values: Float[Tensor, " prompt"], *, seed: int = 0) -> Interval:
+def bootstrap_mean(
+    values: Float[Tensor, " prompt"], *, prompts: Sequence[Hashable] | None = None, seed: int = 0
+) -> Interval:
     """The mean with its 95 % percentile interval over 10,000 resamples of the prompts.
+
+    Values of one prompt are no independent evidence: they are drawn together, all or none.
 
     The resamples are drawn by `mmalign.seeding` and not by `statistics`, which would move the third digit of
     the intervals that the guides of losses have published.
 
     Args:
-        values: one per prompt.
+        values: one per prompt, or per draw of a prompt.
+        prompts: which prompt each value belongs to; None: each to its own.
         seed: of the resamples.
 
     Raises:
         ConfigError: fewer than two values.
+        ValueError: another number of prompts than of values.
     """
     wide = values.to(torch.float64).numpy()
-    picks = torch.randint(
-        max(len(wide), 1), (_NUM_RESAMPLES, len(wide)), generator=generator_for(seed, "bootstrap")
-    )
-    return with_ends(statistics.bootstrap_mean(wide, statistics.Resampling(picks=picks.numpy())))
+    if prompts is None:
+        prompts = range(len(wide))
+    elif len(prompts) != len(wide):
+        expected = f"prompts: got {len(prompts)}, expected one for each of {len(wide)} values"
+        raise ValueError(expected)
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    rows = [numbers[prompt] for prompt in prompts]
+    table = np.zeros((len(numbers), 2))
+    np.add.at(table, rows, np.stack([wide, np.ones_like(wide)], axis=1))
+    generator = generator_for(seed, "bootstrap")
+    picks = torch.randint(max(len(table), 1), (_NUM_RESAMPLES, len(table)), generator=generator)
+    how = statistics.Resampling(picks=picks.numpy())
+    return with_ends(statistics.bootstrap_of_means(table, lambda means: means[:, 0] / means[:, 1], how))
 
 
 @dataclass(frozen=True)
@@ -92,8 +108,8 @@ class Paired(Generic[MadeT, ScoreT]):
         return _axis(self.aligned_scores, axis) - _axis(self.base_scores, axis)
 
     def gain(self, axis: str = "total") -> Interval:
-        """Mean of `differences` with its paired bootstrap interval."""
-        return bootstrap_mean(self.differences(axis))
+        """Mean of `differences` with its paired bootstrap interval; a prompt that recurs counts as one."""
+        return bootstrap_mean(self.differences(axis), prompts=self.prompts)
 
     def outcomes(self) -> tuple[int, int, int]:
         """Prompts won, tied and lost by the aligned model on the total reward."""

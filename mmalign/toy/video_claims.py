@@ -16,6 +16,7 @@ import torch
 from mmalign.files import append_json_line, read_json_lines
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.guide_tables import renew, table
+from mmalign.toy.video_scenes import held_out_prompts
 from mmalign.toy.video_trials import AXES, BASE, TRIALS, Shown, World
 
 __all__ = ["GROUPS", "Known", "difference", "main", "stored", "tables"]
@@ -60,6 +61,8 @@ def _append(path: Path, trial: str, seed: int, shown: Shown) -> None:
 def difference(known: Known, one: str, other: str, axis: str, seeds: Sequence[int]) -> Interval:
     """By how much more one trial gives than another (or `BASE`), paired over the captions of all seeds.
 
+    A caption may be drawn several times; its draws are resampled together.
+
     Args:
         known: what was shown.
         one: name of a trial.
@@ -67,9 +70,10 @@ def difference(known: Known, one: str, other: str, axis: str, seeds: Sequence[in
         axis: one of `video_trials.AXES`.
         seeds: whose captions count.
     """
-    return bootstrap_mean(
-        torch.cat([known[one, seed].of(axis) - known[other, seed].of(axis) for seed in seeds])
-    )
+    gaps = [known[one, seed].of(axis) - known[other, seed].of(axis) for seed in seeds]
+    drawn = zip(seeds, gaps, strict=True)
+    prompts = [prompt for seed, gap in drawn for prompt in held_out_prompts(len(gap), seed=seed)]
+    return bootstrap_mean(torch.cat(gaps), prompts=prompts)
 
 
 def _shared(known: Known, names: Sequence[str], seeds: Sequence[int]) -> list[int]:

@@ -40,6 +40,19 @@ def test_bootstrap_has_no_width_for_equal_values_and_repeats_itself() -> None:
     assert bootstrap_mean(values) == bootstrap_mean(values)
 
 
+def test_values_of_one_prompt_are_no_independent_evidence() -> None:
+    """Every prompt five times with the same value tells as much as every prompt once."""
+    values = torch.arange(11.0, dtype=torch.float64) ** 2
+    repeated = bootstrap_mean(
+        values.repeat_interleave(5), prompts=[f"p{number // 5}" for number in range(55)]
+    )
+    assert repeated == bootstrap_mean(values)
+    uneven = bootstrap_mean(torch.tensor([1.0, 1.0, 1.0, 5.0]), prompts=["a", "a", "a", "b"])
+    assert (uneven.value, uneven.low, uneven.high) == (2.0, 1.0, 5.0)
+    with pytest.raises(ValueError, match="prompts: got 1, expected one for each of 2 values"):
+        bootstrap_mean(torch.ones(2), prompts=["a"])
+
+
 def test_intervals_of_fewer_than_two_prompts_are_refused() -> None:
     with pytest.raises(ConfigError, match="expected at least one value"):
         bootstrap_mean(torch.zeros(0))
