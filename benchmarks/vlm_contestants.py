@@ -184,8 +184,12 @@ def gradients_of(contestant: Contestant) -> dict[str, Tensor]:
     return found
 
 
-def largest_difference(contestants: list[Contestant]) -> float:
-    """Of any contestant's gradient from the first one's, |a - b| / |b| over all weights; refused above 1e-4.
+def largest_difference(contestants: list[Contestant], tolerance: float = TOLERANCE) -> float:
+    """Of any contestant's gradient from the first one's, |a - b| / |b| over all weights.
+
+    Args:
+        contestants: to compare.
+        tolerance: a larger difference is refused.
 
     Raises:
         RuntimeError: they do not train the same weights, or do not compute the same gradient.
@@ -199,7 +203,7 @@ def largest_difference(contestants: list[Contestant]) -> float:
         gap = sum(float((found[name] - first[name]).square().sum()) for name in first)
         size = sum(float(value.square().sum()) for value in first.values())
         difference = (gap / size) ** 0.5
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             message = f"{contestant.name} differs from {contestants[0].name} by {difference:.1e}"
             raise RuntimeError(message)
         largest = max(largest, difference)

@@ -67,23 +67,25 @@ def philox(key: Int[Tensor, " row"], num_blocks: int, stream: int) -> Int[Tensor
 
     Source: J. Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """
-    low_key = (key & _MASK).unsqueeze(1)
-    high_key = ((key >> 32) & _MASK).unsqueeze(1)
-    c0 = torch.arange(num_blocks, device=key.device, dtype=torch.int64).expand(key.shape[0], num_blocks)
-    c1 = torch.zeros_like(c0)
-    c2 = torch.full_like(c0, stream)
-    c3 = torch.zeros_like(c0)
-    for _ in range(_ROUNDS):
+    rounds = torch.arange(_ROUNDS, device=key.device).view(-1, 1, 1)
+    low_keys = ((key & _MASK).unsqueeze(1) + rounds * _WEYL[0]) & _MASK
+    high_keys = (((key >> 32) & _MASK).unsqueeze(1) + rounds * _WEYL[1]) & _MASK
+    # Words 0 and 2 are multiplied side by side; a round swaps them, so the others and the keys lie swapped.
+    multiplied = torch.empty(2, key.shape[0], num_blocks, dtype=torch.int64, device=key.device)
+    multiplied[0] = torch.arange(num_blocks, device=key.device)
+    multiplied[1].fill_(stream)
+    others, products = torch.zeros_like(multiplied), torch.empty_like(multiplied)
+    for number in range(_ROUNDS):
+        swapped = number % 2
         # int64 products wrap modulo 2**64, so both halves of the unsigned 32 x 32 product survive.
-        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((second >> 32) & _MASK) ^ c1 ^ low_key,
-            second & _MASK,
-            ((first >> 32) & _MASK) ^ c3 ^ high_key,
-            first & _MASK,
-        )
-        low_key = (low_key + _WEYL[0]) & _MASK
-        high_key = (high_key + _WEYL[1]) & _MASK
+        torch.mul(multiplied[swapped], _MULTIPLIERS[0], out=products[swapped])
+        torch.mul(multiplied[1 - swapped], _MULTIPLIERS[1], out=products[1 - swapped])
+        torch.bitwise_right_shift(products, 32, out=multiplied)
+        multiplied.bitwise_and_(_MASK).bitwise_xor_(others)
+        multiplied[swapped].bitwise_xor_(high_keys[number])
+        multiplied[1 - swapped].bitwise_xor_(low_keys[number])
+        others = products.bitwise_and_(_MASK).flip(0)
+    c0, c1, c2, c3 = multiplied[0], others[1], multiplied[1], others[0]
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 

@@ -20,19 +20,20 @@ Toggle = Callable[[], AbstractContextManager[None]]
 def switched_off(layers: Sequence[Any]) -> Iterator[None]:
     """Adapter layers without their adapters inside, and as they were before afterwards.
 
-    The flag alone: peft's public switches walk every module and flip `requires_grad` too.
+    The flag alone: peft's public switches walk every module and flip `requires_grad` too. It is set past
+    `nn.Module.__setattr__`, which looks for parameters first: ten milliseconds a step on SDXL.
 
     Args:
         layers: of peft.
     """
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
-        layer._disable_adapters = True
+        object.__setattr__(layer, "_disable_adapters", True)
     try:
         yield
     finally:
         for layer, flag in zip(layers, before, strict=True):
-            layer._disable_adapters = flag
+            object.__setattr__(layer, "_disable_adapters", flag)
 
 
 def adapters_off(network: nn.Module) -> AbstractContextManager[None]:
