@@ -19,13 +19,12 @@ from torch.nn import functional as F
 
 from mmalign.audio.clips import AudioReader, ClipLoader
 from mmalign.audio.traits import AudioTraits
-from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.batch import RowKeys
 from mmalign.data.audio_media import DecodedAudio
 from mmalign.data.cache import CacheIdentity
-from mmalign.data.config import AudioLimits, ImageLimits
+from mmalign.data.config import AudioLimits
 from mmalign.diffusion.autoencoder import LatentCodec, Moments
 from mmalign.diffusion.clip_reader import padded
-from mmalign.diffusion.examples import OWN
 from mmalign.diffusion.loading import PartSource
 from mmalign.diffusion.opened_family import OpenedFamily
 from mmalign.errors import ConfigError, explain
@@ -122,10 +121,7 @@ class AudioModel(AudioTraits):
             f"{'stereo' if self.channels == 2 else f'{channel} channel'}, level {level}"
         )
         return AudioReader(
-            tokenizers=tuple(self.tokenizers),
-            lengths=self._token_lengths(),
-            masks=self.text_masks,
-            lowercase=self.lowercase,
+            **self._text_reading(),
             padding="longest",
             clips=clips,
             mixed=audio.mix_augmentation,
@@ -136,25 +132,9 @@ class AudioModel(AudioTraits):
         """What reads the clips of rows; `mmalign data cache` names entries by it."""
         return self.reader.clips
 
-    def limit_images(self, limits: ImageLimits) -> None:
-        """Nothing: sound has no pictures."""
-        del limits
-
     def limit_audio(self, limits: AudioLimits) -> None:
         """Refuse clips beyond other sizes than the usual ones."""
         self.reader = replace(self.reader, clips=replace(self.reader.clips, limits=limits))
-
-    def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
-        """Decoded, resampled and cut clips, and prompts; on the CPU, decided by `key`.
-
-        Raises:
-            RowError: a clip cannot be read, or the cache lacks it.
-        """
-        return self.reader(row, key=key)
-
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One micro-batch of readable examples; texts are filled up to the longest of them."""
-        return self.reader.collate(examples)
 
     # --- encoding -------------------------------------------------------------------------------------------
 
@@ -176,25 +156,10 @@ class AudioModel(AudioTraits):
             found.append({name: value[:length] if name in cut else value for name, value in states.items()})
         return found
 
-    @torch.no_grad()
-    def encode(
-        self, collated: Mapping[str, Any], keys: RowKeys
-    ) -> tuple[Float[Tensor, "prompt candidate channel *size"], Conditioning]:
-        """Clean latents and conditioning of a micro-batch.
-
-        Latents are sampled from the VAE's posterior per candidate (unless `at_mean`), text states computed
-        once per prompt, and the prompt dropped for all candidates of a prompt together; every draw is decided
-        by the rows' keys.
-        """
-        keys = keys.to(self.device)
-        own = any(name.startswith(OWN) for name in collated)
-        clean = self._drawn(self._moments_of(collated, "waves"), keys, own=own)
+    def _conditions(self, collated: Mapping[str, Any], keys: RowKeys, *, count: int) -> dict[str, Tensor]:
+        """As every model; with dropout inside the text encoder, where the run wants it."""
         with self._text_dropout(keys):
-            text = self._conditions(collated, keys, count=clean.shape[1])
-        more = self._whole_media(clean.shape[0])
-        if own:
-            return clean, Conditioning(shared=more, per_candidate=text)
-        return clean, Conditioning(shared={**text, **more})
+            return super()._conditions(collated, keys, count=count)
 
     @contextmanager
     def _text_dropout(self, keys: RowKeys) -> Iterator[None]:

@@ -5,9 +5,10 @@ With a cache it opens no image at all.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Int
@@ -31,8 +32,8 @@ def _own_prompts(row: PreferenceRow) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextReader:
-    """Turns prompts into token ids, or finds what a cache knows of them.
+class TextReader(ABC):
+    """Turns rows into examples; of prompts it makes token ids, or finds what a cache knows of them.
 
     Args:
         tokenizers: of the pipeline, in the order of its encoders.
@@ -41,7 +42,12 @@ class TextReader:
         masks: give each tensor of ids its mask as the next tensor.
         lowercase: lower and strip prompts first.
         padding: fill all prompts up to the tokenizer's length, or to that of the longest.
+
+    Attributes:
+        media: what decoded media are called in an example.
     """
+
+    media: ClassVar[str]
 
     tokenizers: tuple[Any, ...]
     cache: LatentCache | None = None
@@ -49,6 +55,18 @@ class TextReader:
     masks: bool = False
     lowercase: bool = False
     padding: Literal["max_length", "longest"] = "max_length"
+
+    @abstractmethod
+    def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
+        """Decoded media or cached moments of a row, and its prompts; every choice is decided by `key`.
+
+        Raises:
+            RowError: a medium cannot be read, or the cache lacks the row.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One micro-batch of examples; rows with fewer candidates than others are filled up."""
 
     @property
     def num_tensors(self) -> int:
@@ -94,6 +112,7 @@ class ExampleReader(TextReader):
     """
 
     images: ImageLoader
+    media: ClassVar[str] = "pixels"
 
     def __call__(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
         """Pixels [candidate 3 height width] or cached moments, geometry, tokens or cached text states.
@@ -114,6 +133,10 @@ class ExampleReader(TextReader):
                 for number, ids in enumerate(tokens)
             },
         }
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As `collate`. Raises ShapeError."""
+        return collate(examples)
 
     def _cached(self, cache: LatentCache, row: PreferenceRow, key: int) -> dict[str, Any]:
         own = _own_prompts(row)

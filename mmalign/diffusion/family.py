@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.batch import Conditioning, RowKeys
 from mmalign.data.cache import CacheIdentity
 from mmalign.data.config import ImageLimits
 from mmalign.diffusion.autoencoder import Autoencoder, Moments
-from mmalign.diffusion.examples import OWN, ExampleReader, collate
+from mmalign.diffusion.examples import ExampleReader
 from mmalign.diffusion.images import RESIZE_RULE, ImageLoader
 from mmalign.diffusion.loading import PartSource, PipelineSource, load_autoencoder
 from mmalign.diffusion.model import DiffusionModel
@@ -106,28 +106,13 @@ class ImageModel(DiffusionModel, ImageTraits):
     def _make_reader(self) -> ExampleReader:
         image = self.image
         return ExampleReader(
-            tokenizers=tuple(self.tokenizers),
+            **self._text_reading(),
             images=ImageLoader(resolution=image.resolution, crop=image.crop, flip=image.flip),
-            lengths=self._token_lengths(),
-            masks=self.text_masks,
-            lowercase=self.lowercase,
         )
 
     def limit_images(self, limits: ImageLimits) -> None:
         """Refuse images beyond other sizes than the usual ones."""
         self.reader = replace(self.reader, images=replace(self.reader.images, limits=limits))
-
-    def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
-        """Decoded, cropped, tokenised; on the CPU, decided by `key`.
-
-        Raises:
-            RowError: an image cannot be read, or the cache lacks it.
-        """
-        return self.reader(row, key=key)
-
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One micro-batch of readable examples."""
-        return collate(examples)
 
     # --- encoding -------------------------------------------------------------------------------------------
 
@@ -139,24 +124,13 @@ class ImageModel(DiffusionModel, ImageTraits):
         """`image_moments`, under the name that all media have."""
         return self.image_moments(inputs)
 
-    @torch.no_grad()
-    def encode(
-        self, collated: Mapping[str, Any], keys: RowKeys
-    ) -> tuple[Float[Tensor, "prompt candidate channel height width"], Conditioning]:
-        """Clean latents and conditioning of a micro-batch.
-
-        Latents are sampled from the VAE's posterior per candidate (unless `at_mean`), text states computed
-        once per prompt, and the prompt dropped for all candidates of a prompt together; every draw is decided
-        by the rows' keys.
-        """
-        keys = keys.to(self.device)
-        own = any(name.startswith(OWN) for name in collated)
-        clean = self._drawn(self._moments_of(collated, "pixels"), keys, own=own)
-        text = self._conditions(collated, keys, count=clean.shape[1])
+    def _of_media(
+        self, collated: Mapping[str, Any], keys: RowKeys, clean: Float[Tensor, "prompt candidate ..."]
+    ) -> tuple[Float[Tensor, "prompt candidate ..."], Conditioning]:
+        """The latents, and the sizes of their pictures."""
+        del keys
         shared, per_candidate = self.size_conditioning(collated["geometry"].to(self.device))
-        if own:
-            return clean, Conditioning(shared=shared, per_candidate={**text, **per_candidate})
-        return clean, Conditioning(shared={**text, **shared}, per_candidate=per_candidate)
+        return clean, Conditioning(shared=shared, per_candidate=per_candidate)
 
     def _whole_media(self, num_prompts: int) -> dict[str, Tensor]:
         """Sizes of whole pictures at the run's resolution."""

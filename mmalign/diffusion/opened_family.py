@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from mmalign.diffusion.model import DiffusionModel, MediaSection
+from mmalign.diffusion.encoding import MediaSection
+from mmalign.diffusion.model import DiffusionModel
 from mmalign.diffusion.pipeline_parts import OpenSource
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 
 from mmalign.devices import best_device
-from mmalign.diffusion.model import DiffusionModel, MediaSection
+from mmalign.diffusion.encoding import MediaSection
+from mmalign.diffusion.model import DiffusionModel
 from mmalign.diffusion.opened_family import OpenedFamily
 from mmalign.errors import ConfigError, explain
 from mmalign.train.config import ModelConfig, RunConfig

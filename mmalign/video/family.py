@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from mmalign.batch import Conditioning, PreferenceRow, RowKeys
+from mmalign.batch import Conditioning, RowKeys
 from mmalign.data.cache import CacheIdentity
-from mmalign.data.config import ImageLimits, VideoLimits
+from mmalign.data.config import VideoLimits
 from mmalign.diffusion.autoencoder import Moments
 from mmalign.diffusion.clip_reader import padded
-from mmalign.diffusion.examples import OWN
 from mmalign.diffusion.loading import PartSource
 from mmalign.diffusion.opened_family import OpenedFamily
 from mmalign.diffusion.pipeline_parts import write_pipeline_folder
@@ -215,10 +214,7 @@ class VideoModel(VideoTraits):
             with_image=self.conditioned,
         )
         return VideoReader(
-            tokenizers=tuple(self.tokenizers),
-            lengths=self._token_lengths(),
-            masks=self.text_masks,
-            lowercase=self.lowercase,
+            **self._text_reading(),
             padding="max_length",
             clips=clips,
             cleaned=self.cleans_prompts,
@@ -230,25 +226,9 @@ class VideoModel(VideoTraits):
         """What reads the clips of rows; `mmalign data cache` names entries by it."""
         return self.reader.clips
 
-    def limit_images(self, limits: ImageLimits) -> None:
-        """Nothing: clips have limits of their own."""
-        del limits
-
     def limit_video(self, limits: VideoLimits) -> None:
         """Refuse clips beyond other sizes than the usual ones."""
         self.reader = replace(self.reader, clips=replace(self.reader.clips, limits=limits))
-
-    def example(self, row: PreferenceRow, *, key: int) -> dict[str, Any]:
-        """Decoded, resized and cut clips, and prompts; on the CPU, decided by `key`.
-
-        Raises:
-            RowError: a clip cannot be read, or the cache lacks it.
-        """
-        return self.reader(row, key=key)
-
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One micro-batch of readable examples."""
-        return self.reader.collate(examples)
 
     # --- encoding -------------------------------------------------------------------------------------------
 
@@ -289,29 +269,17 @@ class VideoModel(VideoTraits):
             found.append(states)
         return found
 
-    @torch.no_grad()
-    def encode(
-        self, collated: Mapping[str, Any], keys: RowKeys
-    ) -> tuple[Float[Tensor, "prompt candidate channel frame height width"], Conditioning]:
-        """Clean latents and conditioning of a micro-batch.
-
-        Text states are computed once per prompt, and the prompt dropped for all candidates of a prompt
-        together; conditioning of pictures is per candidate. Every draw is decided by the rows' keys.
-        """
-        keys = keys.to(self.device)
-        own = any(name.startswith(OWN) for name in collated)
-        clean = self._drawn(self._moments_of(collated, "clips"), keys, own=own)
-        text = self._conditions(collated, keys, count=clean.shape[1])
+    def _of_media(
+        self, collated: Mapping[str, Any], keys: RowKeys, clean: Float[Tensor, "prompt candidate ..."]
+    ) -> tuple[Float[Tensor, "prompt candidate ..."], Conditioning]:
+        """Latents that begin as the pictures of the clips say, and what the network is told of these."""
         images = self._images_of(collated)
         if images:
             images = {**images, **self._kept_pictures(keys, clean.shape[1])}
             flat = {name: flatten_candidates(value) for name, value in images.items()}
             begun = self.begun(flatten_candidates(clean), flat)
             clean = unflatten_candidates(pictured(flat, begun, flatten_candidates(clean)), clean.shape[1])
-        more = self._whole_media(clean.shape[0])
-        if own:
-            return clean, Conditioning(shared=more, per_candidate={**text, **images})
-        return clean, Conditioning(shared={**text, **more}, per_candidate=images)
+        return clean, Conditioning(shared=self._whole_media(clean.shape[0]), per_candidate=images)
 
     def _images_of(self, collated: Mapping[str, Any]) -> dict[str, Tensor]:
         """Conditioning `[prompt, candidate, ...]` of the pictures, from the cache's or of the clips."""
