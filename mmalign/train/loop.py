@@ -324,7 +324,8 @@ class Loop:
                 output.backward(lambda loss: self.accelerator.backward(loss / local_rows))
             num_valid += output.num_valid
             self.meter.add(output.values, output.weights)
-        interrupted = torch.tensor(float(self.progress.interrupted), device=device)
+        # Filled on the device: a tensor made of a Python number is copied there, and the copy waits.
+        interrupted = torch.full((), float(self.progress.interrupted), device=device)
         total_valid, stop_flag = self._sum_across(torch.stack([num_valid, interrupted])).unbind()
         mean_factor = self.layout.effective_batch / torch.clamp(total_valid, min=1.0)
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
