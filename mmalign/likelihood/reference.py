@@ -28,6 +28,7 @@ from mmalign.likelihood.stored import ReferenceTable, StoredReference
 from mmalign.likelihood.stored_tokens import StoredTokenReference
 from mmalign.likelihood.token_table import TokenTable
 from mmalign.likelihood.trained_weights import TrainedWeights
+from mmalign.sharded import local_part, place
 
 __all__ = [
     "AdaptersOff",
@@ -187,7 +188,8 @@ class EmaReference:
 
     @torch.no_grad()
     def _move(self, share: Number) -> None:
-        torch._foreach_lerp_(list(self._shadow.values()), self._trained.values(), share)
+        shadow = [local_part(value) for value in self._shadow.values()]
+        torch._foreach_lerp_(shadow, [local_part(value) for value in self._trained.values()], share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by parameter name."""
@@ -208,7 +210,7 @@ class EmaReference:
             )
             raise CheckpointError(message)
         for name, value in self._shadow.items():
-            value.copy_(state[name])
+            place(value, state[name])
 
 
 class SyncedReference(EmaReference):

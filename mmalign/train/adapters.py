@@ -6,7 +6,7 @@ bfloat16 around 1), so trainable weights are float32 whatever the frozen ones ar
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers.loaders.peft import PeftAdapterMixin
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.likelihood.adapters import switched_off
+from mmalign.sharded import is_sharded, place, reshard
 from mmalign.train.config import AdapterConfig
+from mmalign.train.distributed.shards import fill
 
 __all__ = ["Trainables", "attach"]
 
@@ -74,26 +76,38 @@ class Trainables:
                 "Was the run made with another adapter.rank, adapter.targets or adapter.kind?"
             )
             raise CheckpointError(message)
+        if any(is_sharded(parameter) for parameter in self.parameters.values()):
+            reshard(self.network)
+            fill(self.state(), state)
+            return
         if self.lora is not None:
-            set_peft_model_state_dict(self.network, dict(state), adapter_name="default")
+            device = next(iter(self.parameters.values())).device
+            placed = {name: value.to(device) for name, value in state.items()}
+            set_peft_model_state_dict(self.network, placed, adapter_name="default")
             return
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[name])
 
+    def relisted(self) -> "Trainables":
+        """The same weights after the network was sharded, which puts other parameters in their place."""
+        named = dict(self.network.named_parameters())
+        return replace(self, parameters={name: named[name] for name in self.parameters})
+
     @contextmanager
     def swapped(self, weights: list[Tensor]) -> Iterator[None]:
         """The network with other trained weights (the average), given in the order of `parameters`."""
         kept = [parameter.detach().clone() for parameter in self.parameters.values()]
-        with torch.no_grad():
-            for parameter, weight in zip(self.parameters.values(), weights, strict=True):
-                parameter.copy_(weight)
+        self._write(weights)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for parameter, weight in zip(self.parameters.values(), kept, strict=True):
-                    parameter.copy_(weight)
+            self._write(kept)
+
+    def _write(self, weights: list[Tensor]) -> None:
+        reshard(self.network)
+        for parameter, weight in zip(self.parameters.values(), weights, strict=True):
+            place(parameter.detach(), weight)
 
 
 def attach(

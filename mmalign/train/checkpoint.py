@@ -4,8 +4,12 @@ A checkpoint is a folder, written aside, synced and renamed. It holds the traine
 schedule, the average of the weights, the objective's running statistics, the step, and the resolved
 configuration. Random
 state is not in it: every draw of a step follows from the seed and the row (see `mmalign.seeding`).
+
+Where weights are sharded, every process writes its parts (`mmalign.train.distributed.shards`) into the same
+folder, and any number of processes reads it, one included.
 """
 
+import contextlib
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -18,6 +22,8 @@ from torch import Tensor
 
 from mmalign.errors import CheckpointError
 from mmalign.files import atomic_directory, load_tensors, read_json, save_tensors, write_json
+from mmalign.sharded import is_sharded
+from mmalign.train.distributed.shards import SHARDS, fill, read_shards, write_shards
 
 __all__ = [
     "STATE_FILE",
@@ -29,6 +35,7 @@ __all__ = [
     "prune",
     "restore_optimizer",
     "save_checkpoint",
+    "save_sharded_checkpoint",
     "set_aside_later",
 ]
 
@@ -112,7 +119,7 @@ def restore_optimizer(
         )
         raise CheckpointError(message)
     state: dict[int, dict[str, Any]] = {}
-    for name, value in [*tensors.items(), *described["scalars"].items()]:
+    for name, value in [*_spread(optimizer, tensors).items(), *described["scalars"].items()]:
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = value
     merged = []
@@ -122,6 +129,20 @@ def restore_optimizer(
         }
         merged.append({**typed, "params": now["params"]})
     optimizer.load_state_dict({"state": state, "param_groups": merged})
+
+
+def _spread(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Saved optimiser state, sharded as the weights that it belongs to."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if not any(is_sharded(weight) for weight in weights):
+        return tensors
+    spread: dict[str, Tensor] = {}
+    for name in tensors:
+        weight, (_, _, key) = weights[int(name.partition(".")[0])], name.partition(".")
+        # Moments have their weight's shape; the number of steps has none.
+        spread[name] = torch.zeros(()) if key == "step" else torch.empty_like(weight, requires_grad=False)
+    fill(spread, tensors)
+    return spread
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -145,6 +166,34 @@ def save_checkpoint(
                 save_tensors(folder / f"{name}.safetensors", tensors)
         write_json(folder / STATE_FILE, {"step": checkpoint.step, **checkpoint.state})
     prune(root, keep=keep, protected=protected)
+    return final
+
+
+def save_sharded_checkpoint(
+    root: Path, checkpoint: Checkpoint, *, is_main: bool, keep: int, protected: Collection[int] = ()
+) -> Path:
+    """`save_checkpoint` by all processes together: each writes its parts of sharded tensors; a collective.
+
+    Args:
+        root: a folder that all processes see.
+        checkpoint: of this process; `state` counts on the main process only.
+        is_main: this process makes the folder, writes `state`, renames and prunes.
+        keep: see `save_checkpoint`.
+        protected: see `save_checkpoint`.
+
+    Raises:
+        CheckpointError: the disk refused; earlier checkpoints are untouched.
+    """
+    final = checkpoint_folder(root, checkpoint.step)
+    with contextlib.ExitStack() as stack:
+        shared = [str(stack.enter_context(atomic_directory(final))) if is_main else ""]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        folder = Path(shared[0])
+        write_shards(folder / SHARDS, {name: getattr(checkpoint, name) for name in _TENSOR_FILES})
+        if is_main:
+            write_json(folder / STATE_FILE, {"step": checkpoint.step, **checkpoint.state})
+    if is_main:
+        prune(root, keep=keep, protected=protected)
     return final
 
 
@@ -210,6 +259,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         )
         raise CheckpointError(message)
     state = read_json(folder / STATE_FILE)
+    if (folder / SHARDS).is_dir():
+        return Checkpoint(step=int(state["step"]), state=state, **read_shards(folder / SHARDS, _TENSOR_FILES))
     tensors = {
         name: load_tensors(folder / f"{name}.safetensors")
         if (folder / f"{name}.safetensors").exists()

@@ -24,9 +24,18 @@ from mmalign.files import append_json_line
 from mmalign.likelihood.reference import EmaReference
 from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.seeding import derive_seed
+from mmalign.sharded import is_sharded
 from mmalign.train.adapters import Trainables
-from mmalign.train.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
+from mmalign.train.checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    restore_optimizer,
+    save_checkpoint,
+    save_sharded_checkpoint,
+)
 from mmalign.train.config import ResolvedRun
+from mmalign.train.distributed.sharding import unsynced
+from mmalign.train.distributed.shards import fill
 from mmalign.train.guard import Decision, Guard
 from mmalign.train.loader import Layout, MicroBatch, to_batch
 from mmalign.train.metrics import Meter
@@ -133,6 +142,11 @@ class Loop:
         return found
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether every process holds a part of the trained weights."""
+        return any(is_sharded(value) for value in self.trainables.parameters.values())
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints lie."""
         return self.folder / CHECKPOINTS
@@ -157,7 +171,8 @@ class Loop:
             # Those of an interruption are no place to go back to: a run that nobody interrupts lacks them.
             self.guard.saving(self.progress.step)
         rollout = self._rollout_state()
-        if self.accelerator.is_main_process:
+        is_main = self.accelerator.is_main_process
+        if is_main or self.is_sharded:
             tensors, described = flatten_optimizer(self.optimizer)
             ema: dict[str, Tensor] = {}
             if self.ema is not None:
@@ -184,12 +199,11 @@ class Loop:
                     "guard": self.guard.state_dict(),
                 },
             )
-            save_checkpoint(
-                self.checkpoints,
-                checkpoint,
-                keep=self.run.config.train.keep_checkpoints,
-                protected=self.guard.protected,
-            )
+            kept = {"keep": self.run.config.train.keep_checkpoints, "protected": self.guard.protected}
+            if self.is_sharded:
+                save_sharded_checkpoint(self.checkpoints, checkpoint, is_main=is_main, **kept)
+            else:
+                save_checkpoint(self.checkpoints, checkpoint, **kept)
         self.accelerator.wait_for_everyone()
 
     def _rollout_state(self) -> dict[str, Tensor]:
@@ -203,13 +217,13 @@ class Loop:
         """Continue from a checkpoint of the same run (`require_same_run`)."""
         state = checkpoint.state
         device = self.accelerator.device
-        self.trainables.load({name: value.to(device) for name, value in checkpoint.weights.items()})
+        self.trainables.load(checkpoint.weights)
         restore_optimizer(self.optimizer, checkpoint.optimizer, state["optimizer"])
         self.schedule.load_state_dict(dict(state["schedule"]))
         if self.updater.scaler is not None and state["scaler"] is not None:
             self.updater.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.shadow_params = [checkpoint.ema[name].to(device) for name in self.trainables.parameters]
+            fill(dict(zip(self.trainables.parameters, self.ema.shadow_params, strict=True)), checkpoint.ema)
             self.ema.optimization_step = int(state["ema_steps"])
         self.parts.state.load_state_dict(
             {name: value.to(device) for name, value in checkpoint.objective.items()}
@@ -317,7 +331,7 @@ class Loop:
         for micro_step in range(self.layout.accumulation):
             batch = next(batches)
             is_last = micro_step == self.layout.accumulation - 1
-            syncing = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network)
+            syncing = contextlib.nullcontext() if is_last else unsynced(self.network)
             with syncing, self._dropout_randomness(micro_step):
                 output = preference_step(self.parts, batch, is_record=is_record)
                 # The gradient reduction takes the mean over ranks; `mean_factor` corrects for invalid rows.

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmalign.errors import ConfigError, MissingExtraError, explain
+from mmalign.sharded import local_part, replicated, total_norm
 from mmalign.train.config import TrainConfig
 
 __all__ = ["UpdateStats", "Updater", "make_optimizer", "make_schedule"]
@@ -137,13 +138,13 @@ class Updater:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) * mean_factor
+        norm = total_norm(gradients) * mean_factor
         dropped = (~torch.isfinite(norm)).to(torch.float32)
         skipped = dropped if is_empty is None else torch.maximum(dropped, is_empty.to(torch.float32))
         factor = mean_factor
         if self.max_grad_norm is not None:
             factor = factor * torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
         if self.scaler is not None and is_empty is not None and bool(is_empty):
             self.scaler.update()
         elif self.scaler is not None:
@@ -151,7 +152,8 @@ class Updater:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self.skips_on_device:
-            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # read by the fused kernel
+            told = replicated(skipped, self.parameters[0])
+            self.optimizer.found_inf = told  # type: ignore[attr-defined]  # read by the fused kernel
             self.optimizer.step()
         elif not bool(skipped):
             self.optimizer.step()

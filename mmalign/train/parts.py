@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
 )
@@ -38,6 +37,9 @@ from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
+from mmalign.train.distributed.modes import mode_of, require_deepspeed, require_fitting
+from mmalign.train.distributed.networks import prepare_network, prepare_reference
+from mmalign.train.distributed.sharding import unsynced
 from mmalign.train.model import PreferenceModel, TrainedModel, denoising, in_time
 from mmalign.train.row_needs import RowNeeds
 from mmalign.train.split_backward import SplitBackward
@@ -72,6 +74,7 @@ def make_accelerator(run: ResolvedRun) -> Accelerator:
     torch.set_float32_matmul_precision("high" if config.train.allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
     folder = Path(config.train.output)
+    require_deepspeed()
     try:
         accelerator = Accelerator(
             mixed_precision=config.train.mixed_precision,
@@ -88,15 +91,7 @@ def make_accelerator(run: ResolvedRun) -> Accelerator:
     except ValueError as error:
         message = f"train.mixed_precision {config.train.mixed_precision}: {error} Use bf16 or no."
         raise ConfigError(message) from error
-    supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-    if accelerator.distributed_type not in supported:
-        message = explain(
-            "accelerate configuration",
-            got=str(accelerator.distributed_type),
-            expected="one device, or several with plain data parallelism",
-            do="Run `accelerate config` again without DeepSpeed and FSDP, or launch with --multi_gpu.",
-        )
-        raise ConfigError(message)
+    require_fitting(run, mode_of(accelerator), reference_kind(run))
     return accelerator
 
 
@@ -350,11 +345,13 @@ def attach_and_refer(
         seed=config.train.seed,
         trains=getattr(model, "trains", None),
     )
-    reference = before or reference_at("after")
+    prepared = prepare_network(accelerator, model, trainables)
+    trainables = prepared.trainables
+    reference = prepare_reference(accelerator, before) if before else reference_at("after")
     if reference is None:
         message = explain("reference", got=kind, expected="a kind that is made before or after attaching")
         raise ConfigError(message)
-    model.network = accelerator.prepare_model(trainables.network)
+    model.network = prepared.network
     objective, supply = make_objective(run)
     state = ObjectiveState()
     if accelerator.num_processes > 1:
@@ -368,17 +365,17 @@ def attach_and_refer(
         autocast=autocast,
         base=_base_for_panel(reference, trainables, denoiser_of(model)),
         supply=supply,
-        split=_split(run, accelerator, model),
+        split=_split(run, model),
     )
     return trainables, parts
 
 
-def _split(run: ResolvedRun, accelerator: Accelerator, model: TrainedModel) -> SplitBackward | None:
+def _split(run: ResolvedRun, model: TrainedModel) -> SplitBackward | None:
     """How backward passes are cut; None where they are not."""
     train, network = run.config.train, model.network
     if not train.split_backward:
         return None
-    return SplitBackward(train.split_size, unsynced=lambda: accelerator.no_sync(network))
+    return SplitBackward(train.split_size, unsynced=lambda: unsynced(network))
 
 
 def _base_for_panel(

@@ -1,8 +1,11 @@
 """From a configuration to a finished run: load, attach, wire, train, save. What `mmalign train` calls."""
 
+import atexit
 import contextlib
 import json
 import logging
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +22,12 @@ from torch import nn
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.sampler import RowOrder
 from mmalign.files import atomic_write, read_json_lines, write_json
+from mmalign.sharded import is_sharded
 from mmalign.train.adapters import Trainables
 from mmalign.train.audio_sections import AudioRunConfig
 from mmalign.train.checkpoint import load_checkpoint, prune, set_aside_later
 from mmalign.train.config import ResolvedRun, load_run, resolved_content
+from mmalign.train.distributed.networks import for_sampling, for_saving
 from mmalign.train.dry_run import describe
 from mmalign.train.guard import Guard, protected_steps
 from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader
@@ -334,22 +339,30 @@ def _sample_hook(
     tracking: Tracking,
     folder: Path,
 ) -> Callable[[int], None]:
-    """Make pictures, sounds or answers every so many steps, on the main process, by the bare network."""
+    """Make pictures, sounds or answers every so many steps, on the main process, by the bare network.
+
+    Of a sharded network every process has to make them; those of the others go nowhere.
+    """
     config = run.config
+    is_main = accelerator.is_main_process
+    together = any(is_sharded(value) for value in trainables.parameters.values())
+    if together and not is_main:
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     written = isinstance(config, TokenRunConfig)
     settings = config.answers if isinstance(config, TokenRunConfig) else config.samples
 
     def hook(step: int) -> None:
         is_due = step == config.train.steps or (settings.every is not None and step % settings.every == 0)
-        if not (settings.prompts and is_due and accelerator.is_main_process):
+        if not (settings.prompts and is_due and (is_main or together)):
             return
-        with _bare(model, trainables.network):
+        with _bare(model, trainables.network), for_sampling(trainables.network):
             path = maker.write(step)
         if written:
             return
         if config.media.cache is not None:
             denoising(model).release_encoders()  # the plan of a cached run has no room for them
-        if path.suffix == ".png":
+        if path.suffix == ".png" and is_main:
             tracking.log_picture("samples", path, step)
 
     maker: SampleGrids | SampleSounds | SampleClips | SampleAnswers
@@ -415,16 +428,12 @@ def _finish(loop: Loop, *, seconds: float) -> RunResult:
     findings = judge(loop.tracking.records, num_dropped=loop.progress.num_dropped)
     already = loop.start_step == loop.progress.step and (loop.folder / SUMMARY_FILE).is_file()
     stopped = loop.guard.state.stopped is not None
-    if accelerator.is_main_process and finished and not already:
-        averaged = (
-            loop.trainables.swapped(loop.ema.shadow_params)
-            if loop.ema is not None
-            else contextlib.nullcontext()
-        )
-        with averaged:
-            if config.adapter.kind == "lora":
+    if finished and not already:
+        average = loop.ema.shadow_params if loop.ema is not None else None
+        with for_saving(loop.model, loop.trainables, average, is_main=accelerator.is_main_process) as is_mine:
+            if is_mine and config.adapter.kind == "lora":
                 loop.model.save_adapter(loop.folder)
-            else:
+            elif is_mine:
                 loop.model.save_model(loop.folder / "model")
     if accelerator.is_main_process and (finished or stopped) and not already:
         write_json(

@@ -1,0 +1,138 @@
+"""What `accelerate launch` or `torchrun` asked for, and whether a run can be trained that way."""
+
+import os
+from typing import Any, Literal, get_args
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from mmalign.errors import ConfigError, MissingExtraError, explain
+from mmalign.methods.row import ROLLOUTS
+from mmalign.train.config import ResolvedRun
+
+__all__ = ["Mode", "fsdp_settings", "mode_of", "require_fitting"]
+
+Mode = Literal["single", "ddp", "fsdp2", "deepspeed"]
+"""single: one process. ddp: every process holds the network, gradients are averaged (torch's
+DistributedDataParallel). fsdp2: weights, gradients and optimiser are sharded (torch's `fully_shard`).
+deepspeed: DeepSpeed's ZeRO, stages 1 to 3."""
+
+
+def _asks_for(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+
+
+def require_deepspeed() -> None:
+    """Stop before accelerate does, with what to install.
+
+    Raises:
+        MissingExtraError: the launch asks for DeepSpeed, and it is not installed.
+    """
+    if not _asks_for("ACCELERATE_USE_DEEPSPEED"):
+        return
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        message = (
+            "the accelerate configuration asks for DeepSpeed, which is not installed: "
+            "pip install 'mmalign[deepspeed]', or launch with configs/accelerate/fsdp2.yaml."
+        )
+        raise MissingExtraError(message) from error
+
+
+def mode_of(accelerator: Accelerator) -> Mode:
+    """How the processes of this launch share the work.
+
+    On CPUs accelerate itself knows plain data parallelism only; there FSDP2 is taken from the same variables
+    that `accelerate launch` sets for GPUs.
+
+    Raises:
+        ConfigError: a kind that no run here can be trained with, FSDP's first version among them.
+    """
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        return "deepspeed"
+    several = kind in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if kind == DistributedType.FSDP or (several and _asks_for("ACCELERATE_USE_FSDP")):
+        version = fsdp_settings(accelerator).fsdp_version
+        if version != 2:
+            message = explain(
+                "accelerate configuration: fsdp_config.fsdp_version",
+                got=version,
+                expected="2: torch's fully_shard; the first version flattens weights that LoRA trains apart",
+                do="Set fsdp_version: 2, or take configs/accelerate/fsdp2.yaml.",
+            )
+            raise ConfigError(message)
+        return "fsdp2"
+    if kind == DistributedType.NO:
+        return "single"
+    if several:
+        return "ddp"
+    message = explain(
+        "accelerate configuration",
+        got=str(kind),
+        expected=f"one of {', '.join(get_args(Mode))}",
+        do="Run `accelerate config` again, or take one of the files in configs/accelerate.",
+    )
+    raise ConfigError(message)
+
+
+def fsdp_settings(accelerator: Accelerator) -> Any:
+    """The `FullyShardedDataParallelPlugin` of this launch, also where accelerate itself ignored it."""
+    return getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
+
+
+def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
+    """Refuse what would give other numbers, or hang, when weights are spread over processes.
+
+    Args:
+        run: resolved.
+        mode: of the launch.
+        kind: of the reference.
+
+    Raises:
+        ConfigError: the run cannot be trained this way; the message says what can.
+    """
+    if mode in ("single", "ddp"):
+        return
+    train, name = run.config.train, {"fsdp2": "FSDP2", "deepspeed": "DeepSpeed"}[mode]
+    if train.optimizer != "adamw":
+        message = explain(
+            "train.optimizer",
+            got=train.optimizer,
+            expected=f"adamw under {name}: other optimisers take statistics over whole weights, "
+            "and every process holds parts",
+        )
+        raise ConfigError(message)
+    if train.mixed_precision == "fp16":
+        message = explain(
+            "train.mixed_precision",
+            got="fp16",
+            expected=f"bf16 or no under {name}: the gradient scaler would decide from parts",
+        )
+        raise ConfigError(message)
+    if run.method.rollout in ROLLOUTS:
+        message = explain(
+            f"method {run.method.name} under {name}",
+            got="a method that samples while it trains",
+            expected="an offline method: processes sample different numbers of times, and would wait for "
+            "each other's weights",
+            do="Launch with configs/accelerate/ddp.yaml.",
+        )
+        raise ConfigError(message)
+    if kind == "frozen" and run.config.reference.offload:
+        message = explain(
+            "reference.offload",
+            got=True,
+            expected=f"false under {name}: the copy is sharded, which saves the same memory",
+        )
+        raise ConfigError(message)
+    if mode == "deepspeed" and kind in ("ema", "synced"):
+        message = explain(
+            "reference.kind",
+            got=kind,
+            expected="adapters_off, frozen, stored or none under DeepSpeed, which keeps the trained weights "
+            "in buffers of its own",
+            do="Launch with configs/accelerate/fsdp2.yaml.",
+        )
+        raise ConfigError(message)
