@@ -175,6 +175,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 """Role to the column names it is recognised by, most specific first; compared without regard to case."""
 
 
+_CLIPS = ("video", "video_path", "clip", "clip_path")
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """One way to lay out preference rows.
@@ -330,6 +333,9 @@ def _fill(layout: Layout, columns: Mapping[str, str], records: Records) -> dict[
             found[role] = columns[role]
             continue
         names = (exact[role],) if role in exact else ALIASES[role]
+        if role == "candidate":
+            # Beside a column of clips, one of pictures holds what the clips go on from.
+            names = tuple(sorted(names, key=lambda name: name not in _CLIPS))
         for name in names:
             column = by_name.get(name)
             if column is not None and column not in columns.values() and _fits(role, column, layout, records):

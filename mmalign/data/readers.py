@@ -25,7 +25,7 @@ from mmalign.data.records import ParquetRecords, Records
 from mmalign.data.rows import FieldError, RowIssue, RowReport, check_prompt, check_row
 from mmalign.data.segment_labels import LABELS, SECONDS, stretches, turned
 from mmalign.data.segments import COLUMN
-from mmalign.data.selection import Selection, select
+from mmalign.data.selection import Selection, picture_column, select
 from mmalign.data.sources import open_records
 from mmalign.data.video_records import with_common_columns
 from mmalign.errors import ConfigError, explain
@@ -33,9 +33,6 @@ from mmalign.errors import ConfigError, explain
 __all__ = ["RowTable", "SourceTable", "open_rows"]
 
 _LARGE_GROUP_BYTES = 64 * 2**20
-
-_PICTURES = ("image", "first_frame", "prompt_asset", "conditioning_image")
-"""Columns of the picture that the clips of a row go on from."""
 
 
 @dataclass
@@ -59,14 +56,7 @@ class SourceTable:
     def __post_init__(self) -> None:
         heavy = self.records.heavy()
         mapped = set(self.match.columns.values())
-        self._picture = next(
-            (
-                name
-                for name in _PICTURES
-                if self.source.media == "video" and name in self.records.columns and name not in mapped
-            ),
-            None,
-        )
+        self._picture = picture_column(self.records, self.match, self.source)
         mapped |= {LABELS, SECONDS} | ({self._picture} if self._picture is not None else set())
         # Extra columns travel along unless they hold media nobody asked for.
         self._read = tuple(name for name in self.records.columns if name in mapped or name not in heavy)

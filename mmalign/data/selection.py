@@ -4,6 +4,8 @@ A selection is a few integer arrays, so that opening a million rows takes a seco
 loader worker costs little. Ties, unlabelled rows and unreadable labels are counted here.
 """
 
+import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +23,12 @@ from mmalign.data.segment_labels import majority
 from mmalign.errors import explain
 from mmalign.seeding import derive_seed
 
-__all__ = ["Selection", "apply_ties", "of_split", "select"]
+__all__ = ["Selection", "apply_ties", "of_split", "picture_column", "select"]
 
 Integers = NDArray[np.int64]
+
+_PICTURES = ("image", "first_frame", "prompt_asset", "conditioning_image")
+"""Columns of the picture that the clips of a row go on from."""
 
 
 @dataclass
@@ -98,6 +103,14 @@ def select(records: Records, match: Match, source: SourceConfig, config: DataCon
         selection.keep(slice(source.limit))
     selection.report.kept = len(selection)
     return selection
+
+
+def picture_column(records: Records, match: Match, source: SourceConfig) -> str | None:
+    """The column of the picture that clips go on from; None where there is none, or clips are no media."""
+    if source.media != "video":
+        return None
+    mapped = set(match.columns.values())
+    return next((name for name in _PICTURES if name in records.columns and name not in mapped), None)
 
 
 def of_split(records: Records, match: Match, source: SourceConfig) -> Integers:
@@ -262,7 +275,10 @@ def _ranking(
 def _ranked_items(
     records: Records, match: Match, numbers: Integers, source: SourceConfig, config: DataConfig
 ) -> Selection:
-    """Records that each hold one candidate with its rank, grouped by prompt (or a group column)."""
+    """Records that each hold one candidate with its rank, grouped by prompt (or a group column).
+
+    Clips that go on from different pictures are in different groups.
+    """
     ranks = "rank" in match.columns
     column = match.columns["rank" if ranks else "score"]
     values = labels.numbers(records.column(column)[numbers])
@@ -271,9 +287,11 @@ def _ranked_items(
     selection = Selection("lists", numbers, report=RowReport())
     if unread.any():
         _bad(selection, records, numbers[unread], column, values[unread], "a number")
+    usable = np.flatnonzero(~unread)
+    pictures = _pictures(records, picture_column(records, match, source), numbers, keys, usable)
     groups: dict[Any, list[int]] = {}
-    for place in np.flatnonzero(~unread):
-        groups.setdefault(keys[place], []).append(int(place))
+    for place in usable:
+        groups.setdefault((keys[place], pictures.get(int(place))), []).append(int(place))
     # One candidate alone ranks nothing.
     lists = [places for places in groups.values() if len(places) > 1]
     alone = len(groups) - len(lists)
@@ -288,6 +306,33 @@ def _ranked_items(
     selection.record = selection.members[selection.group_starts[:-1]]
     relevances = [-values[places] if ranks else values[places] for places in lists]
     return _make_lists_or_pairs(selection, relevances, records, source, config)
+
+
+def _pictures(
+    records: Records, column: str | None, numbers: Integers, keys: Any, usable: Any
+) -> dict[int, str | bytes]:
+    """What names the picture of each place: its path, or a digest of its bytes.
+
+    Pictures inside the records are read one at a time, and only where a prompt has several records.
+    """
+    if column is None:
+        return {}
+    heavy = column in records.heavy()
+    several = Counter(keys[place] for place in usable)
+    values = None if heavy else records.column(column)
+    found: dict[int, str | bytes] = {}
+    for place in usable:
+        if several[keys[place]] < 2:
+            continue
+        number = int(numbers[place])
+        value = records.read(number, (column,))[column] if values is None else values[number]
+        if isinstance(value, dict):  # the stored form of a `datasets` Image
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes | bytearray | memoryview):
+            found[int(place)] = hashlib.blake2b(value, digest_size=16).digest()
+        elif isinstance(value, str):
+            found[int(place)] = value
+    return found
 
 
 def _make_lists_or_pairs(

@@ -198,9 +198,18 @@ def make_objective(run: ResolvedRun) -> tuple[Objective, Supply | TokenSupply]:
     """The run's loss, safeguarded if asked, and what a step has to hand it besides scores.
 
     Raises:
-        ConfigError: the objective is no comparison of a pair that could be safeguarded.
+        ConfigError: the objective is no comparison of a pair that could be safeguarded, or weighs a pair by
+            its noise level while each side has its own.
     """
     objective = objectives.build(run.method.objective, **run.objective_arguments)
+    if "noise_level" in objective.needs and not run.config.likelihood.share_timestep:
+        message = explain(
+            "likelihood.share_timestep",
+            got=False,
+            expected=f"true: objective {run.method.objective} weighs a pair by its one noise level",
+            do="Leave it out, or take another objective.schedule.",
+        )
+        raise ConfigError(message)
     settings, tokens = run.config.safeguard, tokens_of(run.config)
     if tokens is not None:
         return objective, TokenSupply(objective.needs, run.method.views, tokens.head_chunk)

@@ -8,9 +8,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from mmalign.errors import ConfigError
 from mmalign.train.adapters import attach
 from mmalign.train.config import AdapterConfig, load_run
-from mmalign.train.parts import load_model
+from mmalign.train.parts import load_model, make_objective
 from mmalign.train.plan import count_activations, saved_activation_bytes
 from mmalign.train.run import describe, main
 
@@ -321,3 +322,11 @@ def test_encoders_that_wait_on_the_cpu_take_nothing_of_the_device(told) -> None:
     assert at_hand["memory"]["VAE"] > 0
     assert waiting["memory"]["VAE"] == 0
     assert "on the CPU between uses" in text
+
+
+def test_a_pair_that_is_weighed_by_its_noise_level_needs_one(make_run) -> None:
+    settings = {"method": "flow_dpo", "likelihood": {"share_timestep": False}}
+    refused = r"likelihood.share_timestep: got False, expected true: .* flow_dpo"
+    with pytest.raises(ConfigError, match=refused):
+        make_objective(make_run(**settings, objective={"beta": 5.0, "schedule": "one_minus_t_squared"}))
+    make_objective(make_run(**settings, objective={"beta": 5.0, "schedule": "constant"}))
