@@ -1,24 +1,19 @@
 """What a run would do and need, before it does it: `mmalign train CONFIG --dry-run`."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
 
-import torch
-from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import checkpoint as recomputing
 
 from mmalign import objectives
 from mmalign.likelihood import beta_conventions
 from mmalign.train.adapters import Trainables
 from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
+from mmalign.train.planning.activations import Activations, count_activations, saved_activation_bytes
 
 __all__ = [
     "Activations",
@@ -28,12 +23,12 @@ __all__ = [
     "derived_values",
     "layout_of",
     "memory_estimate",
+    "optimizer_state_bytes",
     "print_plan",
     "saved_activation_bytes",
 ]
 
 GIB = 2**30
-_RECOMPUTE = "_gradient_checkpointing_func"  # where diffusers' blocks keep what recomputes them
 
 
 @dataclass(frozen=True)
@@ -97,203 +92,34 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@dataclass(frozen=True)
-class Activations:
-    """What a backward pass needs besides weights, in bytes.
+_PER_WEIGHT = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
+"""Bytes of state per trained weight."""
+
+_UNQUANTISED = 4096
+"""Weights of fewer numbers keep their state in float32. Source: bitsandbytes' `min_8bit_size`."""
+
+
+def optimizer_state_bytes(trainables: Trainables, optimizer: str) -> int:
+    """Bytes of an optimiser's state, weight by weight.
+
+    adamw: two float32 numbers per weight. adamw_8bit: two bytes, and two float32 numbers per 256 of them.
+    adafactor: sums over the last and over the last but one axis, float32; weights of one axis in full.
 
     Args:
-        kept: from the forward pass on.
-        recomputed: of the largest recomputed block, on top of it, while that block's turn lasts.
+        trainables: what trains, on any device.
+        optimizer: as in `train.optimizer`.
     """
-
-    kept: int
-    recomputed: int = 0
-
-
-def saved_activation_bytes(network: nn.Module, forward: Callable[[nn.Module], Float[Tensor, "..."]]) -> int:
-    """Bytes autograd keeps for the backward pass of `forward`, counted without computing anything.
-
-    Args:
-        network: its parameters give shapes and dtypes; nothing is copied.
-        forward: calls the network it is given (a stand-in on the meta device) on meta inputs.
-    """
-    return count_activations(network, forward, with_blocks=False).kept
-
-
-def count_activations(
-    network: nn.Module,
-    forward: Callable[[nn.Module], Float[Tensor, "..."]],
-    *,
-    with_blocks: bool = True,
-    autocast: torch.dtype | None = None,
-) -> Activations:
-    """As `saved_activation_bytes`, recomputed blocks apart.
-
-    Args:
-        network: as there.
-        forward: as there.
-        with_blocks: count the insides of recomputed blocks, too; each is called twice then.
-        autocast: of matrix products and convolutions; autocast itself leaves the meta device alone.
-    """
-    # Buffers that are not saved (PixArt's positions) are in no state dictionary.
-    placed = {**network.state_dict(keep_vars=True), **dict(network.named_buffers())}
-    # One stand-in per tensor: a head may be tied to the embedding.
-    stand_ins = {id(value): torch.empty_like(value, device="meta") for value in placed.values()}
-    own = {name: stand_ins[id(value)] for name, value in placed.items()}
-    for name, value in network.named_parameters():
-        own[name].requires_grad_(value.requires_grad)
-    held = _Held({value.untyped_storage()._cdata for value in own.values()})
-    largest = [0]
-
-    def blocked(function: Callable[..., object], inputs: tuple[object, ...], named: dict[str, Any]) -> None:
-        for value in inputs:
-            if isinstance(value, Tensor):
-                held.keep(value)
-        if with_blocks:
-            inside = _Held(held.known | set(held.sizes))
-            with inside.counting():
-                result = function(*inputs, **named)
-            del result
-            largest[0] = max(largest[0], sum(inside.sizes.values()))
-
-    class _OnMeta(nn.Module):
-        def forward(self, *args: object, **kwargs: object) -> object:
-            return torch.func.functional_call(network, own, args, kwargs)
-
-        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-            """The stand-ins, for callers that look at a weight's dtype."""
-            del recurse
-            return iter(cast("list[nn.Parameter]", [own[name] for name, _ in network.named_parameters()]))
-
-    narrow = contextlib.nullcontext() if autocast is None else _Autocast(autocast)
-    with _recomputed_blocks(network, blocked), _fused_attention(), narrow, held.counting():
-        forward(_OnMeta())
-    return Activations(sum(held.sizes.values()), largest[0])
-
-
-class _Held:
-    """Storages that autograd holds, each once.
-
-    Args:
-        known: addresses of storages that are there anyway.
-    """
-
-    def __init__(self, known: set[int]) -> None:
-        self.known = known
-        self.sizes: dict[int, int] = {}
-        self._alive: list[Tensor] = []
-
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Count it."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.known:
-            self.sizes[storage._cdata] = storage.nbytes()
-        self._alive.append(tensor)  # so that no two storages share an address
-        return tensor
-
-    def counting(self) -> contextlib.AbstractContextManager[None]:
-        """What autograd saves meanwhile is counted."""
-        return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda held: held)
-
-
-_NARROWED = frozenset(
-    {
-        *(torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, Tensor.matmul, Tensor.__matmul__),
-        *(Tensor.bmm, Tensor.mm, torch.nn.functional.linear, torch.conv1d, torch.conv2d, torch.conv3d),
-    }
-)
-"""What autocast does in half precision."""
-
-
-class _Autocast(TorchFunctionMode):
-    """What autocast does to matrix products and convolutions, for the meta device."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        named = kwargs or {}
-        if func not in _NARROWED:
-            return func(*args, **named)
-
-        def narrowed(value: Any) -> Any:
-            wide = isinstance(value, Tensor) and value.dtype == torch.float32
-            return value.to(self.dtype) if wide else value
-
-        return func(*map(narrowed, args), **{name: narrowed(value) for name, value in named.items()})
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Holds what the fused kernels hold: query, key, value, result, and one float32 per query.
-
-    It only counts memory on the meta device: there is no backward, and autograd says so if one is asked for.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        result = torch.empty_like(query)
-        normaliser = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
-        ctx.save_for_backward(query, key, value, result, normaliser)
-        return result
-
-
-@contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
-    """On the meta device torch attends by the textbook and would hold every attention matrix."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
-        result: Tensor = _FusedAttention.apply(query, key, value)
-        return result
-
-    functional: Any = torch.nn.functional
-    before = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = attend
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = before
-
-
-Blocked = Callable[[Callable[..., object], tuple[object, ...], dict[str, Any]], None]
-"""Told of every block that is recomputed: what is run, and what it is given."""
-
-
-@contextlib.contextmanager
-def _recomputed_blocks(network: nn.Module, blocked: Blocked) -> Iterator[None]:
-    """Tell of recomputed blocks: what they are given stays alive, but autograd's hooks do not see it."""
-    blocks = [module for module in network.modules() if getattr(module, "gradient_checkpointing", False)]
-    before = [(block, block.__dict__.get(_RECOMPUTE)) for block in blocks]
-
-    def counted(recompute: Callable[..., object]) -> Callable[..., object]:
-        def call(function: Callable[..., object], *inputs: object) -> object:
-            blocked(function, inputs, {})
-            return recompute(function, *inputs)
-
-        return call
-
-    module: Any = recomputing
-    plain = module.checkpoint
-
-    def checkpoint(function: Callable[..., object], *inputs: object, **named: Any) -> object:
-        settings = {name: named.pop(name) for name in ("use_reentrant",) if name in named}
-        blocked(function, inputs, named)
-        return plain(function, *inputs, **settings, **named)
-
-    try:
-        for block, recompute in before:
-            if recompute is not None:
-                block.__dict__[_RECOMPUTE] = counted(recompute)
-        # Networks whose blocks diffusers has not prepared call it themselves.
-        module.checkpoint = checkpoint
-        yield
-    finally:
-        module.checkpoint = plain
-        for block, recompute in before:
-            if recompute is not None:
-                block.__dict__[_RECOMPUTE] = recompute
+    total = 0.0
+    for value in trainables.parameters.values():
+        count, shape = value.numel(), value.shape
+        if optimizer == "adafactor":
+            rows, columns = (count // shape[-1], count // shape[-2]) if value.ndim > 1 else (count, 0)
+            total += 4 * (rows + columns)
+        elif optimizer == "adamw_8bit" and count >= _UNQUANTISED:
+            total += count * (2 + 2 * 4 / 256)
+        else:
+            total += 8 * count
+    return round(total)
 
 
 def memory_estimate(
@@ -322,7 +148,7 @@ def memory_estimate(
     trained = _bytes(parameter for parameter in parameters if parameter.requires_grad)
     frozen = _bytes(parameter for parameter in parameters if not parameter.requires_grad)
     frozen = frozen if frozen_bytes is None else frozen_bytes
-    per_weight = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}[config.train.optimizer or "adamw"]
+    per_weight = _PER_WEIGHT[config.train.optimizer or "adamw"]
     items = [
         MemoryItem("network, frozen weights", frozen),
         MemoryItem("network, trained weights (float32)", trained),
@@ -331,8 +157,8 @@ def memory_estimate(
     items.append(
         MemoryItem(
             f"optimiser state ({config.train.optimizer})",
-            trainables.count * per_weight,
-            "adafactor: factored, small",
+            optimizer_state_bytes(trainables, config.train.optimizer or "adamw"),
+            "rows and columns; of 3 x 3 kernels two thirds" if config.train.optimizer == "adafactor" else "",
         )
     )
     if config.train.ema_decay is not None:

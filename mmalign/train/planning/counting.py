@@ -1,0 +1,201 @@
+"""Everything of a run that is counted on shapes: its passes, its encoders, what trains.
+
+One forward and backward pass of the policy, one forward pass of the reference, one encoding by the VAE. What
+follows from them, memory and time, is arithmetic on these.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.likelihood.adapters import switched_off
+from mmalign.train.adapters import Trainables, attach
+from mmalign.train.config import ResolvedRun
+from mmalign.train.parts import DTYPES
+from mmalign.train.plan import MemoryItem
+from mmalign.train.planning.outline import Outline, encoding_inputs, outline_of
+from mmalign.train.planning.trace import Kernel, Pass, trace_pass
+from mmalign.train.rollout_memory import memory_of_rollouts, rows_with_gradient
+from mmalign.train.rollouts import is_online
+
+__all__ = ["Counted", "Encoding", "count_media", "num_candidates", "num_passes"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What turns media and texts into inputs of the network.
+
+    Args:
+        media: one call of the VAE; None where nothing of it could be counted.
+        at_once: candidates of that call.
+        text: kernels of one prompt.
+        modules: by name, on the meta device.
+        numbers: of a candidate's latents as a cache keeps them, mean and deviation.
+        text_numbers: of a prompt's states as a cache keeps them.
+    """
+
+    media: Pass | None
+    at_once: int
+    text: tuple[Kernel, ...]
+    modules: Mapping[str, nn.Module]
+    numbers: int
+    text_numbers: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one setting of a run was counted to need and do.
+
+    Args:
+        trainables: of the network, on the meta device.
+        rows: that the network sees with gradients in one pass.
+        policy: forward and backward of those rows.
+        reference: forward of those rows without gradients, adapters off.
+        encoding: of media and texts; None of language models.
+        more: memory that is there all the time: masks, tiles of logits, queues.
+        frozen_bytes: of frozen weights where they are held narrower than they are counted.
+        elements: of one sample's latents; None of language models.
+        notes: what was assumed.
+    """
+
+    trainables: Trainables
+    rows: int
+    policy: Pass
+    reference: Pass
+    encoding: Encoding | None
+    more: Sequence[MemoryItem] = ()
+    frozen_bytes: int | None = None
+    elements: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of the trained weights, float32."""
+        return sum(value.numel() * value.element_size() for value in self.trainables.parameters.values())
+
+
+def num_candidates(run: ResolvedRun) -> int:
+    """Candidates of a prompt that are scored; lists are counted as pairs."""
+    return 1 if run.method.data == "unpaired" else 2
+
+
+def num_passes(run: ResolvedRun, counted: Counted) -> int:
+    """Passes with gradients in a micro-step: more than one where the backward pass is split."""
+    if not run.config.train.split_backward or counted.encoding is None:
+        return 1
+    return max(1, -(-num_candidates(run) * run.config.train.batch_size // counted.rows))
+
+
+def count_media(run: ResolvedRun, *, device_type: str, reward_bytes: int | None = None) -> Counted:
+    """Play a step of a model that denoises through on shapes.
+
+    Args:
+        run: resolved.
+        device_type: whose rules autocast follows: "cuda" or "cpu".
+        reward_bytes: of what scores the run's samples; None: none, or not known.
+
+    Raises:
+        ConfigError: the model's settings cannot be read, or an adapter fits nothing.
+    """
+    outline = outline_of(run, on_cuda=device_type == "cuda")
+    model: Any = outline.model
+    rows = rows_with_gradient(run)
+    inputs = model.meta_inputs(rows)
+    trainables = attach(
+        outline.network,
+        run.config.adapter,
+        default_targets=model.adapter_targets,
+        seed=run.config.train.seed,
+        trains=getattr(model, "trains", None),
+    )
+    half = DTYPES[run.config.train.mixed_precision]
+    autocast = None if half is torch.float32 else half
+
+    def forward(network: nn.Module) -> Tensor:
+        predicted: Tensor = model.denoise(*inputs, network=network)
+        return predicted
+
+    policy = trace_pass(trainables.network, forward, autocast=autocast, device_type=device_type)
+    with switched_off(trainables.layers):
+        reference = trace_pass(
+            trainables.network,
+            forward,
+            is_trained=False,
+            autocast=autocast,
+            device_type=device_type,
+            keeps_casts=False,
+        )
+    elements = torch.Size(model.latent_shape).numel()
+    more: list[MemoryItem] = []
+    if is_online(run):
+        conditioning = sum(value.numel() * value.element_size() for value in model.meta_inputs(1)[2].values())
+        trained = sum(value.numel() * 4 for value in trainables.parameters.values())
+        more = memory_of_rollouts(
+            run,
+            latent_elements=elements,
+            conditioning_bytes=conditioning,
+            trained_bytes=trained,
+            reward_bytes=reward_bytes,
+        )
+    return Counted(
+        trainables=trainables,
+        rows=rows,
+        policy=policy,
+        reference=reference,
+        encoding=_encoding(run, outline),
+        more=more,
+        elements=elements,
+        notes=[*outline.notes],
+    )
+
+
+def _encoding(run: ResolvedRun, outline: Outline) -> Encoding:
+    """Of one call of the VAE, and of one prompt."""
+    model: Any = outline.model
+    modules: dict[str, nn.Module] = dict(outline.encoders)
+    media, at_once = None, 1
+    if outline.vae is not None:
+        for parameter in outline.vae.parameters():
+            parameter.data = parameter.data.to(outline.vae_dtype)
+        modules = {"VAE": outline.vae, **modules}
+        is_spectrum, is_picture = hasattr(model, "front"), not hasattr(model, "duration")
+        at_once = (
+            min(4, num_candidates(run) * run.config.train.batch_size) if is_spectrum or is_picture else 1
+        )
+        inputs = encoding_inputs(model, at_once).to(outline.vae_dtype)
+        media = trace_pass(outline.vae, lambda vae: _mean_of(vae, inputs), is_trained=False)
+    states = model.meta_inputs(1)[2]
+    texts = {name: value for name, value in states.items() if "text" in name or "pooled" in name}
+    at_mean = bool(getattr(model, "at_mean", False))
+    numbers = getattr(model, "numbers_per_entry", None)
+    elements = torch.Size(model.latent_shape).numel()
+    return Encoding(
+        media=media,
+        at_once=at_once,
+        text=tuple(kernel for module in outline.encoders.values() for kernel in _text_kernels(module, texts)),
+        modules=modules,
+        numbers=int(numbers) if numbers is not None else elements * (1 if at_mean else 2),
+        text_numbers=sum(value.numel() for value in texts.values()),
+    )
+
+
+def _mean_of(vae: nn.Module, inputs: Tensor) -> Tensor:
+    """The mean of the posterior, whatever this VAE calls it."""
+    encoded: Any = vae.encode(inputs)  # type: ignore[operator]  # of diffusers' VAEs
+    mean: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+    return mean
+
+
+def _text_kernels(encoder: nn.Module, texts: Mapping[str, Tensor]) -> list[Kernel]:
+    """An encoder's products by its weights, a matrix at a time; attention of so few tokens is left out."""
+    tokens = max((value.shape[1] for value in texts.values() if value.ndim == 3), default=1)
+    found = []
+    for name, parameter in encoder.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name and "shared" not in name:
+            size = parameter.numel() * parameter.element_size()
+            narrow = parameter.dtype in (torch.bfloat16, torch.float16)
+            found.append(Kernel(2 * parameter.numel() * tokens, size, narrow, "forward"))
+    return found

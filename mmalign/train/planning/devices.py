@@ -1,0 +1,223 @@
+"""What devices can do: memory, products and bytes per second, and the host's time per operation.
+
+Peak numbers are the makers'; what a step reaches of them is a factor of ours, said below and printed with
+every plan. A CPU is measured here and now, for a second.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from mmalign.errors import ConfigError, explain, unknown_name
+from mmalign.train.planning.trace import Kernel
+
+__all__ = ["DEVICES", "Device", "device_of", "measured_cpu", "parse_bytes", "seconds_of"]
+
+PRODUCTS = 0.8
+"""Share of the peak that large products reach: 790 of 989 TFLOP/s on an H100 (ours, docs/planning.md)."""
+
+TRAFFIC = 0.8
+"""Share of the bandwidth that elementwise kernels reach (ours)."""
+
+CONTEXT = 600 * 2**20
+"""Bytes of the driver's context and of libraries' workspaces that are no tensors (ours)."""
+
+FRAGMENTS = 0.04
+"""Share of the tensors' peak that the caching allocator loses between blocks (ours)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as a plan sees it.
+
+    Args:
+        name: of the table.
+        memory: bytes; None where nobody counts (a CPU's).
+        half: products of bfloat16 or float16, FLOP/s, without sparsity.
+        full: products of float32 as training does them: TF32 on cards.
+        bandwidth: of its memory, bytes/s.
+        host_forward: seconds that the host takes to send one operation of a forward pass.
+        host_backward: the same in a backward pass, which Python has no part in.
+        overlaps: whether the host works ahead of the device.
+        kernel: least seconds of an operation on the device.
+        products: share of the peaks that products reach.
+        traffic: share of the bandwidth that the rest reaches.
+        source: of the numbers.
+    """
+
+    name: str
+    memory: int | None
+    half: float
+    full: float
+    bandwidth: float
+    host_forward: float = 9e-6
+    host_backward: float = 6e-6
+    overlaps: bool = True
+    kernel: float = 2e-6
+    products: float = PRODUCTS
+    traffic: float = TRAFFIC
+    source: str = ""
+
+    @property
+    def usable(self) -> int | None:
+        """Bytes for tensors, after context, workspaces and what the allocator loses."""
+        return None if self.memory is None else int((self.memory - CONTEXT) / (1 + FRAGMENTS))
+
+    def margin(self, peak: int) -> int:
+        """Bytes beside a peak of tensors: context, workspaces, what the allocator loses; none on a CPU."""
+        return 0 if self.memory is None else CONTEXT + int(FRAGMENTS * peak)
+
+
+def _card(name: str, gigabytes: int, half: float, full: float, bandwidth: float, source: str) -> Device:
+    return Device(name, gigabytes * 10**9, half * 1e12, full * 1e12, bandwidth * 1e9, source=source)
+
+
+_NVIDIA = "NVIDIA's data sheet, dense"
+DEVICES: dict[str, Device] = {
+    device.name: device
+    for device in (
+        _card("h100", 80, 989, 494, 3350, f"{_NVIDIA}: H100 SXM"),
+        _card("h200", 141, 989, 494, 4800, f"{_NVIDIA}: H200 SXM"),
+        _card("a100-80gb", 80, 312, 156, 2039, f"{_NVIDIA}: A100 SXM 80 GB"),
+        _card("a100-40gb", 40, 312, 156, 1555, f"{_NVIDIA}: A100 SXM 40 GB"),
+        _card("4090", 24, 165, 82.6, 1008, "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation"),
+        _card("3090", 24, 71, 35.6, 936, "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation"),
+        _card("l40s", 48, 362, 183, 864, f"{_NVIDIA}: L40S"),
+    )
+}
+"""By name. Memory is in GB of 10^9 bytes as cards are sold; a card of 24 has a little more."""
+
+
+def device_of(text: str, *, memory: int | None = None) -> Device:
+    """The device of a word: a name of the table, `cpu`, or `NAME=memory:24GB,half:165,bandwidth:1008`.
+
+    Args:
+        text: as on the command line; half and full are TFLOP/s, bandwidth GB/s, and what is left out is that
+            of an H100 (of a name of the table: its own).
+        memory: bytes in the place of the device's.
+
+    Raises:
+        ConfigError: a number cannot be read.
+        UnknownNameError: no such device.
+    """
+    name, _, written = text.partition("=")
+    name = name.lower()
+    if name == "cpu":
+        return replace(measured_cpu(), memory=memory)
+    if name not in DEVICES and not written:
+        raise unknown_name("device", name, [*DEVICES, "cpu"])
+    device = replace(DEVICES.get(name, DEVICES["h100"]), name=name)
+    for item in filter(None, written.split(",")):
+        key, _, value = item.partition(":")
+        device = _with(device, key, value, text)
+    return device if memory is None else replace(device, memory=memory)
+
+
+def _with(device: Device, key: str, value: str, text: str) -> Device:
+    units = {"half": 1e12, "full": 1e12, "bandwidth": 1e9}
+    try:
+        if key == "memory":
+            return replace(device, memory=parse_bytes(value), source="as given")
+        if key in units:
+            changed: dict[str, float] = {key: float(value) * units[key]}
+            return replace(device, source="as given", **changed)  # type: ignore[arg-type]  # of floats alone
+    except ValueError as error:
+        message = explain(f"--device {text}", got=f"{key}:{value}", expected="a number")
+        raise ConfigError(message) from error
+    message = explain(
+        f"--device {text}",
+        got=key,
+        expected="memory, half, full (TFLOP/s) or bandwidth (GB/s)",
+        do="For example --device mine=memory:24GB,half:165,bandwidth:1008.",
+    )
+    raise ConfigError(message)
+
+
+_UNITS = {"gib": 2**30, "mib": 2**20, "tb": 10**12, "gb": 10**9, "mb": 10**6, "g": 10**9, "m": 10**6, "b": 1}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a text such as `24GB` (10^9), `24GiB` (2^30) or `24` (GB).
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    word = text.strip().lower()
+    unit = next((name for name in _UNITS if word.endswith(name)), "")
+    try:
+        size = float(word.removesuffix(unit)) * _UNITS[unit or "gb"]
+    except ValueError as error:
+        size = -1.0
+        del error
+    if not size > 0:
+        raise ConfigError(explain("size", got=text, expected="a size such as 24GB or 40GiB"))
+    return int(size)
+
+
+def seconds_of(kernels: Iterable[Kernel], device: Device) -> float:
+    """Seconds of operations one after the other: each waits for its products or for memory.
+
+    Where the host works ahead, the slower of host and device counts; on a CPU both, one after the other.
+    """
+    busy = host = 0.0
+    for kernel in kernels:
+        rate = (device.half if kernel.half else device.full) * device.products
+        work = max(kernel.flops / rate, kernel.moved / (device.bandwidth * device.traffic))
+        busy += max(work, device.kernel)
+        host += device.host_forward if kernel.moment == "forward" else device.host_backward
+    return max(busy, host) if device.overlaps else busy + host
+
+
+def _best(run: Callable[[], object], *, rounds: int = 5) -> float:
+    """Least process CPU seconds of a few rounds, one thread's worth."""
+    run()
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def measured_cpu() -> Device:
+    """This machine's processor, measured: products, copies and the time of an operation that does nothing."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(768, 768, generator=generator) for _ in range(2))
+    products = 2 * 768**3 / _best(lambda: left @ right)
+    narrow = left.to(torch.bfloat16), right.to(torch.bfloat16)
+    half = 2 * 768**3 / _best(lambda: narrow[0] @ narrow[1], rounds=2)
+    large = torch.empty(2**23)
+    target = torch.empty_like(large)
+    bandwidth = 2 * large.nbytes / _best(lambda: target.copy_(large))
+    forward, backward = _host_times()
+    return Device(
+        "cpu",
+        None,
+        half,
+        products,
+        bandwidth,
+        host_forward=forward,
+        host_backward=backward,
+        overlaps=False,
+        kernel=0.0,
+        products=1.0,
+        traffic=1.0,
+        source=f"measured now, {torch.get_num_threads()} of {os.cpu_count()} threads",
+    )
+
+
+def _host_times() -> tuple[float, float]:
+    """Seconds of an operation of a small network, forward in Python and backward without it."""
+    with torch.random.fork_rng(devices=[]):
+        layers = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(100)))
+    value = torch.ones(2, 4)
+    forward = _best(lambda: layers(value))
+
+    def both() -> None:
+        layers(value).sum().backward()
+
+    backward = max(_best(both) - forward, 0.0)
+    return forward / 100, backward / 300

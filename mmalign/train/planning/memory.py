@@ -1,0 +1,162 @@
+"""The highest memory of a run, part by part, from what was counted.
+
+A micro-step has three moments: media are encoded, the policy runs forward and backward, weights are updated.
+What is there all the time lies below each of them; the highest of the three is the run's peak.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from mmalign.train.config import ResolvedRun
+from mmalign.train.parts import reference_kind
+from mmalign.train.plan import MemoryItem, layout_of, memory_estimate
+from mmalign.train.planning.counting import Counted, num_passes
+from mmalign.train.planning.devices import Device
+from mmalign.train.rollouts import is_online
+
+__all__ = ["Peak", "peak_of"]
+
+Stage = Literal["encoding", "policy", "update"]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The highest memory of a run.
+
+    Args:
+        items: what is there at that moment; bytes.
+        stage: which moment that is.
+        stages: bytes of tensors at each moment.
+        margin: of driver, libraries and allocator, beside the tensors.
+    """
+
+    items: tuple[MemoryItem, ...]
+    stage: Stage
+    stages: Mapping[Stage, int]
+    margin: int
+
+    @property
+    def tensors(self) -> int:
+        """Bytes of tensors: what `torch.cuda.max_memory_allocated` would say."""
+        return sum(item.num_bytes for item in self.items)
+
+    @property
+    def total(self) -> int:
+        """Bytes with the margin."""
+        return self.tensors + self.margin
+
+
+def peak_of(run: ResolvedRun, counted: Counted, device: Device) -> Peak:
+    """The highest memory of a run on a device."""
+    still = _still(run, counted)
+    moments = {
+        "encoding": _while_encoding(run, counted),
+        "policy": _while_learning(run, counted),
+        "update": _while_updating(run, counted),
+    }
+    below = sum(item.num_bytes for item in still)
+    stages: dict[Stage, int] = {}
+    for name, items in moments.items():
+        stage: Stage = name  # type: ignore[assignment]  # the keys above
+        stages[stage] = below + sum(item.num_bytes for item in items)
+    highest = max(stages, key=lambda stage: stages[stage])
+    items = (*still, *moments[highest])
+    return Peak(
+        items=tuple(item for item in items if item.num_bytes or item.note),
+        stage=highest,
+        stages=stages,
+        margin=device.margin(stages[highest]),
+    )
+
+
+def live_encoders(run: ResolvedRun, counted: Counted) -> dict[str, nn.Module]:
+    """What encodes on the device while the run trains."""
+    if counted.encoding is None:
+        return {}
+    if run.config.media.cache:  # who samples has to decode
+        return {
+            name: module
+            for name, module in counted.encoding.modules.items()
+            if is_online(run) and name == "VAE"
+        }
+    return dict(counted.encoding.modules)
+
+
+_OF_THE_PASS = ("gradients", "activations", "largest recomputed block")
+
+
+def _still(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+    """What is there at every moment: the estimate of a dry run without what belongs to the pass."""
+    estimate = memory_estimate(
+        run,
+        counted.trainables,
+        encoders=live_encoders(run, counted),
+        activation_bytes=0,
+        reference_kind=reference_kind(run),
+        frozen_bytes=counted.frozen_bytes,
+    )
+    found = [item for item in estimate if not item.component.startswith(_OF_THE_PASS)]
+    if run.config.reference.offload and reference_kind(run) == "frozen":
+        found = [
+            MemoryItem(item.component, 0, item.note) if item.component == "reference (frozen)" else item
+            for item in found
+        ]
+    buffers = sum(value.numel() * value.element_size() for value in counted.trainables.network.buffers())
+    found.append(MemoryItem("tables of the network", buffers))
+    if layout_of(run).world_size > 1:
+        found.append(MemoryItem("buckets of gradients for other devices", counted.trained_bytes))
+    return [*found, *counted.more]
+
+
+def _gradients(run: ResolvedRun, counted: Counted) -> int:
+    """Bytes of gradients that earlier micro-steps and parts have left; none where there is one pass."""
+    several = run.config.train.accumulation > 1 or num_passes(run, counted) > 1
+    return counted.trained_bytes if several else 0
+
+
+def _while_encoding(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+    encoding = counted.encoding
+    gradients = counted.trained_bytes if run.config.train.accumulation > 1 else 0
+    found = [MemoryItem("gradients", gradients, "of earlier micro-steps")]
+    if encoding is not None and encoding.media is not None and not run.config.media.cache:
+        found.append(
+            MemoryItem("feature maps of the VAE", encoding.media.peak, f"{encoding.at_once} at once")
+        )
+        if run.config.model.offload_encoders:
+            vae = sum(value.numel() * value.element_size() for value in encoding.modules["VAE"].parameters())
+            found.append(MemoryItem("VAE, while it works", vae))
+    return [item for item in found if item.num_bytes]
+
+
+def _while_learning(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+    """The pass itself; with gradients there already, its highest moment is another one."""
+    resident = _gradients(run, counted)
+    parts = counted.policy.beside_parts if resident else counted.policy.parts
+    gradients = resident or parts["gradients"]
+    recomputes = run.config.model.gradient_checkpointing
+    layout = f"{counted.rows} rows at a time"
+    kept = "inputs of recomputed blocks among them" if recomputes else "without gradient checkpointing"
+    items = [
+        MemoryItem("gradients", gradients, "" if resident else "those that are there at the peak"),
+        MemoryItem("activations", parts["activations"], f"{layout}; {kept}"),
+        MemoryItem("casts of trained weights", parts["casts"], "half precision, by autocast"),
+        MemoryItem("temporaries", parts["working"], "of the operation and the block at work"),
+    ]
+    return [item for item in items if item.num_bytes]
+
+
+def _while_updating(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+    largest = max((value.numel() for value in counted.trainables.parameters.values()), default=0)
+    copies = 4 * largest * _UPDATE_COPIES[run.config.train.optimizer or "adamw"]
+    items = [
+        MemoryItem("gradients", counted.trained_bytes),
+        MemoryItem("temporaries of the update", copies, "of the largest weight"),
+    ]
+    return [item for item in items if item.num_bytes]
+
+
+_UPDATE_COPIES = {"adamw": 0, "adamw_8bit": 0, "adafactor": 3}
+"""Tensors of a weight's size, float32, that an update makes of one weight at a time."""
