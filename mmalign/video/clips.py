@@ -5,8 +5,9 @@ candidates of a row show the same stretch of time, so that labels in time mean t
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,11 +19,11 @@ from torch.nn import functional as F
 
 from mmalign.batch import Media, PreferenceRow
 from mmalign.data.config import ImageLimits, VideoLimits
-from mmalign.data.media import check_bytes, decode_image, read_media
+from mmalign.data.media import decode_image, read_media
 from mmalign.data.video_media import decode_clips
-from mmalign.data.video_stills import frame_files
+from mmalign.data.video_stills import check_clip_files, clip_contents
 from mmalign.diffusion.clip_reader import ClipReader
-from mmalign.errors import RowError
+from mmalign.errors import RowError, explain
 from mmalign.seeding import derive_seed
 
 __all__ = [
@@ -48,6 +49,10 @@ Start = Literal["first", "random", "middle"]
 
 class RowPicture(bytes):
     """The encoded picture that a row's clips go on from, told from its clips."""
+
+
+class RowRate(bytes):
+    """Frames per second, in words, of a row's clips that lie as images; told from its clips."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,14 @@ class ClipLoader:
         return f"{CLIP_RULE}|{self.num_frames} frames at {self.fps:g} fps|{size}|{self.start}{image}"
 
     def encoded(self, row: PreferenceRow) -> list[Media]:
-        """The encoded bytes or the path of each candidate; the row's picture last, if one is wanted.
+        """The encoded bytes or the path of each candidate, and behind them what the row says of all.
+
+        That is the rate of clips that lie as images, where it is not the model's, and the picture that clips
+        go on from, if one is wanted.
 
         Raises:
-            RowError: missing, empty or too large.
+            RowError: missing, empty or too large; or the row's picture is where a clip begins, and clips are
+                cut elsewhere (reason `picture_and_start`).
         """
         found: list[Media] = []
         for number, candidate in enumerate(row.candidates):
@@ -145,7 +154,18 @@ class ClipLoader:
                 message = f"{where}: got no video. Is the source's `media` set to what the rows hold?"
                 raise RowError(message, reason="missing_video")
             found.append(candidate.video)
+        rate = _stored_rate(row) or self.limits.frames_fps or self.fps
+        if rate != self.fps and any(_is_images(media) for media in found):
+            found.append(RowRate(f"|images at {rate:g} fps".encode()))
         if self.with_image and row.images:
+            if self.start != "first":
+                message = explain(
+                    f"{_picture(row)} with video.start",
+                    got=self.start,
+                    expected="first: the row's picture is what its clips begin with",
+                    do="Set video.start to first, or leave the column of pictures out.",
+                )
+                raise RowError(message, reason="picture_and_start")
             picture = read_media(row.images[0], where=_picture(row), max_bytes=ImageLimits().max_bytes)
             found.append(RowPicture(picture))
         return found
@@ -157,15 +177,14 @@ class ClipLoader:
             RowError: a file cannot be read.
         """
         del flipped
-        clips, picture = _split(encoded)
+        clips, picture, rate = _split(encoded)
         names = []
         for data in clips:
             digest = hashlib.blake2b(digest_size=16, person=b"mmalign-video")
-            for part in _contents(data):
+            check_clip_files(data, where=str(data)[:200], max_bytes=2**62)
+            for part in chain(clip_contents(data), clip_contents(picture)):
                 digest.update(part)
-            for part in _contents(picture or b""):
-                digest.update(part)
-            digest.update(f"|{self.rule}".encode())
+            digest.update(f"|{self.rule}".encode() + (rate if _is_images(data) else b""))
             names.append(digest.hexdigest())
         return names
 
@@ -186,8 +205,7 @@ class ClipLoader:
             RowError: one cannot be decoded, or is refused.
         """
         del flipped
-        clips, picture = _split(encoded)
-        stored = row.extras.get("fps")
+        clips, picture, _ = _split(encoded)
         sizes: list[tuple[int, int]] = []
 
         def cut(frame: UInt8[Tensor, "3 source_height source_width"]) -> UInt8[Tensor, "3 height width"]:
@@ -202,7 +220,7 @@ class ClipLoader:
             fps=self.fps,
             num_frames=self.num_frames,
             place=self._place(key),
-            stored_fps=float(stored) if isinstance(stored, int | float) and stored > 0 else None,
+            stored_fps=_stored_rate(row),
             each=cut,
         )
         seen = iter(sizes)
@@ -212,7 +230,7 @@ class ClipLoader:
                 next(seen)
             frames = clip.frames
             if self.with_image:
-                first = frames[:1] if picture is None else self._shown(picture, row)
+                first = self._shown(picture, row) if picture else frames[:1]
                 frames = torch.cat([first, frames])
             inputs.append(frames)
             facts.append([*size, round(1000 * (clip.moments[0] if clip.moments else 0.0)), 0, *self.size])
@@ -230,28 +248,23 @@ class ClipLoader:
         return covering(picture_tensor(image).unsqueeze(0), self.size)
 
 
-def _split(encoded: list[Media]) -> tuple[list[Media], bytes | None]:
-    """(clips, the row's picture) of what `encoded` gave."""
-    if encoded and isinstance(encoded[-1], RowPicture):
-        return encoded[:-1], encoded[-1]
-    return encoded, None
+def _split(encoded: list[Media]) -> tuple[list[Media], bytes, bytes]:
+    """(clips, the row's picture, what its rate adds to names) of what `encoded` gave; b"" for none."""
+    clips = [part for part in encoded if not isinstance(part, RowPicture | RowRate)]
+    picture = next((part for part in encoded if isinstance(part, RowPicture)), b"")
+    rate = next((part for part in encoded if isinstance(part, RowRate)), b"")
+    return clips, picture, rate
 
 
-def _contents(data: Media) -> Iterator[bytes]:
-    """Everything that tells one medium from another, in pieces; each file behind its length."""
-    if isinstance(data, bytes):
-        yield len(data).to_bytes(8, "little")
-        yield data
-        return
-    if isinstance(data, str) and not Path(data).is_dir():
-        check_bytes(data, where=data, max_bytes=2**62, kind="video")
-        yield Path(data).stat().st_size.to_bytes(8, "little")
-        with Path(data).open("rb") as file:
-            while piece := file.read(2**20):
-                yield piece
-        return
-    for part in frame_files(data) if isinstance(data, str) else data:
-        yield from _contents(part)
+def _stored_rate(row: PreferenceRow) -> float | None:
+    """Frames per second that the row's own column says."""
+    stored = row.extras.get("fps")
+    return float(stored) if isinstance(stored, int | float) and stored > 0 else None
+
+
+def _is_images(media: Media) -> bool:
+    """Whether a clip lies as images, whose rate no file says."""
+    return isinstance(media, tuple) or (isinstance(media, str) and Path(media).is_dir())
 
 
 def _picture(row: PreferenceRow) -> str:

@@ -122,3 +122,37 @@ def test_clips_that_cannot_be_are_row_errors(clip: bytes | None, reason: str | N
 def test_clips_of_pixels_are_rounded_and_clamped() -> None:
     clip = Clip.of(torch.tensor([-0.2, 0.5, 1.3]).view(3, 1, 1, 1).expand(3, 3, 2, 2), 8.0)
     assert clip.frames[:, 0, 0, 0].tolist() == [0, 128, 255]
+
+
+def test_names_of_frame_folders_tell_their_rate_and_those_of_files_do_not_change(tmp_path: Path) -> None:
+    for number in range(12):
+        Image.new("RGB", (96, 64), (5 * number,) * 3).save(tmp_path / f"frame_{number}.png")
+
+    def names(media: bytes | str, fps: float | None, **settings: object) -> list[str]:
+        one = row(media, extras={} if fps is None else {"fps": fps})
+        return loader(**settings).keys(loader(**settings).encoded(one))
+
+    folder = str(tmp_path)
+    plain = loader().keys([folder])
+    assert names(folder, None) == names(folder, 5.0) == plain
+    assert len({*names(folder, 10.0), *names(folder, 20.0), *plain}) == 3
+    # What a folder is taken for where no row says it decides as much.
+    assert names(folder, None, limits=VideoLimits(min_side=2, frames_fps=10.0)) == names(folder, 10.0)
+    clip = counting(9)
+    assert names(clip, 10.0) == names(clip, None) == loader().keys([clip])
+    assert shown(loader().load(row(folder, extras={"fps": 10.0})).inputs) == [[0, 10, 20, 30, 40]]
+
+
+@pytest.mark.parametrize("start", ["middle", "random"])
+def test_the_rows_own_picture_belongs_to_the_beginning_of_clips(tmp_path: Path, start: str) -> None:
+    path = tmp_path / "own.png"
+    Image.new("RGB", (50, 50), (99, 99, 99)).save(path)
+    clips = loader(with_image=True, start=start)
+    with pytest.raises(
+        RowError, match=f"rows:3 image with video.start: got '{start}', expected first"
+    ) as error:
+        clips.load(row(counting(13), images=(str(path),)))
+    assert error.value.reason == "picture_and_start"
+    # Without a picture of the row's own the model goes on from the first frame that is shown.
+    (values,) = shown(clips.load(row(counting(13))).inputs)
+    assert values[0] == values[1]
