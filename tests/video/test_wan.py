@@ -155,6 +155,28 @@ def test_the_experts_are_told_apart_when_sampling(load_wan) -> None:
     assert not any("lora" in name for name, _ in networks[10].named_parameters())
 
 
+def test_the_other_expert_is_loaded_once_for_a_session_and_freed_after_it(load_wan, monkeypatch) -> None:
+    model = load_wan("a14b", expert="high")
+    loaded = []
+    real = type(model.source).part
+
+    def part(source, name, **options):
+        loaded.append(name)
+        return real(source, name, **options)
+
+    monkeypatch.setattr(type(model.source), "part", part)
+    settings = {"num_steps": 2, "guidance_scale": 1.0}
+    with model.sampling():
+        assert "transformer_2" not in loaded, "nothing needs it yet"
+        kept = [model.sample(["a"], seed=seed, **settings)[0].frames for seed in (0, 1)]
+        assert loaded.count("transformer_2") == 1
+        assert model.network_at(torch.tensor(10)) is not model.bare_network
+    assert model.network_at(torch.tensor(10)) is model.bare_network
+    alone = [model.sample(["a"], seed=seed, **settings)[0].frames for seed in (0, 1)]
+    assert loaded.count("transformer_2") == 3
+    assert all(torch.equal(*pair) for pair in zip(kept, alone, strict=True))
+
+
 # ------------------------------------------------------------------------------------------ text and pictures
 
 
@@ -212,6 +234,27 @@ def test_the_rows_own_picture_comes_before_the_first_frames(load_wan, tmp_path: 
     assert torch.equal(own[0, 0], own[0, 1])
     keys = model.clips.keys(model.clips.encoded(replace(row, images=(str(picture),))))
     assert not set(keys) & set(model.clips.keys(model.clips.encoded(row)))
+
+
+def test_what_clip_is_shown_is_made_where_the_pictures_are(load_wan, monkeypatch) -> None:
+    model = load_wan("i2v")
+    pictures = torch.randint(0, 256, (2, 3, 71, 53), generator=torch.Generator().manual_seed(0)).byte()
+    shown = []
+    encoder = model.image_encoder
+    encoder.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
+    wanted = model.image_processor(
+        images=[picture.permute(1, 2, 0).numpy() for picture in pictures], return_tensors="pt"
+    ).pixel_values
+
+    def no_numpy(*_args, **_options):
+        message = "a way over the CPU"
+        raise AssertionError(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "numpy", no_numpy)
+        states = model._seen(pictures)
+    torch.testing.assert_close(shown[0], wanted, rtol=0, atol=1e-5)
+    assert torch.isfinite(states).all()
 
 
 # ------------------------------------------------------------------------------------------------------ files

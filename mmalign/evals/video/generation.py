@@ -68,11 +68,12 @@ def clip_painter(spec: ModelSpec, settings: GenerationConfig, device: str | None
         recipe["image"] = "of the prompt"
     recipe["dtype"] = str(model.dtype).removeprefix("torch.")
     painter = Painter(film, recipe, "mp4")
-    if run_of(spec.source) is not None and spec.weights == "base":
-        with loaded.base_weights():
+    with model.sampling():  # what sampling alone needs is loaded once, not for every batch
+        if run_of(spec.source) is not None and spec.weights == "base":
+            with loaded.base_weights():
+                yield painter
+        else:
             yield painter
-    else:
-        yield painter
 
 
 def _loaded(spec: ModelSpec, settings: GenerationConfig, device: str | None) -> "TrainedVideo":

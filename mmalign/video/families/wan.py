@@ -190,8 +190,8 @@ class Wan(VideoModel):
         return states
 
     def _seen(self, pictures: UInt8[Tensor, "row 3 height width"]) -> Float[Tensor, "row token channel"]:
-        shown = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
-        pixels = self.image_processor(images=shown, return_tensors="pt").pixel_values
+        shown = list(pictures.to(self.device))  # resized and cut where they are: no way over the CPU
+        pixels = self.image_processor(images=shown, return_tensors="pt", device=self.device).pixel_values
         encoder = self.image_encoder
         with on_device(encoder, device=self.device, home=self._home):
             placed = pixels.to(self.device, next(encoder.parameters()).dtype)
@@ -292,27 +292,32 @@ class Wan(VideoModel):
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Both experts at hand meanwhile."""
-        if self.boundary is None:
-            yield
-            return
-        name = "transformer" if self.expert == "low" else "transformer_2"
-        other = self.source.part(name, dtype=self.dtype).to(self.device)
-        self._other = other
+        """Both experts at hand meanwhile: the other one is loaded when it is first needed, and then kept.
+
+        Sessions may lie in each other; with the outermost one the other expert is freed.
+        """
+        self._sessions += 1
         try:
             yield
         finally:
-            self._other = None
+            self._sessions -= 1
+            if not self._sessions:
+                self._other = None
 
     _other: Any = None
+    _sessions: int = 0
 
     def network_at(self, timestep: Tensor) -> nn.Module:
         """The expert for the noise level: the trained one or the other."""
-        if self.boundary is None or self._other is None:
+        if self.boundary is None or not self._sessions:
             return super().network_at(timestep)
         noisy = bool(timestep >= self.boundary * self.schedule.num_timesteps)
-        mine = noisy == (self.expert == "high")
-        network: nn.Module = self.bare_network if mine else self._other
+        if noisy == (self.expert == "high"):
+            return super().network_at(timestep)
+        if self._other is None:
+            name = "transformer" if self.expert == "low" else "transformer_2"
+            self._other = self.source.part(name, dtype=self.dtype).to(self.device)
+        network: nn.Module = self._other
         return network
 
     def original_name(self, name: str) -> str | None:

@@ -1,6 +1,7 @@
 """What makes, corrupts and scores clips: a model of video or a function of the user's own; rewards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,12 @@ class ModelMaker:
         name = f"{model.family}:{model.settings.source}@{weights}"
         clips = [model.num_frames, *model.size, model.fps, self.plan.video.start]
         return {"model": name, "dtype": self.plan.dtype, "clips": clips, **sampler}
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """What sampling alone needs is loaded once meanwhile, not for every block."""
+        with self.model.sampling():
+            yield
 
     @property
     def goes_on_from_pictures(self) -> bool:
