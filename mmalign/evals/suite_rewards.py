@@ -133,7 +133,7 @@ def load_reward(
     name = beside(spec.name, folder) if spec.name.endswith(_ENSEMBLE) else spec.name
     reward = load(name, **options)
     if media == "clips" and spec.frames and reward.card.modality == "image":
-        from mmalign.evals.clip_scoring import FrameMean
+        from mmalign.rewards.frame_mean import FrameMean
 
         return FrameMean(reward, spec.frames)
     return reward
@@ -150,8 +150,8 @@ def release() -> None:
 
 def _require_fit(spec: RewardSpec, reward: "Reward", items: Sequence[Item], media: str) -> None:
     """Refuse what could only fail on every picture or clip of the suite."""
-    from mmalign.evals.clip_scoring import FrameMean
     from mmalign.rewards.ensemble import is_relative
+    from mmalign.rewards.frame_mean import FrameMean
     from mmalign.rewards.functions import FunctionReward
 
     title = f"reward {spec.name}"

@@ -17,6 +17,7 @@ from accelerate.utils import (
 from torch import nn
 
 from mmalign import objectives, registry
+from mmalign.data.config import DataConfig
 from mmalign.data.readers import RowTable
 from mmalign.data.segments import FrameGrid
 from mmalign.errors import ConfigError, explain
@@ -141,6 +142,14 @@ def likelihood_of(run: ResolvedRun, model: TrainedModel) -> Elbo | Tokens:
 def reads_time(run: ResolvedRun) -> bool:
     """Whether the run's objective reads labels of latent frames."""
     return bool(objectives.build(run.method.objective, **run.objective_arguments).needs & IN_TIME)
+
+
+def data_of(run: ResolvedRun) -> DataConfig:
+    """The run's data section; pairs that are ties as wholes stay where labels in time are what is learnt."""
+    data = run.config.data
+    if data.tie_policy == "drop" and tokens_of(run.config) is None and reads_time(run):
+        return data.model_copy(update={"tie_policy": "soft"})
+    return data
 
 
 def frame_grid(run: ResolvedRun, model: TrainedModel) -> FrameGrid | None:

@@ -38,6 +38,7 @@ from mmalign.train.online import RunReward
 from mmalign.train.optim import Updater, make_optimizer, make_schedule
 from mmalign.train.parts import (
     attach_and_refer,
+    data_of,
     load_model,
     make_accelerator,
     reference_kind,
@@ -176,7 +177,7 @@ def prepare(
         accelerator.num_processes,
         accelerator.process_index,
     )
-    table = table if table is not None else open_rows(config.data, kind=run.method.data)
+    table = table if table is not None else open_rows(data_of(run), kind=run.method.data)
     run = with_steps(run, num_rows=len(table), effective_batch=layout.effective_batch)
     config = run.config
     kind = reference_kind(run)

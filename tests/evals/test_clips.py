@@ -14,9 +14,9 @@ from PIL import Image
 
 from mmalign.errors import ConfigError, MissingExtraError
 from mmalign.evals import harness, suite_rewards
-from mmalign.evals.clip_scoring import FrameMean
 from mmalign.evals.suite import ModelSpec, read_suite
 from mmalign.evals.thumbnails import thumbnail
+from mmalign.rewards.frame_mean import FrameMean
 from mmalign.rewards.functions import load_function
 from mmalign.rewards.sample import Sample
 

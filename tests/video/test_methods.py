@@ -12,7 +12,7 @@ from mmalign.errors import ConfigError, TrainingError
 from mmalign.methods import video
 from mmalign.train.config import load_run
 from mmalign.train.loader import to_batch
-from mmalign.train.parts import load_model, make_likelihood, row_needs
+from mmalign.train.parts import data_of, load_model, make_likelihood, row_needs
 from mmalign.train.run import prepare
 from mmalign.train.step import preference_step
 
@@ -154,6 +154,26 @@ def test_labels_lie_on_latent_frames_of_unequal_length(write_run) -> None:
     needs = row_needs(run, model, objective, is_online=False)
     assert needs.frames == FrameGrid.of_pictures([range(1), range(1, 5), range(5, 9)], 8.0)
     assert (needs.apart, needs.columns, needs.reward) == (None, frozenset(), False)
+
+
+def test_pairs_that_tie_as_wholes_stay_where_labels_in_time_are_learnt(write_run, clip_rows) -> None:
+    dense, whole = (
+        load_run(write_run(method, method=method, kind="segments")) for method in ("densedpo", "flow_dpo")
+    )
+    assert (data_of(dense).tie_policy, data_of(whole).tie_policy) == ("soft", "drop")
+    data = {"source": str(clip_rows("segments")), "tie_policy": "random"}
+    given = load_run(write_run("coin", method="densedpo", data=data))
+    assert data_of(given).tie_policy == "random"
+
+
+def test_stored_errors_of_whole_clips_are_refused_before_anything_is_loaded(write_run) -> None:
+    for method in ("densedpo", "densedpo_per_segment"):
+        path = write_run("stored", method=method, kind="segments", reference={"kind": "stored"})
+        refused = (
+            r"reference.kind: got 'stored', expected auto, .* compares frames, and what is stored are errors"
+        )
+        with pytest.raises(ConfigError, match=refused):
+            load_run(path)
 
 
 def test_time_is_counted_from_the_beginning_of_clips(write_run) -> None:

@@ -11,10 +11,8 @@ from mmalign.audio.pair_making.loading import Tools
 from mmalign.audio.pair_making.making import Group, existing, planned, sampled
 from mmalign.audio.pair_making.plan import AudioPairPlan, read_audio_plan
 from mmalign.audio.pair_making.scoring import scored
-from mmalign.data.pair_making.output import Provenance, score_table, write_rows
-from mmalign.data.pair_making.progress import print_made, stage_bars
-from mmalign.data.pair_making.rows import require_few_bad, rows_to_work_on, without_held_out
-from mmalign.data.pair_making.stages import Stages
+from mmalign.data.pair_making.output import score_table
+from mmalign.data.pair_making.run import PairRun, made_and_told
 from mmalign.devices import best_device
 
 __all__ = ["make_pairs", "run_make"]
@@ -44,38 +42,21 @@ def make_pairs(
         ConfigError: the plan, its data or a model does not fit, or too many rows cannot be read.
     """
     tools, place = tools or Tools(), best_device(device)
-    counts: Counter[str] = Counter()
     sampling = plan.recipe != "candidates"
-    rows = rows_to_work_on(plan.data, kind="prompts" if sampling else None, limit=plan.limit, counts=counts)
-    require_few_bad(counts, len(rows) + counts.total(), plan.data)
-    rows = without_held_out(rows, plan.exclude, counts)
-    stages = Stages(output / "stages", {}, plan.seed, plan.block_rows, report)
+    run = PairRun.start(plan, output, kind="prompts" if sampling else None, report=report)
     maker: Mapping[str, Any] = {}
     if sampling:
         make = tools.maker(plan, place)
         maker = make.identity()
-        groups: Sequence[Group] = sampled(planned(rows, plan, counts), make, stages, plan)
+        groups: Sequence[Group] = sampled(planned(run.rows, plan, run.counts), make, run.stages, plan)
     else:
-        groups = existing(rows, stages, plan.data, counts)
-    counts["clips"] = sum(name is not None for group in groups for name in group.files)
-    counts["failed_clips"] = sum(name is None for group in groups for name in group.files)
-    groups = scored(groups, partial(tools.reward, device=place), stages, plan.scorers)
-    settings = {**plan.model_dump(mode="json"), "made_with": dict(maker)}
-    provenance = Provenance(
-        plan.recipe, str(maker.get("model") or maker.get("function") or "data"), settings, plan.seed
-    )
+        groups = existing(run.rows, run.stages, plan.data, run.counts)
+    run.count_clips(groups)
+    groups = scored(groups, partial(tools.reward, device=place), run.stages, plan.scorers)
+    provenance = run.provenance(maker)
     choose = pair_records if plan.make == "pairs" else ranking_records
-    records = choose(groups, plan, provenance, output, counts)
-    facts = {"scores": score_table(records, plan.titles), "first_errors": _first_errors(groups)}
-    counts = +counts  # what happened never is not told
-    counts["rows"] = len(records)
-    return write_rows(output, records, provenance, counts, facts), counts
-
-
-def _first_errors(groups: Sequence[Group], limit: int = 5) -> list[str]:
-    """Why clips or scores are missing, the first few."""
-    errors = (f"{group.row.id}: {error}" for group in groups for error in group.errors if error)
-    return [error for _, error in zip(range(limit), errors, strict=False)]
+    records = choose(groups, plan, provenance, output, run.counts)
+    return run.finish(records, groups, provenance, {"scores": score_table(records, plan.titles)})
 
 
 def run_make(
@@ -92,7 +73,5 @@ def run_make(
         ConfigError: the plan, its data or a model does not fit.
     """
     plan = read_audio_plan(plan_path, overrides)
-    with stage_bars() as report:
-        rows, counts = make_pairs(plan, output, device=device, report=report, tools=tools)
-    print_made(rows, counts)
+    made_and_told(make_pairs, plan, output, device=device, tools=tools)
     return 0

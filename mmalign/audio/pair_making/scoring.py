@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mmalign.audio.pair_making.making import Group
 from mmalign.data.pair_making.sections import RewardChoice
-from mmalign.data.pair_making.stages import Stages
+from mmalign.data.pair_making.stages import AGAIN, Stages, each_if_reached
 from mmalign.errors import ConfigError, explain
 from mmalign.rewards.base import Reward
 from mmalign.rewards.sample import Sample
@@ -24,7 +26,8 @@ def scored(
     """The groups with a score of every clip by every reward; one reward is in memory at a time.
 
     Clips of edited prompts are scored under the original prompt. Rewards where lower is better count with
-    their sign turned.
+    their sign turned. Where a reward or a file cannot be reached (OSError), nothing is stored: the next run
+    asks again. What a reward refuses stays refused.
 
     Raises:
         ConfigError: a reward of something else than sound, or without an output of that name.
@@ -38,7 +41,9 @@ def scored(
             block: Sequence[Group], seed: int, reward: Reward = reward, chosen: RewardChoice = chosen
         ) -> list[dict[str, Any]]:
             del seed
-            return _block(block, reward, chosen, stages)
+            return each_if_reached(
+                partial(_block, reward=reward, chosen=chosen, stages=stages), block, _nothing
+            )
 
         records = stages.run(
             "".join(letter if letter.isalnum() else "_" for letter in f"scores_{chosen.column}"),
@@ -47,6 +52,7 @@ def scored(
             key=lambda group: group.row.id,
             settings={"reward": reward.fingerprint(), "output": chosen.output},
             depends=lambda group: [group.row.prompt, list(group.files)],
+            alone=True,
         )
         del reward
         found = [_with(group, record, chosen.column) for group, record in zip(found, records, strict=True)]
@@ -66,11 +72,21 @@ def _require_sound(reward: Reward, chosen: RewardChoice) -> None:
         raise ConfigError(message)
 
 
+def _nothing(group: Group) -> dict[str, Any]:
+    """The record of a group without scores."""
+    return {"scores": [None] * len(group.files), "errors": [""] * len(group.files)}
+
+
 def _block(
     block: Sequence[Group], reward: Reward, chosen: RewardChoice, stages: Stages
 ) -> list[dict[str, Any]]:
+    """Scores of the groups' clips, None where one has none, and why.
+
+    Raises:
+        OSError: a file or the reward cannot be reached.
+    """
     samples = [
-        Sample(prompt=group.row.prompt, audio=stages.folder / name)
+        Sample(prompt=group.row.prompt, audio=_readable(stages.folder / name))
         for group in block
         for name in group.files
         if name is not None
@@ -94,6 +110,12 @@ def _block(
     return records
 
 
+def _readable(path: Path) -> Path:
+    """The path; OSError where it may not be read: no fault of the sound."""
+    path.open("rb").close()
+    return path
+
+
 def _with(group: Group, record: dict[str, Any], title: str) -> Group:
     before = group.scores or tuple({} for _ in group.variants)
     values = [math.nan if value is None else float(value) for value in record["scores"]]
@@ -101,5 +123,7 @@ def _with(group: Group, record: dict[str, Any], title: str) -> Group:
     return replace(
         group,
         scores=tuple({**old, title: value} for old, value in zip(before, values, strict=True)),
-        errors=tuple(old or new for old, new in zip(errors, record["errors"], strict=True)),
+        errors=tuple(
+            old or new or record.get(AGAIN, "") for old, new in zip(errors, record["errors"], strict=True)
+        ),
     )

@@ -29,4 +29,9 @@ def print_made(rows: Path, counts: Mapping[str, int]) -> None:
     """Say what was written, what was left out, and how to look at it."""
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if reason != "rows")
     print(f"{rows}: {counts['rows']} rows ({left_out or 'nothing left out'}), card.yaml")
+    if counts.get("unanswered"):
+        print(
+            f"{counts['unanswered']} got no answer this time (why: card.yaml): run the same command again, "
+            "which asks for these alone"
+        )
     print(f"check them: mmalign data check {rows}")

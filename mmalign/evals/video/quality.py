@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmalign.errors import CheckpointError, ConfigError, explain
-from mmalign.evals.clip_scoring import FrameMean
 from mmalign.evals.video.vision_reward import CAVEAT, load_vision_reward
 from mmalign.rewards import loading
 from mmalign.rewards.base import Reward
+from mmalign.rewards.frame_mean import FrameMean
 
 if TYPE_CHECKING:
     from mmalign.evals.benchmark_tool_store import ToolStore

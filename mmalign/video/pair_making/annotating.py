@@ -2,7 +2,8 @@
 
 Clips of one real clip share their motion and layout, so that seconds can be compared one by one; what an
 annotator says of five seconds at once is far less certain. A pair with labels is unordered by nature: they
-point both ways, and `chosen` is only the side that more of them name.
+point both ways, and `chosen` is only the side that more of them name; where neither is, the pair is a tie to
+methods of whole clips, and its labels stay for those that read them.
 
 Source: arXiv 2506.03517 (stretches of 1 s, frames at 8 a second, both orders of presentation).
 """
@@ -10,13 +11,14 @@ Source: arXiv 2506.03517 (stretches of 1 s, frames at 8 a second, both orders of
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mmalign.data.pair_making.stages import Stages
+from mmalign.data.pair_making.stages import Stages, if_reached
 from mmalign.data.segment_labels import expected_count
 from mmalign.errors import RowError
 from mmalign.rewards.base import Reward
@@ -26,6 +28,7 @@ from mmalign.video.pair_making.scoring import (
     Load,
     frames_of,
     judged_in_both_orders,
+    require_readable,
     require_reward,
     values_of_frames,
 )
@@ -91,7 +94,8 @@ def annotated(
 ) -> list[Labelled | None]:
     """Labels of the first two clips of every group; None where there are none.
 
-    Groups with fewer clips count as `no_pair`; clips that cannot be compared by reason.
+    Groups with fewer clips count as `no_pair`; clips that cannot be compared by reason. Where the annotator
+    or a file cannot be reached (OSError), nothing is stored, and the next run asks again (`unanswered`).
 
     Raises:
         ConfigError: an annotator that cannot do it.
@@ -105,7 +109,10 @@ def annotated(
 
     def work(block: Sequence[Group], seed: int) -> list[dict[str, Any]]:
         del seed
-        return [_record(group, annotator, settings, stages, plan) for group in block]
+        return [
+            if_reached(partial(_record, group, annotator, settings, stages, plan), _nothing("unanswered"))
+            for group in block
+        ]
 
     records = stages.run(
         STAGE,
@@ -119,6 +126,7 @@ def annotated(
             "limits": limits_of(plan),
         },
         depends=lambda group: [group.row.prompt, list(group.files)],
+        alone=True,
     )
     found: list[Labelled | None] = []
     for record in records:
@@ -133,20 +141,27 @@ def annotated(
     return found
 
 
+def _nothing(reason: str) -> dict[str, Any]:
+    """The record of clips without labels."""
+    return {"labels": [], "reason": reason, "clip_seconds": 0.0, "errors": []}
+
+
 def _record(
     group: Group, annotator: Reward, settings: SegmentsConfig, stages: Stages, plan: VideoPairPlan
 ) -> dict[str, Any]:
     names = [name for name in group.files if name is not None]
     if len(group.files) < 2 or len(names) < len(group.files):
-        return {"labels": [], "reason": "no_pair", "clip_seconds": 0.0, "errors": []}
+        return _nothing("no_pair")
+    for name in names[:2]:
+        require_readable(stages.folder / name)
     try:
         sides = [
             frames_of(stages.folder / name, limits=plan.data.video, fps=settings.fps)[0] for name in names[:2]
         ]
     except RowError as error:
-        return {"labels": [], "reason": error.reason, "clip_seconds": 0.0, "errors": [str(error)]}
+        return {**_nothing(error.reason), "errors": [str(error)]}
     if len(sides[0]) != len(sides[1]):
-        return {"labels": [], "reason": "other_length", "clip_seconds": 0.0, "errors": []}
+        return _nothing("other_length")
     seconds = len(sides[0]) / settings.fps
     parts = [cut_into(side, settings.fps, settings.seconds) for side in sides]
     labels, errors = _labels(parts, group.row.prompt, annotator, settings)
@@ -177,8 +192,8 @@ def decided_pair(
 ) -> tuple[int, int, dict[str, Any]] | None:
     """(Chosen, rejected, columns) of a pair with labels; None where too few stretches are decided.
 
-    Columns: `segments`, `segment_seconds`, `decided` (share), `majority` (chosen, or tie: the first clip then
-    stands as chosen).
+    Columns: `segments`, `segment_seconds`, `decided` (share), `majority` (chosen or tie), `preference` (of
+    the whole clips: 1, or 0.5 where as many stretches name either and `chosen` is only the first one).
     """
     if found is None:
         return None
@@ -194,5 +209,6 @@ def decided_pair(
         "segment_seconds": settings.seconds,
         "decided": found.decided,
         "majority": "chosen" if side else "tie",
+        "preference": 1.0 if side else 0.5,
     }
     return (1, 0, columns) if side < 0 else (0, 1, columns)

@@ -24,7 +24,7 @@ class Chooser:
     Columns: `prompt, chosen, rejected`, `motion_chosen, motion_rejected`, `strategy`, where the row comes
     from; with scores `score_chosen, score_rejected` (of the score that decides), `gap`, `TITLE_chosen,
     TITLE_rejected`; `noise_level` or `damage`, `real` (which side was recorded); `segments, segment_seconds,
-    decided, majority`; `image`, the picture that the clips go on from.
+    decided, majority, preference`; `image`, the picture that the clips go on from.
 
     Args:
         plan: recipe and selection.

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from mmalign.batch import DataKind, PreferenceRow
+from mmalign.batch import PreferenceRow
 from mmalign.data.motion_bias import motion_bias
-from mmalign.data.pair_making.output import Provenance, score_table, write_rows
-from mmalign.data.pair_making.progress import print_made, stage_bars
-from mmalign.data.pair_making.rows import require_few_bad, rows_to_work_on, without_held_out
+from mmalign.data.pair_making.output import score_table
+from mmalign.data.pair_making.run import PairRun, made_and_told
 from mmalign.data.pair_making.stages import Stages
 from mmalign.devices import best_device
 from mmalign.video.pair_making.annotating import annotated
@@ -50,18 +49,11 @@ def make_pairs(
         ConfigError: the plan, its data or a model does not fit, or too many rows cannot be read.
     """
     tools, place = tools or Tools(), best_device(device)
-    counts: Counter[str] = Counter()
-    kind: DataKind | None = "prompts" if plan.works_on_prompts else None
-    rows = rows_to_work_on(plan.data, kind=kind, limit=plan.limit, counts=counts)
-    require_few_bad(counts, len(rows) + counts.total(), plan.data)
-    rows = without_held_out(rows, plan.exclude, counts)
-    stages = Stages(output / "stages", {}, plan.seed, plan.block_rows, report)
-    groups, maker = _groups(plan, rows, stages, tools, place, counts)
-    counts["clips"] = sum(name is not None for group in groups for name in group.files)
-    counts["failed_clips"] = sum(name is None for group in groups for name in group.files)
-    settings = {**plan.model_dump(mode="json"), "made_with": dict(maker)}
-    name = str(maker.get("model") or maker.get("function") or "data")
-    provenance = Provenance(plan.recipe, name, settings, plan.seed)
+    run = PairRun.start(plan, output, kind="prompts" if plan.works_on_prompts else None, report=report)
+    stages, counts = run.stages, run.counts
+    groups, maker = _groups(plan, run.rows, stages, tools, place, counts)
+    run.count_clips(groups)
+    provenance = run.provenance(maker)
     load = partial(tools.reward, device=place)
     chooser = Chooser(plan, provenance, output, counts)
     if plan.segments is not None:
@@ -74,10 +66,7 @@ def make_pairs(
             records = ranking_records(groups, plan, provenance, output, counts)
         else:
             records = chooser.by_scores(groups, neighbours_judged(groups, load, stages, plan))
-    facts = _facts(records, groups, plan)
-    counts = +counts  # what happened never is not told
-    counts["rows"] = len(records)
-    return write_rows(output, records, provenance, counts, facts), counts
+    return run.finish(records, groups, provenance, _facts(records, plan))
 
 
 def _groups(
@@ -101,10 +90,8 @@ def _groups(
     return existing(rows, stages, plan, counts), {}
 
 
-def _facts(
-    records: Sequence[Mapping[str, Any]], groups: Sequence[Group], plan: VideoPairPlan
-) -> dict[str, Any]:
-    """What a card says besides counts: scores, motion of both sides, labels in time, first errors."""
+def _facts(records: Sequence[Mapping[str, Any]], plan: VideoPairPlan) -> dict[str, Any]:
+    """What a card says besides counts: scores, motion of both sides, labels in time."""
     found: dict[str, Any] = {}
     if plan.scored:
         found["scores"] = {}
@@ -117,8 +104,6 @@ def _facts(
         found["motion"] = bias.as_dict()
     if plan.segments is not None and records:
         found["decided"] = round(sum(record["decided"] for record in records) / len(records), 4)
-    errors = (f"{group.row.id}: {error}" for group in groups for error in group.errors if error)
-    found["first_errors"] = [error for _, error in zip(range(5), errors, strict=False)]
     return found
 
 
@@ -138,9 +123,7 @@ def run_make(
     import yaml
 
     plan = read_video_plan(plan_path, overrides)
-    with stage_bars() as report:
-        rows, counts = make_pairs(plan, output, device=device, report=report, tools=tools)
-    print_made(rows, counts)
+    made_and_told(make_pairs, plan, output, device=device, tools=tools)
     motion = yaml.safe_load((output / "card.yaml").read_text(encoding="utf-8")).get("motion")
     if motion is not None:
         print(

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from mmalign.batch import Candidate, Media, PreferenceRow
 from mmalign.data.config import VideoLimits
 from mmalign.data.media import read_media
 from mmalign.data.pair_making.output import MadeFiles
-from mmalign.data.pair_making.stages import Stages
+from mmalign.data.pair_making.stages import AGAIN, Stages
 from mmalign.data.video_facts import look_at_clip
 from mmalign.data.video_media import decode_clip, video_ending
+from mmalign.data.video_stills import frame_files
 from mmalign.data.video_writers import encode_clip
 from mmalign.errors import ConfigError, RowError, ShapeError, explain
 from mmalign.video.clips import Clip
@@ -61,6 +63,20 @@ class ClipMaker(Protocol):
         Equal keys start from equal noise under one seed, whatever the prompts.
         """
         ...
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """Loads something that is needed while clips are made, and frees it afterwards."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Around all calls."""
+        ...
+
+
+def held(make: object) -> AbstractContextManager[None]:
+    """The maker's session, where it has one."""
+    return make.session() if isinstance(make, Holding) else nullcontext()
 
 
 @runtime_checkable
@@ -202,19 +218,20 @@ def sampled(
             for group in block
         ]
 
-    records = stages.run(
-        CLIPS,
-        groups,
-        work,
-        key=lambda group: group.row.id,
-        settings={
-            "maker": dict(make.identity()),
-            "noise_seed": plan.seed,
-            "limits": limits_of(plan),
-            **_writing(plan),
-        },
-        depends=lambda group: [group.row.prompt, count, named_pictures(group.row)],
-    )
+    with held(make):
+        records = stages.run(
+            CLIPS,
+            groups,
+            work,
+            key=lambda group: group.row.id,
+            settings={
+                "maker": dict(make.identity()),
+                "noise_seed": plan.seed,
+                "limits": limits_of(plan),
+                **_writing(plan),
+            },
+            depends=lambda group: [group.row.prompt, count, named_pictures(group.row)],
+        )
     return made_groups(groups, records, stages)
 
 
@@ -245,8 +262,16 @@ def _with_picture(
         image = picture_of(row, files)
     except RowError as error:
         failed = _failed(f"{error.reason}: {error}", error.reason)
-        return {"clips": [failed for _ in clips], "image": None}
-    return {"clips": [clip() for clip in clips], "image": image}
+        return retried({"clips": [failed for _ in clips], "image": None})
+    return retried({"clips": [clip() for clip in clips], "image": image})
+
+
+def retried(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, to be made again by the next run where a file was there and could not be read."""
+    for clip in record["clips"]:
+        if clip.get("reason") == "unreadable_file":
+            return {**record, AGAIN: clip["error"]}
+    return record
 
 
 def picture_of(row: PreferenceRow, files: MadeFiles) -> str | None:
@@ -297,7 +322,11 @@ def existing(
         work,
         key=lambda item: item[0].row.id,
         settings={"limits": limits_of(plan), **_writing(plan)},
-        depends=lambda item: [names_of([one for one, _ in item[1]]), named_pictures(item[0].row)],
+        depends=lambda item: [
+            names_of([one for one, _ in item[1]]),
+            named_pictures(item[0].row),
+            *rate_of(item[0].row, [one for one, _ in item[1]]),
+        ],
     )
     groups = []
     for (group, held), record in zip(asked, records, strict=True):
@@ -314,7 +343,11 @@ def existing(
 
 
 def names_of(candidates: Sequence[Candidate]) -> list[Any]:
-    """What tells clips apart, as JSON values: bytes by their hash, a file by its name, size and time."""
+    """What tells clips apart, as JSON values: bytes by their hash, a file by its name, size and time.
+
+    A folder of frames is known by its frames, each as a file: what is in one may change, and the folder's
+    own time does not.
+    """
     return [_name_of(candidate.video) for candidate in candidates]
 
 
@@ -326,10 +359,24 @@ def named_pictures(row: PreferenceRow) -> list[Any]:
 def _name_of(media: Media | None) -> Any:
     if isinstance(media, bytes):
         return hashlib.blake2b(media, digest_size=12).hexdigest()
+    if isinstance(media, tuple):
+        return [_name_of(frame) for frame in media]
+    if isinstance(media, str) and Path(media).is_dir():
+        return [media, [_name_of(frame) for frame in frame_files(media)]]
     if isinstance(media, str) and Path(media).exists():
         facts = Path(media).stat()
         return [media, facts.st_size, facts.st_mtime_ns]
     return str(media)
+
+
+def rate_of(row: PreferenceRow, candidates: Sequence[Candidate]) -> list[float]:
+    """The row's own frames per second, where clips lie as images and it decides how they are shown."""
+    told = row.extras.get("fps")
+    images = any(
+        isinstance(one.video, tuple) or (isinstance(one.video, str) and Path(one.video).is_dir())
+        for one in candidates
+    )
+    return [float(told)] if images and isinstance(told, int | float) else []
 
 
 def _copied(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmalign.batch import PreferenceRow
 from mmalign.data.pair_making.output import MadeFiles
-from mmalign.data.pair_making.stages import Stages
+from mmalign.data.pair_making.stages import AGAIN, Stages
 from mmalign.data.video_damage import damaged
 from mmalign.data.video_media import DecodedClip, common_start, decode_clip, describe_clip
 from mmalign.errors import ConfigError, RowError, explain
@@ -21,12 +21,15 @@ from mmalign.video.pair_making.making import (
     CLIPS,
     Group,
     Variant,
+    held,
     kept,
     limits_of,
     made_groups,
     named_pictures,
     names_of,
     picture_of,
+    rate_of,
+    retried,
 )
 from mmalign.video.pair_making.plan import VideoPairPlan
 
@@ -95,9 +98,9 @@ def corrupted(
             real, members = corrupter.corrupt(row, noise_level(plan, row.id), keys, plan.seed)
             image = picture_of(row, files)
         except RowError as error:
-            return {"clips": [], "error": str(error), "reason": error.reason}
+            return _refused(error)
         shown = list(members) if plan.corrupt.real == "no" else [real, *members]
-        return {"clips": [kept(clip, files, plan) for clip in shown], "image": image}
+        return retried({"clips": [kept(clip, files, plan) for clip in shown], "image": image})
 
     settings = {
         "maker": dict(corrupter.identity()),
@@ -108,7 +111,8 @@ def corrupted(
         "limits": limits_of(plan),
         "container": [plan.container, plan.quality],
     }
-    return _run(rows, one, partial(_members, plan=plan), stages, settings, counts)
+    with held(corrupter):
+        return _run(rows, one, partial(_members, plan=plan), stages, settings, counts)
 
 
 def damaged_groups(
@@ -134,7 +138,7 @@ def damaged_groups(
                 copies.append(kept(Clip(damaged(clip.frames, kind, drawn), clip.fps), files, plan))
             return {"clips": [real, *copies], "image": picture_of(row, files)}
         except RowError as error:
-            return {"clips": [], "error": str(error), "reason": error.reason}
+            return _refused(error)
         except ConfigError as error:  # too few frames to shuffle
             return {"clips": [], "error": str(error), "reason": "too_short"}
 
@@ -172,7 +176,12 @@ def _run(
         work,
         key=lambda row: row.id,
         settings=settings,
-        depends=lambda row: [row.prompt, names_of(row.candidates), named_pictures(row)],
+        depends=lambda row: [
+            row.prompt,
+            names_of(row.candidates),
+            named_pictures(row),
+            *rate_of(row, row.candidates),
+        ],
     )
     there = []
     for row, record in zip(rows, records, strict=True):
@@ -181,6 +190,12 @@ def _run(
         else:
             there.append((Group(row, variants(row)), record))
     return made_groups([group for group, _ in there], [record for _, record in there], stages)
+
+
+def _refused(error: RowError) -> dict[str, Any]:
+    """The record of a row that cannot be used; to be made again where a file could not be read this time."""
+    record = {"clips": [], "error": str(error), "reason": error.reason}
+    return {**record, AGAIN: str(error)} if error.reason == "unreadable_file" else record
 
 
 def _one_clip(row: PreferenceRow) -> None:

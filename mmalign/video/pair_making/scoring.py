@@ -7,6 +7,7 @@ own both. Rewards where lower is better count with their sign turned.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from mmalign.data.config import VideoLimits
 from mmalign.data.pair_making.sections import RewardChoice
-from mmalign.data.pair_making.stages import Stages
+from mmalign.data.pair_making.stages import AGAIN, Stages, if_reached
 from mmalign.data.video_media import decode_clip
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.rewards.base import Reward
+from mmalign.rewards.frame_mean import FrameMean
 from mmalign.rewards.frames import even_frames
 from mmalign.rewards.sample import Sample
 from mmalign.video.pair_making.making import Group, limits_of
@@ -30,6 +32,7 @@ __all__ = [
     "frames_of",
     "judged_in_both_orders",
     "neighbours_judged",
+    "require_readable",
     "require_reward",
     "scored",
     "values_of_frames",
@@ -55,6 +58,9 @@ def require_reward(reward: Reward, chosen: RewardChoice) -> None:
 def scored(groups: Sequence[Group], load: Load, stages: Stages, plan: VideoPairPlan) -> list[Group]:
     """The groups with a score of every clip by every reward; one reward is in memory at a time.
 
+    Where a reward or a file cannot be reached (OSError), nothing is stored: the next run asks again. What a
+    reward refuses stays refused.
+
     Raises:
         ConfigError: a reward that cannot see clips, or without an output of that name.
     """
@@ -67,7 +73,13 @@ def scored(groups: Sequence[Group], load: Load, stages: Stages, plan: VideoPairP
             block: Sequence[Group], seed: int, reward: Reward = reward, chosen: RewardChoice = chosen
         ) -> list[dict[str, Any]]:
             del seed
-            return [_record(group, reward, chosen, stages, plan) for group in block]
+            return [
+                if_reached(
+                    partial(_record, group, reward, chosen, stages, plan),
+                    {"scores": [None] * len(group.files), "errors": [""] * len(group.files)},
+                )
+                for group in block
+            ]
 
         records = stages.run(
             "".join(letter if letter.isalnum() else "_" for letter in f"scores_{chosen.column}"),
@@ -81,6 +93,7 @@ def scored(groups: Sequence[Group], load: Load, stages: Stages, plan: VideoPairP
                 "limits": limits_of(plan),
             },
             depends=lambda group: [group.row.prompt, list(group.files)],
+            alone=True,
         )
         del reward
         found = [_with(group, record, chosen.column) for group, record in zip(found, records, strict=True)]
@@ -96,6 +109,7 @@ def _record(
         value, error = math.nan, "no clip"
         if name is not None:
             path = stages.folder / name
+            require_readable(path)
             value, error = _whole(group.row.prompt, path, reward, chosen, plan)
         scores.append(value if math.isfinite(value) else None)
         errors.append(error)
@@ -116,8 +130,13 @@ def _whole(
     if own:
         sample = Sample(prompt=prompt, video=path, frames=list(frames), extras={"fps": fps})
         return _values([sample], reward, chosen)[0]
-    places = even_frames(len(frames), min(plan.frames, len(frames)))
-    return _mean_over(frames[places], prompt, reward, chosen)
+    sample = Sample(prompt=prompt, frames=list(frames))
+    return _values([sample], FrameMean(reward, plan.frames), chosen)[0]
+
+
+def require_readable(path: Path) -> None:
+    """Raise OSError where a file is not there or may not be read: no fault of what is in it."""
+    path.open("rb").close()
 
 
 def frames_of(
@@ -151,18 +170,8 @@ def values_of_frames(
     if reward.card.modality == "video" or ":" in chosen.name:
         samples = [Sample(prompt=prompt, frames=list(part), extras={"fps": fps}) for part in parts]
         return _values(samples, reward, chosen)
-    return [_mean_over(part, prompt, reward, chosen) for part in parts]
-
-
-def _mean_over(
-    frames: UInt8[Tensor, "frame 3 height width"], prompt: str, reward: Reward, chosen: RewardChoice
-) -> tuple[float, str]:
-    """The mean of a reward of pictures; NaN where one frame has no value."""
-    found = _values([Sample(prompt=prompt, image=frame) for frame in frames], reward, chosen)
-    for place, (value, error) in enumerate(found):
-        if not math.isfinite(value):
-            return math.nan, f"frame {place}: {error}"
-    return math.fsum(value for value, _ in found) / len(found), ""
+    samples = [Sample(prompt=prompt, frames=list(part)) for part in parts]
+    return _values(samples, FrameMean(reward, None), chosen)
 
 
 def _values(samples: Sequence[Sample], reward: Reward, chosen: RewardChoice) -> Values:
@@ -182,7 +191,9 @@ def _with(group: Group, record: dict[str, Any], title: str) -> Group:
     return replace(
         group,
         scores=tuple({**old, title: value} for old, value in zip(group.scores, values, strict=True)),
-        errors=tuple(old or new for old, new in zip(errors, record["errors"], strict=True)),
+        errors=tuple(
+            old or new or record.get(AGAIN, "") for old, new in zip(errors, record["errors"], strict=True)
+        ),
     )
 
 
@@ -238,6 +249,8 @@ def neighbours_judged(
 ) -> list[tuple[float, ...]]:
     """Verdicts on clips (0, 1), (2, 3), ... of every group, as `judged_in_both_orders`; () without a judge.
 
+    Where the judge or a file cannot be reached, nothing is stored, as in `scored`.
+
     Raises:
         ConfigError: a reward of single clips.
     """
@@ -247,20 +260,25 @@ def neighbours_judged(
     judge = load(chosen)
 
     def verdict(group: Group, first: int) -> float | None:
-        names = [group.files[first], group.files[first + 1]]
-        try:
-            shown = [_shown(stages.folder / name, plan) for name in names if name is not None]
-        except RowError:
+        paths = [stages.folder / name for name in group.files[first : first + 2] if name is not None]
+        if len(paths) < 2:
             return None
-        if len(shown) < 2:
+        for path in paths:
+            require_readable(path)
+        try:
+            shown = [_shown(path, plan) for path in paths]
+        except RowError:
             return None
         value, _ = judged_in_both_orders([(shown[0], shown[1])], group.row.prompt, judge, chosen)[0]
         return value if math.isfinite(value) else None
 
+    def verdicts(group: Group) -> dict[str, Any]:
+        return {"verdicts": [verdict(group, 2 * number) for number in range(len(group.files) // 2)]}
+
     def work(block: Sequence[Group], seed: int) -> list[dict[str, Any]]:
         del seed
         return [
-            {"verdicts": [verdict(group, 2 * number) for number in range(len(group.files) // 2)]}
+            if_reached(partial(verdicts, group), {"verdicts": [None] * (len(group.files) // 2)})
             for group in block
         ]
 
@@ -271,6 +289,7 @@ def neighbours_judged(
         key=lambda group: group.row.id,
         settings={"judge": judge.fingerprint(), "frames": plan.frames, "limits": limits_of(plan)},
         depends=lambda group: [group.row.prompt, list(group.files)],
+        alone=True,
     )
     return [
         tuple(math.nan if value is None else float(value) for value in record["verdicts"])

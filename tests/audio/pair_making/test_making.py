@@ -346,6 +346,31 @@ def test_a_killed_run_goes_on_and_ends_like_another(plan_of, tmp_path):
     )
 
 
+class Away:
+    """A reward that cannot be reached for one sound; the same reward when it can."""
+
+    prompt: str | None = None
+
+    def __call__(self, samples) -> list[float]:
+        if any(sample.prompt == Away.prompt for sample in samples):
+            message = "no route"
+            raise ConnectionError(message)
+        return counted(samples)
+
+
+def test_a_reward_that_was_away_is_asked_again_for_what_it_did_not_answer(plan_of, tmp_path):
+    Away.prompt = PROMPTS[1]
+    rows, counts = make_pairs(plan_of(), tmp_path, device="cpu", tools=tools(Maker(), level=Away()))
+    assert (len(records(rows)), counts["unanswered"]) == (2, 1)
+    card = yaml.safe_load((tmp_path / "card.yaml").read_text())
+    assert list(card["unanswered"].values()) == [1]
+    assert any("ConnectionError: no route" in text for text in card["first_errors"])
+    Away.prompt = None
+    SCORED.clear()
+    rows, counts = make_pairs(plan_of(), tmp_path, device="cpu", tools=tools(Maker(), level=Away()))
+    assert (len(records(rows)), counts["unanswered"], SCORED) == (3, 0, [4])
+
+
 def test_another_selection_makes_no_clip_and_no_score_again(plan_of, tmp_path):
     SCORED.clear()
     make_pairs(plan_of(), tmp_path, device="cpu", tools=tools(Maker(), level=counted))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.data.pair_making.stages import Stages, read_given
+from mmalign.data.pair_making.stages import AGAIN, Stages, if_reached, read_given
 from mmalign.errors import ConfigError
 
 
@@ -72,6 +72,54 @@ def test_rows_of_one_name_and_lost_records_are_refused(tmp_path: Path) -> None:
         Stages(tmp_path, {}).run("x", ["a", "a"], Work(), key=str)
     with pytest.raises(ConfigError, match="1 records"):
         Stages(tmp_path, {}).run("y", ["a", "b"], lambda block, seed: [{}], key=str)
+
+
+class Asked:
+    """An answer per item; some cannot be reached, some are refused."""
+
+    def __init__(self, away: str = "", refused: str = "") -> None:
+        self.away, self.refused, self.names = away, refused, ""
+
+    def answer(self, name: str) -> dict[str, object]:
+        self.names += name
+        if name in self.away:
+            message = "timed out"
+            raise TimeoutError(message)
+        return {"value": None if name in self.refused else ord(name)}
+
+    def __call__(self, block: Sequence[str], seed: int) -> list[dict[str, object]]:
+        del seed
+        return [if_reached(lambda name=name: self.answer(name), {"value": None}) for name in block]
+
+
+def test_what_could_not_be_reached_is_asked_again_and_what_was_refused_is_not(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, {}, 3, 2)
+    asked = Asked(away="be", refused="c")
+    found = stages.run("x", list("abcde"), asked, key=str, alone=True)
+    assert [record["value"] for record in found] == [97, None, None, 100, None]
+    assert [record.get(AGAIN) for record in found][1] == "TimeoutError: timed out"
+    assert stages.unanswered == {"x: TimeoutError: timed out": 2}
+    again = Asked()
+    found = Stages(tmp_path, {}, 3, 2).run("x", list("abcde"), again, key=str, alone=True)
+    assert again.names == "be"
+    assert [record["value"] for record in found] == [97, 98, None, 100, 101]
+    # Of blocks whose items belong together, the whole block is made again.
+    whole = Asked(away="b")
+    Stages(tmp_path, {}, 3, 2).run("y", list("abcde"), whole, key=str)
+    whole = Asked()
+    Stages(tmp_path, {}, 3, 2).run("y", list("abcde"), whole, key=str)
+    assert whole.names == "ab"
+
+
+def test_a_run_that_reaches_nothing_ends_and_keeps_what_it_has(tmp_path: Path) -> None:
+    asked = Asked(away="bcdefghijklm")
+    with pytest.raises(
+        ConfigError, match=r"stage x: got \[no answer 8 times in a row: TimeoutError: timed out"
+    ):
+        Stages(tmp_path, {}, 3, 2).run("x", list("abcdefghijklm"), asked, key=str, alone=True)
+    again = Asked()
+    Stages(tmp_path, {}, 3, 2).run("x", list("abcdefghijklm"), again, key=str, alone=True)
+    assert again.names == "bcdefghijklm"
 
 
 def test_a_given_file_must_have_what_is_read(tmp_path: Path) -> None:

@@ -77,7 +77,11 @@ def test_each_second_is_labelled_and_the_majority_is_chosen(labelled_plan, tools
     assert found[1]["decided"] == pytest.approx(2 / 3)
     assert counts["sides_changed"] == counts["majority_tie"] == 1
     assert (counts["stretches"], counts["opposite_stretches"]) == (6, 2)
-    read = list(open_rows(DataConfig(source=str(rows)), kind="pairs"))
+    # Methods of whole clips see one preference and one tie; labels in time stay in both.
+    assert [row.prompt for row in open_rows(DataConfig(source=str(rows)), kind="pairs")] == ["p0"]
+    read = list(open_rows(DataConfig(source=str(rows), tie_policy="soft"), kind="pairs"))
+    assert [row.preference for row in read] == [1.0, 0.5]
+    assert [stretch.preference for stretch in stretches_of(read[1])] == [1, 0, -1]
     assert [stretch.preference for stretch in stretches_of(read[0])] == [-1, 1, 1]
     assert stretches_of(read[0])[2].end == pytest.approx(3.0)
 
@@ -196,6 +200,26 @@ def test_pairs_of_one_picture_keep_it(labelled_plan, tools_of, tmp_path):
     assert (tmp_path / "out" / record["image"]).read_bytes() == (tmp_path / "first.jpg").read_bytes()
 
 
+class AwayOnce:
+    """A function that cannot be reached at its first calls; the same reward before and after."""
+
+    waiting = 0
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, samples):
+        if AwayOnce.waiting:
+            AwayOnce.waiting -= 1
+            down(samples)
+        return self.function(samples)
+
+
+def away_once(function, waits=1):
+    AwayOnce.waiting = waits
+    return AwayOnce(function)
+
+
 def test_labels_are_made_once(labelled_plan, tools_of, tmp_path):
     CALLS.clear()
     plan = labelled_plan([((90, 10), (80, 80))])
@@ -204,6 +228,37 @@ def test_labels_are_made_once(labelled_plan, tools_of, tmp_path):
     changed = plan.model_copy(update={"segments": plan.segments.model_copy(update={"min_decided": 0.9})})
     made(changed, tmp_path / "out", tools_of(None, light=noted))
     assert len(CALLS) == before > 0
+
+
+def down(samples):
+    """A judge or a reward that is not there."""
+    del samples
+    message = "the server hung up"
+    raise ConnectionError(message)
+
+
+@pytest.mark.parametrize("by", ["reward", "judge"])
+def test_an_annotator_that_was_away_is_asked_again_and_only_then(labelled_plan, tools_of, tmp_path, by):
+    def judge(samples):
+        noted(samples)
+        return [
+            float(torch.stack(list(one.frames)).float().mean() > torch.stack(list(other)).float().mean())
+            for one in samples
+            for other in [one.extras["other"]]
+        ]
+
+    working = noted if by == "reward" else judge
+    plan = labelled_plan([((90, 80), (10, 20)), ((90, 70), (30, 20))], by=by)
+    found, counts, _ = made(plan, tmp_path / "out", tools_of(None, light=away_once(working)))
+    assert [record["prompt"] for record in found] == ["p1"]
+    assert counts["unanswered"] == 1
+    card = yaml.safe_load((tmp_path / "out/card.yaml").read_text())
+    assert card["unanswered"] == {"segments: ConnectionError: the server hung up": 1}
+    CALLS.clear()
+    found, counts, _ = made(plan, tmp_path / "out", tools_of(None, light=away_once(working, waits=0)))
+    assert [record["prompt"] for record in found] == ["p0", "p1"]
+    assert len(CALLS) == 2, "both sides, or both orders, of the pair that was not answered"
+    assert not counts["unanswered"]
 
 
 def test_a_pair_without_decided_stretches_is_left_out():

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mmalign.data.check import check
 from mmalign.data.config import DataConfig, VideoLimits
 from mmalign.data.readers import open_rows
 from mmalign.data.video_facts import look_at_clip
+from mmalign.data.video_media import decode_clip
 from mmalign.errors import ConfigError
 from mmalign.testing.clip_pairs import ClipStub, brightness, drawn, frames_in, records
 from mmalign.testing.video_families import moving_clip
@@ -367,3 +370,91 @@ def test_another_picture_makes_other_clips_and_one_that_is_gone_fails_its_clips_
 def test_plans_that_make_no_sense_are_refused(plan_of, recipe, settings, message):
     with pytest.raises(ValueError, match=message):
         plan_of(recipe, **settings)
+
+
+class Unreachable:
+    """A reward that cannot be reached for one prompt; the same reward when it can."""
+
+    prompt = None
+
+    def __call__(self, samples):
+        if any(sample.prompt == Unreachable.prompt for sample in samples):
+            message = "no answer"
+            raise TimeoutError(message)
+        return brightness(samples)
+
+
+REFUSED = []
+
+
+def refuse(samples):
+    REFUSED.append(len(samples))
+    return [math.nan for _ in samples]
+
+
+def test_scores_that_could_not_be_had_are_asked_for_again_and_nan_is_not(plan_of, tools_of, tmp_path):
+    REFUSED.clear()
+    scorers = [{"name": "own:light", "title": "light"}, {"name": "own:other", "title": "other"}]
+    plan, out = plan_of(scorers=scorers), tmp_path / "out"
+    Unreachable.prompt = PROMPTS[2]
+    tools = tools_of(ClipStub(), light=Unreachable(), other=refuse)
+    found, counts = made(plan, out, tools)
+    assert (len(found), counts["unanswered"]) == (2, 1)
+    Unreachable.prompt, asked = None, len(REFUSED)
+    again = ClipStub()
+    _, counts = made(plan, out, tools_of(again, light=Unreachable(), other=refuse))
+    assert (again.calls, len(REFUSED), counts["unanswered"]) == ([], asked, 0)
+    stored = [json.loads(line) for line in (out / "stages/scores_light.jsonl").read_text().splitlines()]
+    assert len(stored) == 3
+    assert all(None not in record["scores"] for record in stored)
+
+
+def test_a_made_clip_that_may_not_be_opened_is_no_refusal(plan_of, tools_of, tmp_path, monkeypatch):
+    plan, out = plan_of(), tmp_path / "out"
+    whole, _ = made(plan, tmp_path / "whole", tools_of(ClipStub()))
+    closed = set()
+
+    def opened(path, real=Path.open):
+        name = "/".join(path.parts[-3:])
+        if name.startswith("stages/clips/") and not closed:
+            closed.add(name)
+            raise PermissionError(13, "Permission denied")
+        return real(path, "rb")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "mmalign.video.pair_making.scoring.require_readable", lambda path: opened(path).close()
+        )
+        found, counts = made(plan, out, tools_of(ClipStub()))
+    assert (len(found), counts["unanswered"]) == (2, 1)
+    found, _ = made(plan, out, tools_of(ClipStub()))
+    assert [record["id"] for record in found] == [record["id"] for record in whole]
+
+
+def test_a_folder_of_frames_that_changed_inside_is_read_again(plan_of, tools_of, tmp_path):
+    for number in range(2):
+        folder = tmp_path / f"f{number}"
+        folder.mkdir()
+        for place in range(6):
+            Image.new("RGB", (48, 32), (40 + 20 * number + place, 0, 0)).save(folder / f"{place}.png")
+    row = {"prompt": "x", "chosen": "f0", "rejected": "f1"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    plan = plan_of("existing_clips", data={"source": str(path)})
+
+    def light():
+        (record,), _ = made(plan, tmp_path / "out", tools_of(None))
+        return record["light_chosen"]
+
+    before = light()
+    stat = (tmp_path / "f1").stat()
+    for place in range(6):
+        frame = tmp_path / "f1" / f"{place}.png"
+        Image.new("RGB", (48, 32), (240, 240, 200 + place)).save(frame)
+    os.utime(tmp_path / "f1", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = light()
+    assert after > 2 * before
+    path.write_text(json.dumps({**row, "fps": 24}))
+    (record,), _ = made(plan, tmp_path / "out", tools_of(None))
+    clip = decode_clip(str(tmp_path / "out" / record["chosen"]), where="x", limits=VideoLimits())
+    assert clip.fps == pytest.approx(24.0)

@@ -27,19 +27,20 @@ class FrameMean:
 
     Args:
         reward: of pictures.
-        count: frames that are read, at least 1; 1 reads the first.
+        count: frames that are read, at least 1; 1 reads the first, None all.
 
     Raises:
         ConfigError: a reward of something else, or no frames.
     """
 
-    def __init__(self, reward: Reward, count: int) -> None:
-        if reward.card.modality != "image" or count < 1:
+    def __init__(self, reward: Reward, count: int | None) -> None:
+        if reward.card.modality != "image" or (count is not None and count < 1):
             got = f"{count} frames, a reward of {reward.card.modality}"
             expected = "at least 1, a reward of pictures"
             raise ConfigError(explain(f"frames of {reward.card.name}", got=got, expected=expected))
         self.reward, self.count = reward, count
-        scale = f"{reward.card.scale}; mean over {count} frames".removeprefix("; ")
+        told = f"mean over {'all' if count is None else count} frames"
+        scale = f"{reward.card.scale}; {told}".removeprefix("; ")
         self._card = dataclasses.replace(reward.card, modality="video", scale=scale)
 
     @property
@@ -61,7 +62,7 @@ class FrameMean:
         """Values of the clips; a clip with a frame that cannot be scored is NaN with that frame's error.
 
         Args:
-            samples: with `video`.
+            samples: with `video`, or with its `frames`.
             batch_size: frames in one call of the reward.
         """
         outputs = self.card.outputs
@@ -96,10 +97,18 @@ class FrameMean:
         """
         from mmalign.rewards.video_files import read_frames
 
+        if sample.frames:
+            shown = [sample.frames[place] for place in self._places(len(sample.frames))]
+            return [dataclasses.replace(sample, image=frame, video=None, frames=None) for frame in shown]
         if sample.video is None:
             message = explain(f"reward {self.card.name}", got="[a sample without video]", expected="a clip")
             raise RowError(message, reason="missing_video")
-        frames = read_frames(
-            sample.video, lambda total, _: even_frames(total, min(self.count, total)).tolist()
-        )
+        frames = read_frames(sample.video, lambda total, _: self._places(total))
         return [dataclasses.replace(sample, image=frame, video=None) for frame in frames]
+
+    def _places(self, total: int) -> list[int]:
+        """Which frames of a clip are read."""
+        places: list[int] = even_frames(
+            total, total if self.count is None else min(self.count, total)
+        ).tolist()
+        return places
