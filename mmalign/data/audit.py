@@ -25,16 +25,21 @@ from mmalign.data.curation import (
     score_gaps,
 )
 from mmalign.data.media import read_media
+from mmalign.data.motion_bias import MotionBias, motion_bias
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import FieldError, RowReport, issue_of
 from mmalign.data.separability import Separability, linear_separability
+from mmalign.data.video_facts import look_at_clip, stored_fps
 from mmalign.data.video_stills import check_clip_files
-from mmalign.errors import ConfigError, RowError, TrainingError, explain
+from mmalign.errors import ConfigError, MissingExtraError, RowError, TrainingError, explain
 
 __all__ = ["AuditReport", "audit", "print_audit", "write_json_audit"]
 
 _FEATURES = (("features_chosen", "features_rejected"), ("features_a", "features_b"), ("features",))
 """Extra columns that hold feature vectors, one per candidate or a list of them."""
+
+_FRAMES_FPS = 8.0
+"""Of folders of frames whose rate nobody says: motion is then that of neighbouring frames."""
 
 
 @dataclass
@@ -49,6 +54,7 @@ class AuditReport:
         length: length bias; None when every pair is a tie.
         scores: score gaps; None without scores.
         separability: None without features.
+        motion: of both sides of pairs of clips; None for other media.
         notes: what stands out, and what could not be computed, in sentences.
         ok: whether the share of bad rows is below the limit.
     """
@@ -60,6 +66,7 @@ class AuditReport:
     length: LengthBias | None = None
     scores: ScoreGaps | None = None
     separability: Separability | None = None
+    motion: MotionBias | None = None
     notes: list[str] = field(default_factory=list)
     ok: bool = True
 
@@ -67,7 +74,8 @@ class AuditReport:
 def audit(config: DataConfig, *, features: str | None = None, num_folds: int = 5) -> AuditReport:
     """Read every row of a data set and report what its preferences are like.
 
-    Rankings count as all their pairs. Media are read and compared by content, not decoded. Set
+    Rankings count as all their pairs. Media are read and compared by content, not decoded; but clips are, to
+    see how much they move, where a row's `motion_chosen` and `motion_rejected` do not say it. Set
     `tie_policy: soft` to see ties.
 
     Args:
@@ -91,10 +99,12 @@ def audit(config: DataConfig, *, features: str | None = None, num_folds: int = 5
         examples={reason: list(messages) for reason, messages in table.report.examples.items()},
     )
     rows, vectors, lengths = [], [], {}
+    motions = _Motions(config)
     for index, row in _readable(table, report):
         try:
             light, measured = _light(row, config)
             pair = _feature_pair(table, index, row, names) if names else None
+            motions.look(row, light, turned=table.is_turned(index))
         except RowError as error:
             report.add_bad(issue_of(error, row.source))
             continue
@@ -114,7 +124,9 @@ def audit(config: DataConfig, *, features: str | None = None, num_folds: int = 5
         consistency=consistency(rows, key=_key_of),
         length=length_bias(decided, length=lambda it: lengths[_key_of(it)]) if decided else None,
         scores=score_gaps(rows),
+        motion=motion_bias(motions.records),
     )
+    found.notes += motions.notes
     if names:
         _separate(found, rows, vectors, num_folds)
     found.notes += _notes(found)
@@ -174,6 +186,60 @@ def _light(row: PreferenceRow, config: DataConfig) -> tuple[PreferenceRow, dict[
         lengths[key] = default_length(candidate)
         candidates.append(Candidate(id=key, reward=candidate.reward))
     return replace(row, candidates=tuple(candidates), extras={}), lengths
+
+
+# ------------------------------------------------------------------------------------------------ motion
+
+
+class _Motions:
+    """How much the two sides of pairs of clips move; every clip is decoded once.
+
+    Args:
+        config: with limits of clips.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._known: dict[str, float] = {}
+        self.records: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def look(self, row: PreferenceRow, light: PreferenceRow, *, turned: bool) -> None:
+        """Keep the motion of a decided pair.
+
+        Args:
+            row: as it was read.
+            light: the same with hashes in place of media.
+            turned: whether its columns belong to the candidates the other way round.
+
+        Raises:
+            RowError: a clip cannot be decoded.
+        """
+        clips = [candidate.video for candidate in row.candidates]
+        if row.preference == 0.5 or len(clips) != 2 or None in clips or self.notes:
+            return
+        given = [row.extras.get(f"motion_{side}") for side in ("chosen", "rejected")]
+        sides = [float(value) for value in given if isinstance(value, int | float)]
+        if len(sides) == 2:
+            sides = sides[::-1] if turned else sides
+        else:
+            try:
+                sides = [
+                    self._motion(row, number, _key_of(one)) for number, one in enumerate(light.candidates)
+                ]
+            except MissingExtraError as error:
+                self.notes.append(f"How much clips move was not measured: {error}")
+                return
+        self.records.append({"prompt": row.prompt, "motion_chosen": sides[0], "motion_rejected": sides[1]})
+
+    def _motion(self, row: PreferenceRow, number: int, key: str) -> float:
+        clip = row.candidates[number].video
+        if key not in self._known and clip is not None:
+            limits = self._config.video
+            fps = stored_fps(row) or limits.frames_fps or _FRAMES_FPS
+            where = f"{row.source} candidate {number}"
+            self._known[key] = look_at_clip(clip, where=where, limits=limits, stored_fps=fps).motion
+        return self._known[key]
 
 
 # ------------------------------------------------------------------------------------------------ features
@@ -280,12 +346,16 @@ def _notes(found: AuditReport) -> list[str]:
             "Features alone tell chosen from rejected on unseen prompts, beyond the shuffled control: check "
             "that they see quality and not where a response came from."
         )
+    if found.motion is not None:
+        verdict = found.motion.verdict
+        notes.append(f"{verdict[:1].upper()}{verdict[1:]}{'' if verdict.endswith('.') else '.'}")
     return notes
 
 
 def _facts(found: AuditReport) -> list[tuple[str, str]]:
     """Name and value of everything worth a line."""
     same, length, scores, apart = found.consistency, found.length, found.scores, found.separability
+    motion = found.motion
     lines = [
         ("recognised", found.layout),
         ("pairs", f"{same.pairs} of {same.prompts} prompts"),
@@ -312,6 +382,15 @@ def _facts(found: AuditReport) -> list[tuple[str, str]]:
         lines += [
             ("score gap at 0, 10, 50, 90, 100 %", f"{shown} ({scores.scored} scored pairs)"),
             ("scores against the label", f"{scores.disagree.describe()}, equal {scores.equal:.3f}"),
+        ]
+    if motion is not None:
+        lines += [
+            (
+                "motion, of 1 within 1/8 s",
+                f"chosen {motion.chosen:.4f}, rejected {motion.rejected:.4f}, difference "
+                f"{motion.difference.describe(4)}",
+            ),
+            ("livelier clip chosen", f"{motion.livelier.describe()} of {motion.pairs} pairs"),
         ]
     if apart is not None:
         lines += [
@@ -354,6 +433,7 @@ def write_json_audit(found: AuditReport) -> None:
         "consistency": asdict(found.consistency),
         "length": None if found.length is None else asdict(found.length) | {"biased": found.length.biased},
         "scores": None if found.scores is None else asdict(found.scores),
+        "motion": None if found.motion is None else found.motion.as_dict(),
         "separability": None
         if found.separability is None
         else asdict(found.separability) | {"separable": found.separability.separable},

@@ -252,11 +252,11 @@ def check(
 def _advice(config: DataConfig, table: RowTable) -> list[str]:
     found = []
     ties = table.report.dropped.get("tie", 0)
-    labelled = any("segment_labels" in part.records.columns for part in table.parts)
+    labelled = any({"segment_labels", "segments"} & set(part.records.columns) for part in table.parts)
     if ties and labelled:
         found.append(
-            f"{ties} ties are dropped, and with them their labels of segments, which may be decided: "
-            "tie_policy soft keeps them for methods of segments."
+            f"{ties} pairs are ties as wholes and are dropped; methods that read their labels in time keep "
+            "them."
         )
     elif ties:
         found.append(

@@ -34,7 +34,7 @@ from mmalign.data.video_stills import clip_contents
 from mmalign.data.video_timeline import Timeline, sampled_places
 from mmalign.errors import RowError, explain
 
-__all__ = ["LookedAtClip", "VideoFacts", "clip_digest", "look_at_clip"]
+__all__ = ["LookedAtClip", "VideoFacts", "clip_digest", "look_at_clip", "stored_fps"]
 
 _PLACES = 8
 """Moments of a clip at which its motion is measured."""
@@ -189,9 +189,7 @@ class VideoFacts:
             where = f"{row.source} candidate {number}"
             if self.decode:
                 looked.append(
-                    look_at_clip(
-                        candidate.video, where=where, limits=self.limits, stored_fps=_stored_fps(row)
-                    )
+                    look_at_clip(candidate.video, where=where, limits=self.limits, stored_fps=stored_fps(row))
                 )
             digests.append(_digest(candidate.video, where))
         if looked:
@@ -314,8 +312,8 @@ class VideoFacts:
         return [(float(getattr(a.shown, name)), float(getattr(b.shown, name))) for a, b in self.pairs]
 
 
-def _stored_fps(row: PreferenceRow) -> float | None:
-    """Frames per second that a row says."""
+def stored_fps(row: PreferenceRow) -> float | None:
+    """Frames per second that a row's own column says; None where it says none."""
     found = row.extras.get("fps")
     if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < float("inf"):
         return float(found)

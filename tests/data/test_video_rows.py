@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmalign.cli.main import main
 from mmalign.data import open_rows
-from mmalign.data.audit import audit
+from mmalign.data.audit import audit, print_audit
 from mmalign.data.check import check
 from mmalign.data.config import VideoLimits
 from mmalign.data.convert import convert
@@ -18,6 +19,7 @@ from mmalign.data.labels import preference_from_signed
 from mmalign.data.segments import FrameGrid, frame_preferences, stretches_of
 from mmalign.data.video_facts import clip_digest
 from mmalign.data.video_media import decode_clip
+from mmalign.data.video_writers import encode_clip
 from mmalign.errors import ConfigError, RowError
 from mmalign.testing.clips import clip, frames_of, numbers, sound_alone
 
@@ -435,7 +437,9 @@ def test_check_says_that_ties_may_have_decided_segments(files, write_lines, conf
     files("a.mp4", "b.mp4")
     clips = {"prompt": "x", "video_0": "a.mp4", "video_1": "b.mp4", "segment_seconds": 0.35}
     path = write_lines([clips | {"segment_labels": labels} for labels in ([1, -1], [1, 0])])
-    assert any("their labels of segments" in line for line in check(config_of(path)).advice)
+    assert any(
+        "methods that read their labels in time keep" in line for line in check(config_of(path)).advice
+    )
 
 
 def test_check_without_decoding_reads_bytes_alone(mixed, config_of):
@@ -459,6 +463,36 @@ def test_audit_takes_clips_and_folders_of_frames(files, folder, write_lines, con
     assert (found.read.kept, found.read.bad) == (3, {"missing_file": 1})
     assert found.consistency.contradictory == 1
     assert found.length.unit == "encoded bytes"
+
+
+def moved(step, first=0):
+    """A clip whose bar moves by `step` pixels a frame."""
+    frames = torch.zeros(9, 3, 32, 48, dtype=torch.uint8)
+    for place in range(9):
+        frames[place, :, :, (first + step * place) % 48] = 250
+    return encode_clip(frames, 8.0, container="mkv")
+
+
+def test_audit_says_whether_the_chosen_side_moves_less(tmp_path, write_lines, config_of, capsys):
+    for number in range(12):
+        (tmp_path / f"c{number}.mkv").write_bytes(moved(0, number))
+        (tmp_path / f"r{number}.mkv").write_bytes(moved(3, number))
+    records = [
+        {"prompt": f"p{number}", "chosen_video": f"c{number}.mkv", "rejected_video": f"r{number}.mkv"}
+        for number in range(12)
+    ]
+    found = audit(config_of(write_lines(records)))
+    assert (found.motion.pairs, found.motion.chosen) == (12, 0.0)
+    assert found.motion.rejected > 0.01
+    assert any(note.startswith("Warning: the chosen side moves less") for note in found.notes)
+    print_audit(found)
+    shown = capsys.readouterr().out
+    assert "motion, of 1 within 1/8 s" in shown
+    assert "livelier clip chosen" in shown
+    # What rows say of it is taken, for the side that it belongs to: these labels turn every pair round.
+    told = [{**record, "motion_chosen": 0.4, "motion_rejected": 0.1, "preference": 0} for record in records]
+    turned = audit(config_of(write_lines(told))).motion
+    assert (turned.chosen, turned.rejected) == (pytest.approx(0.1), pytest.approx(0.4))
 
 
 @pytest.mark.parametrize("to", ["jsonl", "folders"])
@@ -529,3 +563,30 @@ def test_pairs_are_derived_of_ranked_clips(files, folder, write_lines, config_of
     assert [first_frames(row) for row in rows] == [[1, 2], [1, 0]]
     assert all(Path(row.images[0]).suffix == ".png" for row in rows)
     assert check(config_of(tmp_path / "out"), decode="all").ok
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_rated_clips_of_one_prompt_meet_only_where_they_go_on_from_one_picture(
+    files, write_lines, write_parquet, config_of, tmp_path, inside
+):
+    files("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4")
+    rated = [("a", 1, "i"), ("b", 3, "j"), ("c", 2, "i"), ("d", 1, "j"), ("e", 9, "k")]
+    for place, name in enumerate("ijk"):
+        Image.new("RGB", (8, 8), (80 * place, 0, 0)).save(tmp_path / f"{name}.png")
+
+    def picture(name):
+        return {"bytes": (tmp_path / f"{name}.png").read_bytes(), "path": None} if inside else f"{name}.png"
+
+    records = [
+        {"prompt": "x", "video": f"{clip}.mp4", "score": score, "image": picture(name)}
+        for clip, score, name in rated
+    ]
+    path = write_parquet(records) if inside else write_lines(records)
+    table = open_rows(config_of(path, source={"lists": "pairs"}), kind="pairs")
+    assert [names_of(row) for row in table] == [["c.mp4", "a.mp4"], ["b.mp4", "d.mp4"]]
+    read = [
+        row.images[0] if isinstance(row.images[0], bytes) else Path(row.images[0]).read_bytes()
+        for row in table
+    ]
+    assert read == [(tmp_path / f"{name}.png").read_bytes() for name in "ij"]
+    assert table.report.dropped["single_candidate"] == 1
