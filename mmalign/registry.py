@@ -46,7 +46,7 @@ KINDS: dict[str, Kind] = {
         ),
         attribute="FAMILY",
     ),
-    "rewards": Kind(packages=("mmalign.rewards.catalogue",), attribute=""),
+    "rewards": Kind(packages=("mmalign.rewards.catalogue", "mmalign.evals.video.scorers"), attribute=""),
     "benchmarks": Kind(packages=("mmalign.evals.benchmarks",), attribute="BENCHMARK"),
 }
 

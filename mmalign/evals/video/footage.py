@@ -11,10 +11,10 @@ from mmalign.data.config import VideoLimits
 from mmalign.data.video_media import decode_clip
 from mmalign.errors import ConfigError, explain
 
-__all__ = ["Footage", "file_of", "read_footage"]
+__all__ = ["FRAMES_FPS", "Footage", "file_of", "read_footage"]
 
 _LIMITS = VideoLimits(min_seconds=0.0, min_side=1, max_aspect_ratio=64.0)
-_FRAMES_FPS = 8.0
+FRAMES_FPS = 8.0
 """Of folders of frames: VBench takes them for thinned already."""
 
 
@@ -47,7 +47,7 @@ def read_footage(media: str | Path | bytes) -> Footage:
     """
     where = "a clip" if isinstance(media, bytes) else str(media)
     given = media if isinstance(media, bytes) else str(media)
-    clip = decode_clip(given, where=where, limits=_LIMITS, stored_fps=_FRAMES_FPS)
+    clip = decode_clip(given, where=where, limits=_LIMITS, stored_fps=FRAMES_FPS)
     return Footage(clip.frames, clip.fps)
 
 

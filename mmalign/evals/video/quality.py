@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmalign.errors import CheckpointError, ConfigError, explain
-from mmalign.evals.video.vision_reward import CAVEAT, load_vision_reward
+from mmalign.evals.video.vision_reward import CAVEAT
 from mmalign.rewards import loading
 from mmalign.rewards.base import Reward
 from mmalign.rewards.frame_mean import FrameMean
@@ -114,8 +114,6 @@ def _load(name: str, folder: str | None, *, device: str | torch.device, dtype: t
     if name in MISSING:
         message = explain(f"reward {name}", got="[not to be had here]", expected="another", do=MISSING[name])
         raise CheckpointError(message)
-    if name == "visionreward_video":
-        return load_vision_reward(folder, device=device, dtype=dtype)
     if ":" in name:
         return loading.load(name)
     return loading.load(name, weights=folder, device=device, dtype=dtype)
