@@ -27,6 +27,7 @@ from mmalign.cli import (
     implicit_accuracy,
     judging,
     pairs,
+    planning,
     probes,
     rewards,
 )
@@ -258,6 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_train(commands)
+    planning.add_command(commands, _calls("mmalign.cli.planning:main"))
     _add_sample(commands)
     evals.add_command(commands, _calls("mmalign.evals.harness:main"))
     implicit_accuracy.add_command(commands, _calls("mmalign.cli.implicit_accuracy:main"))

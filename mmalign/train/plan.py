@@ -158,7 +158,9 @@ def memory_estimate(
         MemoryItem(
             f"optimiser state ({config.train.optimizer})",
             optimizer_state_bytes(trainables, config.train.optimizer or "adamw"),
-            "rows and columns; of 3 x 3 kernels two thirds" if config.train.optimizer == "adafactor" else "",
+            "sums of rows and columns; of 3 x 3 convolutions two thirds remain"
+            if config.train.optimizer == "adafactor"
+            else "",
         )
     )
     if config.train.ema_decay is not None:

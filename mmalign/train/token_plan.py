@@ -1,5 +1,6 @@
 """The plan of a run that trains a language model: shapes from its configs, lengths from its data."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from mmalign import objectives, registry
 from mmalign.batch import PreferenceRow
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.errors import MmalignError, RowError
-from mmalign.train.adapters import attach
+from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import DTYPES, reference_kind
 from mmalign.train.plan import (
@@ -25,14 +26,51 @@ from mmalign.train.steps import with_steps
 from mmalign.train.token_sections import AnswerRolloutConfig, tokens_of
 from mmalign.train.token_supply import OF_THE_ROW
 
-__all__ = ["plan_dialogues"]
+__all__ = ["OutlinedRun", "opened_rows", "outline_dialogues", "plan_dialogues"]
 
 _LOOKED_AT = 24
 """Rows of the data, evenly spread, whose longest are counted."""
 
 
-def plan_dialogues(run: ResolvedRun) -> Plan:
-    """What a run would train and need, without loading its weights.
+@dataclass(frozen=True)
+class OutlinedRun:
+    """A run of a language model as shapes.
+
+    Args:
+        run: with the steps that follow from its data, where those are at hand.
+        outline: of the model.
+        trainables: of its network.
+        batch: a micro-batch of its longest rows.
+        frozen_bytes: of the weights as they are loaded; None where all train.
+        notes: what was assumed.
+    """
+
+    run: ResolvedRun
+    outline: Any
+    trainables: Trainables
+    batch: Any
+    frozen_bytes: int | None
+    notes: list[str]
+
+    def forward(self, network: nn.Module) -> torch.Tensor:
+        """Hidden states of the scored tokens."""
+        dtype = DTYPES[self.run.config.train.mixed_precision]
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16):
+            states: torch.Tensor = network(self.batch.inputs)
+        return states
+
+    def held(self) -> list[MemoryItem]:
+        """What a pass holds besides activations."""
+        return [
+            MemoryItem("attention masks", self.outline.mask_bytes(self.batch), "packed rows"),
+            MemoryItem(
+                "logits, one tile", self.outline.tile_bytes(self.batch), "however long the answers are"
+            ),
+        ]
+
+
+def outline_dialogues(run: ResolvedRun) -> OutlinedRun:
+    """A run as shapes, without loading its weights.
 
     Lengths are those of rows of its data where they can be opened, else of a made-up dialogue.
 
@@ -41,7 +79,7 @@ def plan_dialogues(run: ResolvedRun) -> Plan:
     """
     train, layout = run.config.train, layout_of(run)
     outline = _outline(run)
-    table, notes = _opened(run)
+    table, notes = opened_rows(run)
     if table is not None:
         run = with_steps(run, num_rows=len(table), effective_batch=layout.effective_batch)
         notes.append(f"{run.config.train.steps} optimiser steps over {len(table)} rows")
@@ -65,32 +103,33 @@ def plan_dialogues(run: ResolvedRun) -> Plan:
         trains=outline.trains,
     )
     batch = outline.batch(rows or [outline.example_row()], train.batch_size, made_up=not rows)
-    dtype = DTYPES[train.mixed_precision]
+    where = f"the longest of {len(rows)} rows of the data" if rows else "a made-up dialogue"
+    told = [f"counted for {where}: {batch}", *outline.notes, *notes, *_assumptions(run, outline)]
+    return OutlinedRun(run, outline, trainables, batch, frozen, told)
 
-    def forward(network: nn.Module) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16):
-            states: torch.Tensor = network(batch.inputs)
-        return states
 
+def plan_dialogues(run: ResolvedRun) -> Plan:
+    """What a run would train and need, without loading its weights.
+
+    Raises:
+        ConfigError: as `outline_dialogues`.
+    """
+    outlined = outline_dialogues(run)
+    run = outlined.run
     memory = memory_estimate(
         run,
-        trainables,
+        outlined.trainables,
         encoders={},
-        activation_bytes=saved_activation_bytes(trainables.network, forward),
+        activation_bytes=saved_activation_bytes(outlined.trainables.network, outlined.forward),
         reference_kind=reference_kind(run),
-        frozen_bytes=frozen,
+        frozen_bytes=outlined.frozen_bytes,
     )
-    memory += [
-        MemoryItem("attention masks", outline.mask_bytes(batch), "packed rows"),
-        MemoryItem("logits, one tile", outline.tile_bytes(batch), "however long the answers are"),
-    ]
-    where = f"the longest of {len(rows)} rows of the data" if rows else "a made-up dialogue"
     return Plan(
         run=run,
-        trainables=trainables,
-        derived=derived_values(run, layout, None),
-        memory=[item for item in memory if item.num_bytes],
-        notes=[f"counted for {where}: {batch}", *outline.notes, *notes, *_assumptions(run, outline)],
+        trainables=outlined.trainables,
+        derived=derived_values(run, layout_of(run), None),
+        memory=[item for item in [*memory, *outlined.held()] if item.num_bytes],
+        notes=outlined.notes,
     )
 
 
@@ -106,8 +145,8 @@ def _outline(run: ResolvedRun) -> Any:
     )
 
 
-def _opened(run: ResolvedRun) -> tuple[RowTable | None, list[str]]:
-    """The run's rows; None, and why, where they cannot be opened here."""
+def opened_rows(run: ResolvedRun) -> tuple[RowTable | None, list[str]]:
+    """The run's rows and no note; None, and why, where they cannot be opened here."""
     try:
         return open_rows(run.config.data, kind=run.method.data), []
     except MmalignError as error:

@@ -5,7 +5,7 @@ follows from them, memory and time, is arithmetic on these.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ from mmalign.train.planning.outline import Outline, encoding_inputs, outline_of
 from mmalign.train.planning.trace import Kernel, Pass, trace_pass
 from mmalign.train.rollout_memory import memory_of_rollouts, rows_with_gradient
 from mmalign.train.rollouts import is_online
+from mmalign.train.token_plan import OutlinedRun, outline_dialogues
+from mmalign.train.token_sections import tokens_of
 
-__all__ = ["Counted", "Encoding", "count_media", "num_candidates", "num_passes"]
+__all__ = ["Counted", "Encoding", "count", "count_media", "num_candidates", "num_passes"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Counted:
         more: memory that is there all the time: masks, tiles of logits, queues.
         frozen_bytes: of frozen weights where they are held narrower than they are counted.
         elements: of one sample's latents; None of language models.
+        once: further operations of a micro-step: the vision tower.
         notes: what was assumed.
     """
 
@@ -69,6 +72,7 @@ class Counted:
     more: Sequence[MemoryItem] = ()
     frozen_bytes: int | None = None
     elements: int | None = None
+    once: tuple[Kernel, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -87,6 +91,70 @@ def num_passes(run: ResolvedRun, counted: Counted) -> int:
     if not run.config.train.split_backward or counted.encoding is None:
         return 1
     return max(1, -(-num_candidates(run) * run.config.train.batch_size // counted.rows))
+
+
+def count(run: ResolvedRun, *, device_type: str, reward_bytes: int | None = None) -> Counted:
+    """Play a step of a run through on shapes, whatever its model makes.
+
+    Args:
+        run: resolved.
+        device_type: whose rules autocast follows: "cuda" or "cpu".
+        reward_bytes: of what scores the run's samples; None: none, or not known.
+
+    Raises:
+        ConfigError: the model's settings cannot be read, or an adapter fits nothing.
+    """
+    if tokens_of(run.config) is not None:
+        return count_dialogues(run, device_type=device_type)
+    return count_media(run, device_type=device_type, reward_bytes=reward_bytes)
+
+
+def count_dialogues(run: ResolvedRun, *, device_type: str) -> Counted:
+    """Play a step of a language model through on shapes; arguments and errors as `count`."""
+    outlined = outline_dialogues(run)
+    network = outlined.trainables.network.to("meta")
+    half = DTYPES[run.config.train.mixed_precision]
+    autocast = None if half is torch.float32 else half
+    policy = trace_pass(network, outlined.forward, autocast=autocast, device_type=device_type)
+    with switched_off(outlined.trainables.layers):
+        reference = trace_pass(
+            network,
+            outlined.forward,
+            is_trained=False,
+            autocast=autocast,
+            device_type=device_type,
+            keeps_casts=False,
+        )
+    head = outlined.outline.network.model.get_output_embeddings().weight
+    scored = int(outlined.batch.inputs.place.shape[0])
+    narrow = half is not torch.float32
+    size = head.numel() * head.element_size()
+    logits = Kernel(2 * scored * head.numel(), size, narrow, "forward")
+    back = Kernel(2 * scored * head.numel(), size, narrow, "backward")
+    # Backward the logits are made again, tile by tile, before their gradient goes on to the states.
+    policy = replace(policy, kernels=(*policy.kernels, logits, back, back))
+    reference = replace(reference, kernels=(*reference.kernels, logits))
+    return Counted(
+        trainables=outlined.trainables,
+        rows=len(outlined.batch.lengths),
+        policy=policy,
+        reference=reference,
+        encoding=None,
+        more=[item for item in outlined.held() if item.num_bytes],
+        frozen_bytes=outlined.frozen_bytes,
+        once=_tower(outlined, narrow=narrow),
+        notes=outlined.notes,
+    )
+
+
+def _tower(outlined: OutlinedRun, *, narrow: bool) -> tuple[Kernel, ...]:
+    """The vision tower by its weights: every matrix, once per visual token of the micro-batch."""
+    tokens, part_of = int(outlined.batch.visual), outlined.outline.traits.part_of
+    return tuple(
+        Kernel(2 * value.numel() * tokens, value.numel() * value.element_size(), narrow, "forward")
+        for name, value in outlined.outline.network.named_parameters()
+        if tokens and value.ndim >= 2 and "lora" not in name and part_of(name) == "vision"
+    )
 
 
 def count_media(run: ResolvedRun, *, device_type: str, reward_bytes: int | None = None) -> Counted:

@@ -71,24 +71,26 @@ class Device:
         return 0 if self.memory is None else CONTEXT + int(FRAGMENTS * peak)
 
 
-def _card(name: str, gigabytes: int, half: float, full: float, bandwidth: float, source: str) -> Device:
-    return Device(name, gigabytes * 10**9, half * 1e12, full * 1e12, bandwidth * 1e9, source=source)
+def _card(name: str, mebibytes: int, half: float, full: float, bandwidth: float, source: str) -> Device:
+    return Device(name, mebibytes * 2**20, half * 1e12, full * 1e12, bandwidth * 1e9, source=source)
 
 
 _NVIDIA = "NVIDIA's data sheet, dense"
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _card("h100", 80, 989, 494, 3350, f"{_NVIDIA}: H100 SXM"),
-        _card("h200", 141, 989, 494, 4800, f"{_NVIDIA}: H200 SXM"),
-        _card("a100-80gb", 80, 312, 156, 2039, f"{_NVIDIA}: A100 SXM 80 GB"),
-        _card("a100-40gb", 40, 312, 156, 1555, f"{_NVIDIA}: A100 SXM 40 GB"),
-        _card("4090", 24, 165, 82.6, 1008, "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation"),
-        _card("3090", 24, 71, 35.6, 936, "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation"),
-        _card("l40s", 48, 362, 183, 864, f"{_NVIDIA}: L40S"),
+        _card("h100", 81559, 989, 494, 3350, f"{_NVIDIA}: H100 SXM"),
+        _card("h200", 143771, 989, 494, 4800, f"{_NVIDIA}: H200 SXM"),
+        _card("a100-80gb", 81920, 312, 156, 2039, f"{_NVIDIA}: A100 SXM 80 GB"),
+        _card("a100-40gb", 40960, 312, 156, 1555, f"{_NVIDIA}: A100 SXM 40 GB"),
+        _card("4090", 24564, 165, 82.6, 1008, "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation"),
+        _card(
+            "3090", 24576, 71, 35.6, 936, "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation"
+        ),
+        _card("l40s", 46068, 362, 183, 864, f"{_NVIDIA}: L40S"),
     )
 }
-"""By name. Memory is in GB of 10^9 bytes as cards are sold; a card of 24 has a little more."""
+"""By name. Memory is what the driver reports; an L40S keeps a part of its 48 GB for error correction."""
 
 
 def device_of(text: str, *, memory: int | None = None) -> Device:
@@ -136,11 +138,11 @@ def _with(device: Device, key: str, value: str, text: str) -> Device:
     raise ConfigError(message)
 
 
-_UNITS = {"gib": 2**30, "mib": 2**20, "tb": 10**12, "gb": 10**9, "mb": 10**6, "g": 10**9, "m": 10**6, "b": 1}
+_UNITS = {"gib": 2**30, "mib": 2**20, "gb": 2**30, "mb": 2**20, "g": 2**30, "m": 2**20}
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a text such as `24GB` (10^9), `24GiB` (2^30) or `24` (GB).
+    """Bytes of a size of memory: `24GB`, `24GiB` and `24` are 24 x 2^30, as cards are sold.
 
     Raises:
         ConfigError: it is no size.
@@ -149,9 +151,8 @@ def parse_bytes(text: str) -> int:
     unit = next((name for name in _UNITS if word.endswith(name)), "")
     try:
         size = float(word.removesuffix(unit)) * _UNITS[unit or "gb"]
-    except ValueError as error:
+    except ValueError:
         size = -1.0
-        del error
     if not size > 0:
         raise ConfigError(explain("size", got=text, expected="a size such as 24GB or 40GiB"))
     return int(size)

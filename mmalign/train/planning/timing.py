@@ -77,6 +77,9 @@ def step_time(run: ResolvedRun, counted: Counted, device: Device) -> StepTime:
         media = 0 if encoding.media is None else encoding.media.flops
         flops += prompts * num_candidates(run) * media / encoding.at_once
         flops += prompts * sum(kernel.flops for kernel in encoding.text)
+    if counted.once:
+        parts["vision tower"] = micro * seconds_of(counted.once, device)
+        flops += micro * sum(kernel.flops for kernel in counted.once)
     if _scores_reference(run):
         parts["reference"] = prompts * reference_seconds(run, counted, device)
         flops += micro * passes * counted.reference.flops
