@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mmalign.audio.trained import load_base, load_trained
-from mmalign.data.audio_media import DecodedAudio
+from mmalign.diffusion.reopening import check_one_of
 from mmalign.diffusion.sampling import read_prompts
-from mmalign.errors import ConfigError, explain
 from mmalign.files import atomic_write
 from mmalign.train.sample_sounds import sound_page, write_sounds
 
@@ -48,30 +46,18 @@ def main(
     Raises:
         ConfigError: not exactly one of a model and a run is given, or there are no prompts.
     """
-    if (model is None) == (run is None):
-        got = "both" if run is not None else "neither"
-        raise ConfigError(explain("mmalign sample", got=got, expected="one of --model and --run"))
+    check_one_of(model, run)
     lines = read_prompts(prompts, prompts_file)
     loaded = load_trained(run, device=device) if run is not None else load_base(str(model), device=device)
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "num_steps": loaded.num_steps if steps is None else steps,
-        "guidance_scale": loaded.guidance_scale if guidance_scale is None else guidance_scale,
-        "copies": num_images,
-    }
-    made: dict[str, list[DecodedAudio]] = {}
-    with loaded.base_weights():
-        made["base"] = loaded.model.sample(lines, **settings)
-    if run is not None:
-        made["tuned"] = loaded.model.sample(lines, **settings)
+    settings = loaded.sampler_settings(
+        seed=seed, steps=steps, guidance_scale=guidance_scale, copies=num_images
+    )
+    made = loaded.base_and_tuned(lambda _: loaded.model.sample(lines, **settings))
     columns = {
         name: list(zip(write_sounds(output / name, sounds), sounds, strict=True))
         for name, sounds in made.items()
     }
     captions = [line for line in lines for _ in range(num_images)]
-    title = (
-        str(model) if run is None else f"{loaded.config.method}, step {loaded.step}" if loaded.config else ""
-    )
-    atomic_write(output / PAGE, sound_page(title, captions, columns, output))
+    atomic_write(output / PAGE, sound_page(loaded.title, captions, columns, output))
     print(f"{len(captions)} sounds per model, seed {seed}: {output / PAGE}")
     return 0

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from mmalign.diffusion.pipeline_parts import OpenSource, SettingsSource
+from mmalign.diffusion.opened_family import OpenSource
+from mmalign.diffusion.pipeline_parts import SettingsSource
 from mmalign.diffusion.pipeline_parts import pipeline_opener as opener
 
 __all__ = ["AudioPipelineSource", "pipeline_opener"]

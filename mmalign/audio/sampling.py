@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmalign.data.audio_media import DecodedAudio
-from mmalign.diffusion.guided import denoised_latents, evaluating
-from mmalign.diffusion.sampling import initial_noise
-from mmalign.errors import ConfigError, explain
-from mmalign.seeding import generator_for
+from mmalign.diffusion.clip_sampling import check_one_each, latents_of_prompts
+from mmalign.diffusion.sampling import evaluating
 
 if TYPE_CHECKING:
     from mmalign.audio.family import AudioModel
@@ -55,41 +53,25 @@ def generate(
         ConfigError: another number of negative prompts or keys than prompts, or a duration that the model
             cannot make.
     """
-    for name, given in (("keys", keys), ("negative_prompts", negative_prompts)):
-        if given is not None and len(given) != len(prompts):
-            message = explain(name, got=f"{len(given)} for {len(prompts)} prompts", expected="one per prompt")
-            raise ConfigError(message)
+    check_one_each(prompts, keys=keys, negative_prompts=negative_prompts)
     shape = model.latent_shape if duration is None else model.latent_shape_of(duration)
     seconds = model.duration if duration is None else duration
     num_samples = round(seconds * model.sampling_rate)
-    names = range(len(prompts)) if keys is None else keys
-    against = None if negative_prompts is None else list(negative_prompts)
-    jobs = [(number, copy) for number in range(len(prompts)) for copy in range(copies)]
-    half = model.dtype in (torch.float16, torch.bfloat16)
     found: list[DecodedAudio] = []
     with evaluating(model.bare_network), model.asked_for(seconds):
-        for first in range(0, len(jobs), batch_size):
-            part = jobs[first : first + batch_size]
-            drawn = [(names[number], copy) for number, copy in part]
-            texts = [prompts[number] for number, _ in part]
-            conditioning = model.prompt_conditioning(texts).rows(1)
-            contrast = None
-            if guidance_scale > 1:
-                negatives = None if against is None else [against[number] for number, _ in part]
-                contrast = model.contrast_conditioning(texts, negatives).rows(1)
-            start = torch.stack([initial_noise(shape, seed=seed, prompt=n, copy=c) for n, c in drawn])
-            with torch.autocast(model.device.type, dtype=model.dtype, enabled=half):
-                latents = denoised_latents(
-                    model,
-                    start.to(model.codec.wide),
-                    conditioning,
-                    contrast,
-                    scheduler=model.sampler(scheduler),
-                    num_steps=num_steps,
-                    guidance_scale=guidance_scale,
-                    # Samplers that add noise on the way draw it per clip too.
-                    generators=[generator_for(seed, "sample_path", *job) for job in drawn],
-                )
+        for latents, _ in latents_of_prompts(
+            model,
+            prompts,
+            shape=shape,
+            seed=seed,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            batch_size=batch_size,
+            copies=copies,
+            keys=keys,
+            negative_prompts=negative_prompts,
+        ):
             waves = model.decode_waveforms(latents)[..., :num_samples].float().cpu()
             found += [DecodedAudio(wave.clone(), model.sampling_rate) for wave in waves]
     return found

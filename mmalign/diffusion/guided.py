@@ -5,8 +5,7 @@ that it does not depend on its neighbours, whatever the model, the batch or the 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from mmalign.diffusion.reward_guidance import Guide as RewardGuide
 from mmalign.diffusion.reward_guidance import guided_denoiser
 from mmalign.diffusion.sampling import scheduler_for
 
-__all__ = ["Guide", "GuidedModel", "denoised_latents", "evaluating", "plain_guide"]
+__all__ = ["Guide", "GuidedModel", "denoised_latents", "plain_guide"]
 
 Guide = Callable[[Tensor, Tensor], Tensor]
 """`guide(prompted, without)`: what the sampler is given in the place of the two predictions."""
@@ -69,17 +68,6 @@ class GuidedModel(DiffusionModel):
         del timestep
         network: nn.Module = self.bare_network
         return network
-
-
-@contextmanager
-def evaluating(network: Any) -> Iterator[None]:
-    """A network in evaluation mode meanwhile."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
 
 
 def _with_contrast(

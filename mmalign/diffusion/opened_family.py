@@ -1,18 +1,22 @@
 """What the registry finds under the name of a family whose checkpoints a function of its own opens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
 from mmalign.diffusion.encoding import MediaSection
+from mmalign.diffusion.loading import PartSource
 from mmalign.diffusion.model import DiffusionModel
-from mmalign.diffusion.pipeline_parts import OpenSource
 
 if TYPE_CHECKING:
     from mmalign.train.sections import ModelConfig
 
-__all__ = ["OpenedFamily"]
+__all__ = ["OpenSource", "OpenedFamily"]
+
+OpenSource = Callable[..., PartSource]
+"""`open_source(source, *, revision, variant, config_source)`: the parts of a checkpoint."""
 
 Model = TypeVar("Model", bound=DiffusionModel)
 

@@ -13,12 +13,10 @@ import torch
 from mmalign.diffusion.export import merged_network
 from mmalign.diffusion.loading import HUB_ADVICE, PartSource, PipelineSource, told_as_settings
 from mmalign.diffusion.model import DiffusionModel
+from mmalign.diffusion.opened_family import OpenSource
 from mmalign.files import atomic_directory, write_json
 
-__all__ = ["OpenSource", "SettingsSource", "pipeline_opener", "write_pipeline_folder"]
-
-OpenSource = Callable[..., PartSource]
-"""`open_source(source, *, revision, variant, config_source)`: the parts of a checkpoint."""
+__all__ = ["SettingsSource", "pipeline_opener", "write_pipeline_folder"]
 
 
 class SettingsSource(PipelineSource):

@@ -1,4 +1,4 @@
-"""Models of sound and video as they are used after training, or without any: found, loaded, restored.
+"""Models as they are used after training, or without any: found, loaded, restored, compared with their base.
 
 A medium says which families it has and what its section is; how a folder is told from another, and how a run
 becomes a model again, is the same for all that `OpenedFamily` describes.
@@ -7,7 +7,7 @@ becomes a model again, is the same for all that `OpenedFamily` describes.
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -22,11 +22,20 @@ from mmalign.errors import ConfigError, explain
 from mmalign.train.config import ModelConfig, RunConfig
 from mmalign.train.run_folders import locate_run, read_run_config
 from mmalign.train.sections import MediaConfig
-from mmalign.train.trained import LoadedModel, away_from_training, inference_dtype
+from mmalign.train.trained import LoadedModel, inference_dtype, restored
 
-__all__ = ["ReopenedModel", "families_in", "file_of", "open_base", "pipeline_class", "reopen"]
+__all__ = [
+    "ReopenedModel",
+    "check_one_of",
+    "families_in",
+    "file_of",
+    "open_base",
+    "pipeline_class",
+    "reopen",
+]
 
 Model = TypeVar("Model", bound=DiffusionModel)
+Made = TypeVar("Made")
 
 
 class ReopenedModel(LoadedModel[Model, RunConfig]):
@@ -42,8 +51,44 @@ class ReopenedModel(LoadedModel[Model, RunConfig]):
         """Guidance: the run's, else what suits the model."""
         return self.config.samples.guidance_scale if self.config else self.model.sampler_defaults[1]
 
+    @property
+    def title(self) -> str:
+        """Method and step of the run, else where the model came from."""
+        return f"{self.config.method}, step {self.step}" if self.config else self.model.settings.source
+
+    def sampler_settings(
+        self, *, seed: int, steps: int | None, guidance_scale: float | None, copies: int
+    ) -> dict[str, Any]:
+        """Settings of `sample`; what is None is the run's, else what suits the model.
+
+        Args:
+            seed: of the comparison.
+            steps: of the sampler.
+            guidance_scale: of classifier-free guidance.
+            copies: per prompt.
+        """
+        return {
+            "seed": seed,
+            "num_steps": self.num_steps if steps is None else steps,
+            "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
+            "copies": copies,
+        }
+
+    def base_and_tuned(self, make: Callable[[str], Made]) -> dict[str, Made]:
+        """What `make(name)` gives: "base" with the base model, "tuned" with what the run trained, if any."""
+        with self.base_weights():
+            made = {"base": make("base")}
+        return made if self.config is None else {**made, "tuned": make("tuned")}
+
 
 Reopened = TypeVar("Reopened", bound=ReopenedModel[Any])
+
+
+def check_one_of(model: str | None, run: Path | None) -> None:
+    """Raise `ConfigError` unless `mmalign sample` is given a model or a run, and not both."""
+    if (model is None) == (run is None):
+        got = "both" if run is not None else "neither"
+        raise ConfigError(explain("mmalign sample", got=got, expected="one of --model and --run"))
 
 
 def families_in(package: ModuleType) -> dict[str, Any]:
@@ -127,24 +172,12 @@ def reopen(
         CheckpointError: it is not a run, or has no checkpoint yet.
         ConfigError: it is a run of another kind, or the base model cannot be loaded.
     """
-    folder, checkpoint_folder = locate_run(Path(run))
-    config = read_run_config(folder)
+    folders = locate_run(Path(run))
+    config = read_run_config(folders[0])
     family = families.get(config.model.family)
     if family is None or not isinstance(config.media, section):
         expected = f"a run of {' or '.join(families)}"
         raise ConfigError(explain(str(run), got=f"a run of {config.model.family}", expected=expected))
-    chosen = best_device(device)
-    if dtype is None:
-        mixed = config.train.mixed_precision != "no"
-        dtype = inference_dtype(chosen, family.model.half_dtype, mixed=mixed)
-    full = config.adapter.kind == "none"
-    model = family.load(
-        away_from_training(config.model, None),
-        config.media.model_copy(update={**(changes or {}), "cache": None}),  # it need not be here, either
-        device=chosen,
-        dtype=dtype,
-        network_dtype=torch.float32 if full else None,
-    )
-    loaded = kind(model, config, folder=folder)
-    loaded.restore(checkpoint_folder)
-    return loaded
+    media = config.media.model_copy(update={**(changes or {}), "cache": None})  # it need not be here, either
+    half = family.model.half_dtype
+    return restored(kind, family.load, config, media, folders, half=half, device=device, dtype=dtype)

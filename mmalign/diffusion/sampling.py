@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from mmalign.diffusion.family import ImageModel
     from mmalign.diffusion.model import DiffusionModel
 
-__all__ = ["SCHEDULERS", "generate", "initial_noise", "main", "read_prompts", "scheduler_for", "side_by_side"]
+__all__ = [
+    "SCHEDULERS",
+    "evaluating",
+    "generate",
+    "initial_noise",
+    "main",
+    "read_prompts",
+    "scheduler_for",
+    "side_by_side",
+]
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
@@ -112,7 +121,8 @@ def build_pipeline(model: "ImageModel", *, scheduler: str | None = None) -> Any:
 
 
 @contextmanager
-def _evaluating(network: Any) -> Iterator[None]:
+def evaluating(network: Any) -> Iterator[None]:
+    """A network in evaluation mode meanwhile."""
     training = network.training
     network.eval()
     try:
@@ -171,7 +181,7 @@ def generate(
     starts = _starting_latents(model, images)
     pictures: list[Image] = []
     half = model.dtype in (torch.float16, torch.bfloat16)
-    with model.encoders_ready(), _evaluating(model.bare_network):
+    with model.encoders_ready(), evaluating(model.bare_network):
         for start in range(0, len(jobs), batch_size):
             part = jobs[start : start + batch_size]
             drawn = [(names[number], copy) for number, copy in part]
@@ -314,17 +324,10 @@ def main(
     loaded = (
         load_trained(run, source=model, device=device) if run is not None else load_base(model, device=device)
     )
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "num_steps": steps if steps is not None else loaded.num_steps,
-        "guidance_scale": guidance_scale if guidance_scale is not None else loaded.guidance_scale,
-        "copies": num_images,
-    }
-    columns: dict[str, list[Image]] = {}
-    with loaded.base_weights():
-        columns["base"] = generate(loaded.model, lines, **settings)
-    if run is not None:
-        columns["tuned"] = generate(loaded.model, lines, **settings)
+    settings = loaded.sampler_settings(
+        seed=seed, steps=steps, guidance_scale=guidance_scale, copies=num_images
+    )
+    columns = loaded.base_and_tuned(lambda _: generate(loaded.model, lines, **settings))
     output.mkdir(parents=True, exist_ok=True)
     captions = [line for line in lines for _ in range(num_images)]
     for title, pictures in columns.items():

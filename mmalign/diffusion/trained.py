@@ -9,26 +9,17 @@ import torch
 from mmalign import registry
 from mmalign.devices import best_device
 from mmalign.diffusion.family import ImageFamily, ImageModel
+from mmalign.diffusion.reopening import ReopenedModel
 from mmalign.errors import ConfigError, explain
-from mmalign.train.config import ImageConfig, ModelConfig, RunConfig
+from mmalign.train.config import ImageConfig, ModelConfig
 from mmalign.train.run_folders import locate_run, read_run_config
-from mmalign.train.trained import LoadedModel, away_from_training, inference_dtype
+from mmalign.train.trained import inference_dtype, restored
 
 __all__ = ["TrainedModel", "load_base", "load_trained", "recognise"]
 
 
-class TrainedModel(LoadedModel[ImageModel, RunConfig]):
+class TrainedModel(ReopenedModel[ImageModel]):
     """An image model, and how to see it without its training."""
-
-    @property
-    def num_steps(self) -> int:
-        """Sampler steps: the run's, else what suits the model."""
-        return self.config.samples.num_steps if self.config else self.model.sampler_defaults[0]
-
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance: the run's, else what suits the model."""
-        return self.config.samples.guidance_scale if self.config else self.model.sampler_defaults[1]
 
 
 def load_base(
@@ -143,21 +134,11 @@ def load_trained(
         CheckpointError: it is not a run, or has no checkpoint yet.
         ConfigError: the base model cannot be loaded.
     """
-    folder, checkpoint_folder = locate_run(Path(run))
-    config = read_run_config(folder)
+    folders = locate_run(Path(run))
+    config = read_run_config(folders[0])
     if source is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"source": source})})
-    chosen = best_device(device)
     family: ImageFamily = registry.find("families", config.model.family)
-    if dtype is None:
-        mixed = config.train.mixed_precision != "no"
-        dtype = inference_dtype(chosen, family.model.half_dtype, mixed=mixed)
-    full = config.adapter.kind == "none"
-    settings = away_from_training(config.model, source)
     image = config.image.model_copy(update={"cache": None})  # it need not be here, either
-    model = family.load(
-        settings, image, device=chosen, dtype=dtype, network_dtype=torch.float32 if full else None
-    )
-    loaded = TrainedModel(model, config, folder=folder)
-    loaded.restore(checkpoint_folder)
-    return loaded
+    half = family.model.half_dtype
+    return restored(TrainedModel, family.load, config, image, folders, half=half, device=device, dtype=dtype)

@@ -1,6 +1,6 @@
 """Models as they stand after a run: the base network with the trained weights put back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +9,14 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from mmalign.devices import best_device
 from mmalign.errors import ConfigError, explain
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.checkpoint import load_checkpoint
 from mmalign.train.config import ModelConfig, RunConfig
+from mmalign.train.sections import Section
 
-__all__ = ["LoadedModel", "away_from_training", "inference_dtype"]
+__all__ = ["LoadedModel", "away_from_training", "inference_dtype", "restored"]
 
 
 @runtime_checkable
@@ -93,6 +95,57 @@ class LoadedModel(Generic[ModelT, ConfigT]):
         lora = self.trainables.lora is not None
         with self.trainables.disabled() if lora else self.trainables.swapped(self.base):
             yield
+
+
+LoadedT = TypeVar("LoadedT", bound=LoadedModel[Any, Any])
+
+
+def restored(
+    kind: Callable[..., LoadedT],
+    load: Callable[..., Any],
+    config: RunConfig,
+    section: Section,
+    folders: tuple[Path, Path],
+    *,
+    half: torch.dtype,
+    source: str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    **changes: Any,
+) -> LoadedT:
+    """What a run trained: its base model with the newest weights, the average where the run kept one.
+
+    Args:
+        kind: what holds it.
+        load: `load` of the run's family.
+        config: of the run.
+        section: of what the model makes or reads, as it is to be loaded.
+        folders: of the run, and of the checkpoint (`mmalign.train.run_folders.locate_run`).
+        half: the half precision that the family is made for.
+        source: where the base model lies now, if it has moved.
+        device: where to load it; default the best there is.
+        dtype: of the frozen weights; default `half` on CUDA for runs in mixed precision, else float32.
+        changes: other settings of the run's `model` section to replace.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or belongs to another adapter.
+        ConfigError: the base model cannot be loaded.
+    """
+    folder, checkpoint_folder = folders
+    chosen = best_device(device)
+    if dtype is None:
+        dtype = inference_dtype(chosen, half, mixed=config.train.mixed_precision != "no")
+    full = config.adapter.kind == "none"
+    model = load(
+        away_from_training(config.model, source, **changes),
+        section,
+        device=chosen,
+        dtype=dtype,
+        network_dtype=torch.float32 if full else None,
+    )
+    loaded = kind(model, config, folder=folder)
+    loaded.restore(checkpoint_folder)
+    return loaded
 
 
 def away_from_training(settings: ModelConfig, source: str | None, **changes: Any) -> ModelConfig:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mmalign.diffusion.guides import load_guide
+from mmalign.diffusion.reopening import check_one_of
 from mmalign.diffusion.reward_guidance import Guide
 from mmalign.diffusion.sampling import read_prompts
 from mmalign.errors import ConfigError, explain
@@ -77,9 +78,7 @@ def main(
             suit them or the model, a size is out of range, or the reward is of another model.
         CheckpointError: the run or the reward cannot be read.
     """
-    if (model is None) == (run is None):
-        got = "both" if run is not None else "neither"
-        raise ConfigError(explain("mmalign sample", got=got, expected="one of --model and --run"))
+    check_one_of(model, run)
     if (guide is None) != (guide_weight is None):
         got = "--guide alone" if guide_weight is None else "--guide-weight alone"
         raise ConfigError(explain("mmalign sample", got=got, expected="--guide FOLDER --guide-weight NUMBER"))
@@ -90,29 +89,21 @@ def main(
         loaded = load_trained(run, device=device, clip=clip)
     else:
         loaded = load_base(str(model), device=device, video=clip)
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "num_steps": loaded.num_steps if steps is None else steps,
-        "guidance_scale": loaded.guidance_scale if guidance_scale is None else guidance_scale,
-        "copies": num_images,
-    }
+    settings = loaded.sampler_settings(
+        seed=seed, steps=steps, guidance_scale=guidance_scale, copies=num_images
+    )
     if images:
         settings["images"] = read_pictures([str(path) for path in images])
     guides = [] if guide is None or guide_weight is None else [_guide(loaded, guide, guide_weight)]
-    columns: dict[str, list[Path]] = {}
-    with loaded.base_weights():
-        columns["base"] = write_clips(output / "base", loaded.model.sample(lines, **settings))
-    if run is not None:
-        columns["tuned"] = write_clips(output / "tuned", loaded.model.sample(lines, **settings))
+
+    def written(name: str, **more: Any) -> list[Path]:
+        return write_clips(output / name, loaded.model.sample(lines, **settings, **more))
+
+    columns = loaded.base_and_tuned(written)
     if guides:
-        columns["guided"] = write_clips(
-            output / "guided", loaded.model.sample(lines, guides=guides, **settings)
-        )
+        columns["guided"] = written("guided", guides=guides)
     captions = [line for line in lines for _ in range(num_images)]
-    title = (
-        str(model) if run is None else f"{loaded.config.method}, step {loaded.step}" if loaded.config else ""
-    )
-    atomic_write(output / PAGE, clip_page(title, captions, columns, output))
+    atomic_write(output / PAGE, clip_page(loaded.title, captions, columns, output))
     print(f"{len(captions)} clips per model, seed {seed}: {output / PAGE}")
     return 0
 

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mmalign.diffusion.guided import denoised_latents, evaluating
+from mmalign.diffusion.clip_sampling import check_one_each, latents_of_prompts
 from mmalign.diffusion.reward_guidance import Guide
-from mmalign.diffusion.sampling import initial_noise
+from mmalign.diffusion.sampling import evaluating
 from mmalign.errors import ConfigError, explain
-from mmalign.seeding import generator_for
 from mmalign.video.clips import Clip, covering, picture_tensor
 
 if TYPE_CHECKING:
@@ -30,14 +29,7 @@ def pictures_of(images: Sequence[Any], size: tuple[int, int]) -> list[UInt8[Tens
     return [covering(picture.unsqueeze(0), size).squeeze(0) for picture in tensors]
 
 
-def _check(model: "VideoModel", prompts: Sequence[str], given: dict[str, Sequence[Any] | None]) -> None:
-    for name, values in given.items():
-        if values is not None and len(values) != len(prompts):
-            message = explain(
-                name, got=f"{len(values)} for {len(prompts)} prompts", expected="one per prompt"
-            )
-            raise ConfigError(message)
-    images = given["images"]
+def _check_pictures(model: "VideoModel", images: Sequence[Any] | None) -> None:
     if model.conditioned == (images is None):
         got = "none" if images is None else f"{len(images)}"
         expected = "a picture per prompt, from which the clip goes on" if images is None else "none"
@@ -81,43 +73,30 @@ def generate(
         ConfigError: another number of negative prompts, keys or images than prompts, or images where the
             model takes none, or none where it needs them; guides for a model that predicts no velocity.
     """
-    _check(model, prompts, {"keys": keys, "negative_prompts": negative_prompts, "images": images})
-    names = range(len(prompts)) if keys is None else keys
-    against = None if negative_prompts is None else list(negative_prompts)
+    check_one_each(prompts, keys=keys, negative_prompts=negative_prompts, images=images)
+    _check_pictures(model, images)
     shown = None if images is None else pictures_of(images, model.size)
-    jobs = [(number, copy) for number in range(len(prompts)) for copy in range(copies)]
-    half = model.dtype in (torch.float16, torch.bfloat16)
+
+    def pictures(numbers: Sequence[int]) -> dict[str, Tensor]:
+        return {} if shown is None else model.image_states(torch.stack([shown[n] for n in numbers]))
+
     found: list[Clip] = []
     with evaluating(model.bare_network), model.sampling():
-        for first in range(0, len(jobs), batch_size):
-            part = jobs[first : first + batch_size]
-            drawn = [(names[number], copy) for number, copy in part]
-            texts = [prompts[number] for number, _ in part]
-            pictures: dict[str, Tensor] = {}
-            if shown is not None:
-                pictures = model.image_states(torch.stack([shown[number] for number, _ in part]))
-            conditioning = {**model.prompt_conditioning(texts).rows(1), **pictures}
-            contrast = None
-            if guidance_scale > 1 and not model.embeds_guidance:
-                negatives = None if against is None else [against[number] for number, _ in part]
-                contrast = {**model.contrast_conditioning(texts, negatives).rows(1), **pictures}
-            start = torch.stack(
-                [initial_noise(model.latent_shape, seed=seed, prompt=n, copy=c) for n, c in drawn]
-            )
-            with torch.autocast(model.device.type, dtype=model.dtype, enabled=half):
-                latents = denoised_latents(
-                    model,
-                    start.to(model.codec.wide),
-                    conditioning,
-                    contrast,
-                    scheduler=model.sampler(scheduler),
-                    num_steps=num_steps,
-                    guidance_scale=guidance_scale,
-                    # Samplers that add noise on the way draw it per clip too.
-                    generators=[generator_for(seed, "sample_path", *job) for job in drawn],
-                    rewards=guides,
-                )
-            if pictures:
-                latents = model.begun(latents, pictures)
-            found += [Clip.of(clip, model.fps) for clip in model.decode_clips(latents)]
+        for latents, begun in latents_of_prompts(
+            model,
+            prompts,
+            shape=model.latent_shape,
+            seed=seed,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            batch_size=batch_size,
+            copies=copies,
+            keys=keys,
+            negative_prompts=negative_prompts,
+            more=pictures,
+            rewards=guides,
+        ):
+            finished = model.begun(latents, begun) if begun else latents
+            found += [Clip.of(clip, model.fps) for clip in model.decode_clips(finished)]
     return found

@@ -11,7 +11,7 @@ from mmalign.errors import ConfigError, explain
 from mmalign.train.config import ModelConfig
 from mmalign.train.run_folders import locate_run, read_run_config
 from mmalign.train.token_sections import TokenRunConfig, TokensConfig
-from mmalign.train.trained import LoadedModel, away_from_training, inference_dtype
+from mmalign.train.trained import LoadedModel, inference_dtype, restored
 from mmalign.vlm.family import VlmFamily, VlmModel
 
 __all__ = ["TrainedVlm", "load_base", "load_trained", "recognise"]
@@ -95,22 +95,22 @@ def load_trained(
         CheckpointError: it is not a run, or has no checkpoint yet.
         ConfigError: the base model cannot be loaded, or the run trained no language model.
     """
-    folder, checkpoint_folder = locate_run(Path(run))
-    config = read_run_config(folder)
+    folders = locate_run(Path(run))
+    config = read_run_config(folders[0])
     if not isinstance(config, TokenRunConfig):
         message = explain(
             f"run {run}", got=f"family {config.model.family}", expected="a language model's run"
         )
         raise ConfigError(message)
-    chosen = best_device(device)
-    settings = away_from_training(config.model, source, **({} if quantised else {"quantization": None}))
-    if dtype is None:
-        dtype = inference_dtype(chosen, _HALF, mixed=config.train.mixed_precision != "no")
-    full = config.adapter.kind == "none"
-    tokens = config.tokens.model_copy(update={"packing": "plain", "share_vision": "off"})
-    model: VlmModel = registry.find("families", settings.family).load(
-        settings, tokens, device=chosen, dtype=dtype, network_dtype=torch.float32 if full else None
+    return restored(
+        TrainedVlm,
+        registry.find("families", config.model.family).load,
+        config,
+        config.tokens.model_copy(update={"packing": "plain", "share_vision": "off"}),
+        folders,
+        half=_HALF,
+        source=source,
+        device=device,
+        dtype=dtype,
+        **({} if quantised else {"quantization": None}),
     )
-    loaded = TrainedVlm(model, config, folder=folder)
-    loaded.restore(checkpoint_folder)
-    return loaded

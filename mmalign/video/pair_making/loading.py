@@ -16,8 +16,7 @@ from mmalign.data.pair_making.makers import FunctionMaker
 from mmalign.data.pair_making.weights import weights_digest
 from mmalign.data.video_writers import as_frames
 from mmalign.diffusion.adapter_files import LORA_FILE
-from mmalign.diffusion.guided import evaluating
-from mmalign.diffusion.sampling import initial_noise
+from mmalign.diffusion.sampling import evaluating, initial_noise
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.files import fingerprint
 from mmalign.rewards.base import Reward
