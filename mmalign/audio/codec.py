@@ -77,14 +77,7 @@ class MelCodec(LatentCodec):
     @torch.no_grad()
     def moments(self, waves: Float[Tensor, "row 1 sample"]) -> Moments:
         """Mean and standard deviation `[row, channel, frame / shrink, mel / shrink]` of unscaled latents."""
-        vae = self.module
-        means, stds = [], []
-        with on_device(vae, device=self.device, home=self.home):
-            for part in waves.split(_AT_ONCE):
-                gaussian = vae.encode(self.spectrogram(part).to(self.dtype)).latent_dist
-                means.append(gaussian.mean.to(self.wide))
-                stds.append(gaussian.std.to(self.wide))
-        return Moments(torch.cat(means), torch.cat(stds))
+        return self._moments(waves.split(_AT_ONCE), self.spectrogram)
 
     def mel_of(self, latents: Float[Tensor, "row channel *size"]) -> Float[Tensor, "row 1 frame mel"]:
         """Log-mel spectrograms of scaled latents, on the device; gradients flow where they are on."""

@@ -75,13 +75,7 @@ class WaveformCodec(LatentCodec):
 
         One clip at a time: half a minute of stereo fills gigabytes of feature maps.
         """
-        means, stds = [], []
-        with on_device(self.module, device=self.device, home=self.home):
-            for wave in waves.split(1):
-                gaussian = self.module.encode(wave.to(self.device, self.dtype)).latent_dist
-                means.append(gaussian.mean.to(self.wide))
-                stds.append(gaussian.std.to(self.wide))
-        return Moments(torch.cat(means), torch.cat(stds))
+        return self._moments(waves.split(1), lambda wave: wave.to(self.device, self.dtype))
 
     def decode(self, latents: Float[Tensor, "row channel frame"]) -> Float[Tensor, "row heard sample"]:
         """Waveforms in [-1, 1] of latents, on the device; gradients flow where they are on."""

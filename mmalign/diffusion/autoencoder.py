@@ -5,7 +5,7 @@ float16, so it runs in float32 unless the fp16 fix replaces it; bfloat16 has too
 never used. Loaded when first needed, freed on request, optionally kept on the CPU.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,20 @@ class LatentCodec:
         """Free its memory."""
         self._vae = None
 
+    def posterior(self, media: Float[Tensor, "row ..."]) -> Any:
+        """The distribution (`mean`, `std`) over unscaled latents of media as the VAE takes them."""
+        return self.module.encode(media).latent_dist
+
+    def _moments(self, parts: Iterable[Tensor], prepared: Callable[[Tensor], Tensor]) -> Moments:
+        """Moments of media, part after part; `prepared(part)` is what the VAE takes, on the device."""
+        means, stds = [], []
+        with on_device(self.module, device=self.device, home=self.home):
+            for part in parts:
+                gaussian = self.posterior(prepared(part).to(self.dtype))
+                means.append(gaussian.mean.to(self.wide))
+                stds.append(gaussian.std.to(self.wide))
+        return Moments(torch.cat(means), torch.cat(stds))
+
     def scale(self, latents: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Unscaled latents to what the network is trained on."""
         shift, factor = self._statistics(latents)
@@ -172,15 +186,11 @@ class Autoencoder(LatentCodec):
     @torch.no_grad()
     def moments(self, pixels: UInt8[Tensor, "row 3 height width"]) -> Moments:
         """Mean and standard deviation of the unscaled latents, float32."""
-        vae = self.module
-        means, stds = [], []
-        with on_device(vae, device=self.device, home=self.home):
-            for part in pixels.split(_AT_ONCE):
-                values = part.to(self.device, non_blocking=True).to(self.wide) / 127.5 - 1.0
-                gaussian = vae.encode(values.to(self.dtype)).latent_dist
-                means.append(gaussian.mean.to(self.wide))
-                stds.append(gaussian.std.to(self.wide))
-        return Moments(torch.cat(means), torch.cat(stds))
+
+        def prepared(part: Tensor) -> Tensor:
+            return part.to(self.device, non_blocking=True).to(self.wide) / 127.5 - 1.0
+
+        return self._moments(pixels.split(_AT_ONCE), prepared)
 
     @torch.no_grad()
     def decode(

@@ -55,10 +55,6 @@ class VideoCodec(LatentCodec):
         said = f"{str(self.dtype).removeprefix('torch.')}{', in tiles' if tiling else ''}"
         self.note = f"latents: {origin} in {said}, {'the mean' if at_mean else 'a sample'} of its posterior"
 
-    def posterior(self, clip: Float[Tensor, "1 3 frame height width"]) -> Any:
-        """The distribution (`mean`, `std`) of a clip's unscaled latents `[1, channel, frame, ...]`."""
-        return self.module.encode(clip).latent_dist
-
     def frames_of(
         self, latents: Float[Tensor, "1 channel frame height width"]
     ) -> Float[Tensor, "1 3 time picture_height picture_width"]:
@@ -73,18 +69,18 @@ class VideoCodec(LatentCodec):
         Args:
             clips: pixels in [-1, 1], or bytes from 0 to 255.
         """
-        means, stds = [], []
-        with on_device(self.module, device=self.device, home=self.home):
-            for clip in clips:
-                placed = clip.to(self.device, non_blocking=True).to(self.wide)
-                if not clip.is_floating_point():
-                    placed = placed / 127.5 - 1.0
-                gaussian = self.posterior(placed.transpose(0, 1).unsqueeze(0).to(self.dtype))
-                means.append(gaussian.mean.to(self.wide))
-                stds.append(gaussian.std.to(self.wide))
-        mean = torch.cat(means)
+
+        def prepared(clip: Tensor) -> Tensor:
+            placed = clip.to(self.device, non_blocking=True).to(self.wide)
+            if not clip.is_floating_point():
+                placed = placed / 127.5 - 1.0
+            return placed.transpose(1, 2)
+
+        found = self._moments(clips.split(1), prepared)
+        if not self.at_mean:
+            return found
         # The mean alone is kept where nothing else is wanted: half of a cache.
-        return Moments(mean, mean.new_zeros(len(mean), 1, 1, 1, 1) if self.at_mean else torch.cat(stds))
+        return Moments(found.mean, found.mean.new_zeros(len(clips), 1, 1, 1, 1))
 
     def decode(
         self, latents: Float[Tensor, "row channel frame height width"]

@@ -24,9 +24,9 @@ def frame_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
 class FrameCodec(VideoCodec):
     """A VAE of pictures: latents `[channel, frame, height, width]`, one latent frame per frame."""
 
-    def posterior(self, clip: Float[Tensor, "1 3 frame height width"]) -> Moments:
+    def posterior(self, media: Float[Tensor, "1 3 frame height width"]) -> Moments:
         """Mean and standard deviation over unscaled latents `[1, channel, frame, ...]` of a clip's frames."""
-        found = [self.module.encode(part).latent_dist for part in clip[0].transpose(0, 1).split(_AT_ONCE)]
+        found = [self.module.encode(part).latent_dist for part in media[0].transpose(0, 1).split(_AT_ONCE)]
         mean, std = (
             torch.cat([getattr(gaussian, name) for gaussian in found]).transpose(0, 1).unsqueeze(0)
             for name in ("mean", "std")
