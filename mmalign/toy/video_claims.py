@@ -7,19 +7,31 @@ already is not trained again. `tests/toy/test_video_worlds.py` holds what the ta
 """
 
 import argparse
+import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mmalign.files import append_json_line, read_json_lines
+from mmalign.seeding import generator_for
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.guide_tables import renew, table
-from mmalign.toy.video_scenes import held_out_prompts
+from mmalign.toy.video_pipeline import ASSETS, decoded, load_base
+from mmalign.toy.video_reward import score_clips
+from mmalign.toy.video_scenes import (
+    NUM_FRAMES,
+    draw_facts,
+    draw_scene,
+    held_out_prompts,
+    render,
+    tensor_of,
+)
 from mmalign.toy.video_trials import AXES, BASE, TRIALS, Shown, World
 
-__all__ = ["GROUPS", "Known", "difference", "main", "stored", "tables"]
+__all__ = ["GROUPS", "Known", "difference", "main", "stored", "tables", "yardstick"]
 
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(trial.group for trial in TRIALS.values()))
 """Questions that trials belong to."""
@@ -27,12 +39,17 @@ GROUPS: tuple[str, ...] = tuple(dict.fromkeys(trial.group for trial in TRIALS.va
 ONE_SEED: tuple[str, ...] = ("swapped", "flipped")
 """Groups that the first seed answers for all."""
 
+GUIDED: Mapping[str, float] = {f"{BASE}, guidance {scale:g}": scale for scale in (1.5, 2.0, 3.0)}
+"""The base with guidance, by name; of the first seed. Nothing else here has any."""
+
 SIDES: tuple[tuple[str, str], ...] = (
     ("segments: DenseDPO, a third", "whole clips: DPO"),
     ("segments: DenseDPO, a third", "whole clips: DPO, a third"),
     ("DenseDPO", "whole clips: DPO"),
+    ("crossed, segments: DenseDPO", "crossed, whole clips: DPO"),
+    ("crossed, segments: DenseDPO, a third", "crossed, whole clips: DPO"),
 )
-"""What is compared with what: labels in time with labels of whole clips, on the same edited pairs."""
+"""What is compared with what: labels in time with labels of whole clips, on pairs of one kind."""
 
 Known = Mapping[tuple[str, int], Shown]
 """What was shown, by trial and seed."""
@@ -90,10 +107,10 @@ _GAINS = (
     ("pairs", "---:"),
     ("labels", "---:"),
     ("seeds", "---:"),
-    ("direction, base", "---:"),
-    ("gain in direction", "---:"),
+    ("total, base", "---:"),
+    ("gain in total", "---:"),
     ("each seed", "---:"),
-    ("total", "---:"),
+    ("direction", "---:"),
     ("smoothness", "---:"),
     ("identity", "---:"),
     ("pixels per frame", "---:"),
@@ -102,15 +119,15 @@ _AGAINST = (
     ("one", "---"),
     ("other", "---"),
     ("seeds", "---:"),
-    ("more direction", "---:"),
-    ("each seed", "---:"),
     ("more total", "---:"),
+    ("each seed", "---:"),
+    ("more direction", "---:"),
     ("more pixels per frame", "---:"),
 )
 
 
 def _each(known: Known, one: str, other: str, seeds: Sequence[int]) -> str:
-    return ", ".join(f"{difference(known, one, other, 'direction', [seed]).value:+.3f}" for seed in seeds)
+    return ", ".join(f"{difference(known, one, other, 'total', [seed]).value:+.3f}" for seed in seeds)
 
 
 def _counted(values: Sequence[int]) -> str:
@@ -124,7 +141,7 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
         if not (used := _shared(known, (name, BASE), seeds)):
             continue
         own = [known[name, seed] for seed in used]
-        before = torch.cat([known[BASE, seed].of("direction") for seed in used]).mean()
+        before = torch.cat([known[BASE, seed].of("total") for seed in used]).mean()
         gains = {axis: difference(known, name, BASE, axis, used) for axis in AXES}
         rows.append(
             [
@@ -133,9 +150,9 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
                 _counted([shown.num_labels for shown in own]),
                 " ".join(map(str, used)),
                 f"{before:.3f}",
-                _said(gains["direction"]),
-                _each(known, name, BASE, used),
                 _said(gains["total"]),
+                _each(known, name, BASE, used),
+                _said(gains["direction"]),
                 *(f"{gains[axis].value:+.3f}" for axis in ("smoothness", "identity")),
                 _said(gains["pixels"]),
             ]
@@ -148,20 +165,57 @@ def _against(known: Known, seeds: Sequence[int]) -> str:
     for one, other in SIDES:
         if used := _shared(known, (one, other), seeds):
             more = [
-                _said(difference(known, one, other, axis, used)) for axis in ("direction", "total", "pixels")
+                _said(difference(known, one, other, axis, used)) for axis in ("total", "direction", "pixels")
             ]
             each = _each(known, one, other, used)
             rows.append([one, other, " ".join(map(str, used)), more[0], each, *more[1:]])
     return table(_AGAINST, rows)
 
 
-_BASES = (("seed", "---:"), *((axis.replace("_", " "), "---:") for axis in AXES))
+_YARDSTICK_CLIPS = 64
+"""True clips that the judge is shown, whole and spoilt."""
+
+
+def yardstick(base_folder: Path = ASSETS, num: int = _YARDSTICK_CLIPS) -> dict[str, Shown]:
+    """What the reward says of true clips, of the same clips spoilt, and after the autoencoder.
+
+    Args:
+        base_folder: of the model whose autoencoder it is.
+        num: true clips.
+    """
+    rng = random.Random("yardstick")
+    facts = [draw_facts(rng) for _ in range(num)]
+    true = [tensor_of(render(draw_scene(one, rng))).float() / 255.0 for one in facts]
+    frames = torch.randperm(NUM_FRAMES, generator=generator_for(0, "yardstick"))
+    shown = {
+        "true clips": true,
+        "played backwards": [clip.flip(0) for clip in true],
+        "first frame held": [clip[:1].expand_as(clip) for clip in true],
+        "frames shuffled": [clip[frames] for clip in true],
+        "through the autoencoder": decoded(load_base(base_folder), true),
+    }
+    prompts = [one.caption() for one in facts]
+    return {name: Shown.from_scores(score_clips(clips, prompts)) for name, clips in shown.items()}
+
+
+_JUDGED = (("clips", "---"), *((axis.replace("_", " "), "---:") for axis in AXES))
+
+
+def _judged(shown: Mapping[str, Shown]) -> str:
+    return table(
+        _JUDGED,
+        [[name, *(f"{float(one.of(axis).mean()):.3f}" for axis in AXES)] for name, one in shown.items()],
+    )
+
+
+_BASES = (("model", "---"), ("seed", "---:"), *((axis.replace("_", " "), "---:") for axis in AXES))
 
 
 def _base(known: Known, seeds: Sequence[int]) -> str:
     rows = [
-        [str(seed), *(f"{float(known[BASE, seed].of(axis).mean()):.3f}" for axis in AXES)]
-        for seed in _shared(known, (BASE,), seeds)
+        [name, str(seed), *(f"{float(known[name, seed].of(axis).mean()):.3f}" for axis in AXES)]
+        for name in (BASE, *GUIDED)
+        for seed in _shared(known, (name,), seeds)
     ]
     return table(_BASES, rows)
 
@@ -184,19 +238,25 @@ def tables(known: Known, seeds: Sequence[int]) -> dict[str, str]:
 def _run(path: Path, seeds: Sequence[int], groups: Sequence[str]) -> None:
     """Train and show what is asked for and not stored, group by group; data of a seed are made once."""
     known = stored(path)
+
+    def keep(name: str, seed: int, show: Callable[[], Shown]) -> None:
+        if (name, seed) not in known:
+            known[name, seed] = show()
+            _append(path, name, seed, known[name, seed])
+            gain = _said(difference(known, name, BASE, "total", [seed]))
+            print(f"{name}, seed {seed}: {gain}", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         worlds = {seed: World(Path(folder) / str(seed), seed) for seed in seeds}
+        for seed in seeds if groups else ():
+            keep(BASE, seed, worlds[seed].base)
+        for name, scale in GUIDED.items() if groups else ():
+            keep(name, seeds[0], partial(worlds[seeds[0]].base, scale))
         for group in groups:
             for seed in seeds[:1] if group in ONE_SEED else seeds:
-                if (BASE, seed) not in known:
-                    known[BASE, seed] = worlds[seed].base()
-                    _append(path, BASE, seed, known[BASE, seed])
                 for trial in TRIALS.values():
-                    if trial.group == group and (trial.name, seed) not in known:
-                        known[trial.name, seed] = worlds[seed].show(trial)
-                        _append(path, trial.name, seed, known[trial.name, seed])
-                        gain = _said(difference(known, trial.name, BASE, "direction", [seed]))
-                        print(f"{trial.name}, seed {seed}: {gain}", flush=True)
+                    if trial.group == group:
+                        keep(trial.name, seed, partial(worlds[seed].show, trial))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -211,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     _run(options.output, options.seeds, options.groups)
-    found = tables(stored(options.output), options.seeds)
+    found = tables(stored(options.output), options.seeds) | {"video_yardstick": _judged(yardstick())}
     if options.page:
         renew(options.page, found)
     else:

@@ -1,7 +1,7 @@
-"""`mmalign demo video`: align the toy world of video by DenseDPO, and look whether it keeps moving.
+"""`mmalign demo video`: align the toy world of video by Flow-DPO, and look whether it keeps moving.
 
-A parquet file of clips with labels in time, the recipe `video/configs/toy/densedpo.yaml`, and clips of
-held-out captions made by both models from the same noise.
+A parquet file of pairs of clips, the recipe `video/configs/toy/flow_dpo.yaml`, and clips of held-out
+captions made by both models from the same noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VIDEO_RECIPE", "VideoDemo", "main"]
 
-VIDEO_RECIPE = "video/configs/toy/densedpo.yaml"
+VIDEO_RECIPE = "video/configs/toy/flow_dpo.yaml"
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class VideoDemo(Demo["MotionComparison"]):
     def stages(self, report: Path) -> Sequence[str]:
         """What will be done, a line each."""
         return (
-            f"make {self.num_pairs} pairs of clips in a parquet file, with a label for each half: which clip "
-            "goes the way of its caption, keeps its shape, moves as fast as it should",
-            f"train LoRA weights by DenseDPO with the recipe {self.recipe}",
+            f"make {self.num_pairs} pairs of clips in a parquet file: one shows what its caption says, the "
+            "other goes astray, backwards, flickers, jumps or stands still",
+            f"train LoRA weights by Flow-DPO with the recipe {self.recipe}",
             f"let base and aligned make clips of {self.num_prompts} held-out captions from the same noise",
             f"judge both by an exact reward, motion apart, and write {report}",
         )
@@ -149,11 +149,11 @@ class VideoDemo(Demo["MotionComparison"]):
             ),
             (
                 "See the plan: resolved settings, what differs from the paper, trained weights, memory.",
-                "mmalign train video/configs/wan/densedpo_lora.yaml data.source=PAIRS --dry-run",
+                "mmalign train video/configs/wan/flow_dpo_lora.yaml data.source=PAIRS --dry-run",
             ),
             (
                 "Train Wan, on one GPU or on several.",
-                "accelerate launch video/train.py video/configs/wan/densedpo_lora.yaml data.source=PAIRS",
+                "accelerate launch video/train.py video/configs/wan/flow_dpo_lora.yaml data.source=PAIRS",
             ),
             (
                 "Make clips of base beside aligned from the same noise.",

@@ -140,8 +140,8 @@ def _judge() -> str:
         "of the clip; <strong>smoothness</strong> the share of steps that neither leap nor jerk; "
         "<strong>identity</strong> the share of frames in which shape and colour are the caption's; "
         "<strong>motion</strong> the speed against the caption's. The total is their mean, direction "
-        "counting twice. Clips drawn from their captions score 0.99, the same clips backwards 0.59, one "
-        "frame held 0.40, frames shuffled 0.34.",
+        "counting twice. What it says of true clips, of the same clips backwards, still and shuffled, and of "
+        "those that the autoencoder has seen: docs/video-world.md.",
         "Captions are held out by colour, shape and directions together: no caption of the base's training "
         "or of a preference pair names these combinations. Clips that go another way than their caption "
         "says, such as rejected ones, may show them.",

@@ -3,7 +3,7 @@
     python -m mmalign.toy.video_model --output DIR
 
 trains the causal autoencoder, the text encoder, then the transformer by plain flow matching, and writes a
-folder of Wan's layout. One thread is enough.
+folder of Wan's layout: half an hour on one thread.
 """
 
 import argparse
@@ -26,9 +26,11 @@ from mmalign.files import load_tensors, save_tensors
 from mmalign.seeding import generator_for
 from mmalign.toy.base_training import Trained, log_line
 from mmalign.toy.video_pipeline import (
+    GUIDANCE_SCALE,
     LATENT_CHANNELS,
     LATENT_SHAPE,
     MAX_TOKENS,
+    NUM_STEPS,
     SHIFT,
     Parts,
     denormalised,
@@ -297,7 +299,12 @@ def flow_loss(
 
 @torch.no_grad()
 def generate(
-    parts: Parts, prompts: Sequence[str], *, seed: int, num_steps: int = 12, guidance_scale: float = 3.0
+    parts: Parts,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
 ) -> Float[Tensor, "clip frame 3 height width"]:
     """Clips in [0, 1] of prompts, by Euler steps on Wan's noise levels, while there is no pipeline yet."""
     transformer: Any = parts["transformer"]
@@ -383,12 +390,12 @@ def train_base(
     output: Path,
     *,
     seed: int = 0,
-    vae_pictures: int = 800,
-    vae_steps: int = 1400,
+    vae_pictures: int = 1200,
+    vae_steps: int = 5000,
     text_steps: int = 300,
-    steps: int = 3000,
-    num_clips: int = 600,
-    num_scenes: int = 3_000,
+    steps: int = 8000,
+    num_clips: int = 1500,
+    num_scenes: int = 6_000,
     num_evaluated: int = 48,
 ) -> None:
     """The shipped base, written to `output`: autoencoder, text encoder, then the transformer.
@@ -418,12 +425,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-pictures", type=int, default=800, help="steps of the VAE on single frames")
-    parser.add_argument("--vae-steps", type=int, default=1400, help="steps of the VAE in all")
+    parser.add_argument("--vae-pictures", type=int, default=1200, help="steps of the VAE on single frames")
+    parser.add_argument("--vae-steps", type=int, default=5000, help="steps of the VAE in all")
     parser.add_argument("--text-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the transformer")
-    parser.add_argument("--num-clips", type=int, default=600, help="clips of the VAE")
-    parser.add_argument("--num-scenes", type=int, default=3_000, help="clips of the transformer")
+    parser.add_argument("--steps", type=int, default=8000, help="steps of the transformer")
+    parser.add_argument("--num-clips", type=int, default=1500, help="clips of the VAE")
+    parser.add_argument("--num-scenes", type=int, default=6_000, help="clips of the transformer")
     parser.add_argument("--num-evaluated", type=int, default=48, help="held-out captions that are shown")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

@@ -1,9 +1,10 @@
 """Preference data of the toy world of video: edited clips, the base's own clips, and structural pairs.
 
 An edited pair is minimal: the same shape at the same place, but one segment goes another way, or it flickers,
-jumps or stands still. A sampled pair is the best and the worst of several clips that the model made of one
-caption. A structural pair (arXiv:2506.03517) is one real clip, noised twice to the same level and denoised by
-the model; both resemble it, so frames correspond, and every segment has a label of its own.
+jumps or stands still. In a crossed pair each clip goes astray in one half, and not in the same. A sampled
+pair is the best and the worst of several clips that the model made of one caption. A structural pair
+(arXiv:2506.03517) is one real clip, noised twice to the same level and denoised by the model; both resemble
+it, so frames correspond, and every segment has a label of its own.
 """
 
 import json
@@ -38,6 +39,7 @@ from mmalign.toy.video_scenes import (
 __all__ = [
     "KINDS",
     "MotionPair",
+    "crossed_pairs",
     "edited_pairs",
     "sampled_pairs",
     "structural_pairs",
@@ -150,6 +152,33 @@ def edited_pairs(
     return [
         _pair(prompt, both, judged, kind, min_gap=MIN_GAP)
         for prompt, both, judged, kind in zip(prompts, clips, scores, kinds, strict=True)
+    ]
+
+
+def crossed_pairs(num: int, seed: int) -> list[MotionPair]:
+    """`num` pairs of which each clip goes astray in the half in which the other does not.
+
+    As whole clips both are about equally good, and a label of the pair says little; labels of the halves say
+    as much as those of two pairs. The usual case of two clips of one prompt that are long enough.
+
+    Args:
+        num: of pairs.
+        seed: of captions, clips and directions.
+    """
+    rng = random.Random(f"crossed video pairs {seed}")
+    facts = draw_split(num, seed=seed, held_out=False)
+    first, second = [], []
+    for one in facts:
+        draws = rng.getrandbits(48)
+        ways = [rng.choice([other for other in DIRECTIONS if other != name]) for name in one.directions]
+        first.append(_clip(one, draws, directions=(one.directions[0], ways[1])))
+        second.append(_clip(one, draws, directions=(ways[0], one.directions[1])))
+    prompts = [one.caption() for one in facts]
+    scores = zip(score_clips(first, prompts), score_clips(second, prompts), strict=True)
+    clips = zip(first, second, strict=True)
+    return [
+        _pair(prompt, both, judged, "crossed", min_gap=MIN_GAP)
+        for prompt, both, judged in zip(prompts, clips, scores, strict=True)
     ]
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "MAX_TOKENS",
     "SHIFT",
     "Parts",
+    "decoded",
     "denormalised",
     "evaluate",
     "load_base",
@@ -58,8 +59,12 @@ SHIFT = 3.0
 """Of the noise levels, as in Wan 2.1 at 480p."""
 
 NUM_STEPS = 12
-GUIDANCE_SCALE = 3.0
-"""Sampler steps and guidance of everything that is shown or judged here."""
+GUIDANCE_SCALE = 1.0
+"""Sampler steps and guidance of everything that is shown or judged here.
+
+1 is none: guidance sharpens the same conditional that alignment moves, and would hide what alignment did.
+What the base gains by it stands in docs/video-world.md.
+"""
 
 _TEXT_WIDTH = 64
 _SCHEDULER = {
@@ -302,10 +307,21 @@ def redraw(
     return made
 
 
-def show_held_out(model: "VideoModel", num: int, *, seed: int) -> list[Score]:
+@torch.no_grad()
+def decoded(
+    model: "VideoModel", clips: Sequence[Float[Tensor, "frame 3 height width"]]
+) -> list[Float[Tensor, "frame 3 height width"]]:
+    """Clips in [0, 1] after the autoencoder's means: the best that the model can show."""
+    pixels = torch.stack([2.0 * clip - 1.0 for clip in clips])
+    return list(model.decode_clips(model.codec.scale(model.moments(pixels).mean)).cpu())
+
+
+def show_held_out(
+    model: "VideoModel", num: int, *, seed: int, guidance_scale: float = GUIDANCE_SCALE
+) -> list[Score]:
     """Exact scores of what the model makes of held-out captions."""
     prompts = held_out_prompts(num, seed=seed)
-    return score_clips(sample(model, prompts, seed=seed), prompts)
+    return score_clips(sample(model, prompts, seed=seed, guidance_scale=guidance_scale), prompts)
 
 
 def evaluate(model: "VideoModel", *, num: int, seed: int = 0) -> dict[str, float]:

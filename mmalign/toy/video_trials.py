@@ -22,13 +22,14 @@ from mmalign.toy.demo import recipe_path
 from mmalign.toy.encoding import cache_clips
 from mmalign.toy.video_pairs import (
     MotionPair,
+    crossed_pairs,
     edited_pairs,
     sampled_pairs,
     structural_pairs,
     swapped,
     write_pairs,
 )
-from mmalign.toy.video_pipeline import ASSETS, load_base, redraw, sample, show_held_out
+from mmalign.toy.video_pipeline import ASSETS, GUIDANCE_SCALE, load_base, redraw, sample, show_held_out
 from mmalign.toy.video_reward import Score
 from mmalign.train.config import ResolvedRun, load_run
 from mmalign.train.parts import load_model
@@ -57,7 +58,7 @@ AXES: tuple[str, ...] = (
 )
 """Numbers of each caption's clip that are kept."""
 
-Data = Literal["edited", "sampled", "structural"]
+Data = Literal["edited", "crossed", "sampled", "structural"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,16 @@ TRIALS: Mapping[str, Trial] = {
         Trial("whole clips: DPO", "labels", "structural_dpo"),
         Trial("segments: DenseDPO, a third", "labels", "densedpo", labels=NUM_LABELS // 3, dense=True),
         Trial("whole clips: DPO, a third", "labels", "structural_dpo", labels=NUM_LABELS // 3),
+        Trial("crossed, whole clips: DPO", "crossed", "structural_dpo", "crossed"),
+        Trial("crossed, segments: DenseDPO", "crossed", "densedpo", "crossed", dense=True),
+        Trial(
+            "crossed, segments: DenseDPO, a third",
+            "crossed",
+            "densedpo",
+            "crossed",
+            labels=NUM_LABELS // 3,
+            dense=True,
+        ),
         *(replace(t, name=f"{t.name}, swapped", group="swapped", swapped=True) for t in _METHODS),
         *(replace(t, name=f"{t.name}, flipped", group="flipped", flipped=True) for t in _METHODS),
     )
@@ -163,9 +174,12 @@ class World:
     _pairs: dict[Data, list[MotionPair]] = field(default_factory=dict)
     _num_runs: int = 0
 
-    def base(self) -> Shown:
+    def base(self, guidance_scale: float = GUIDANCE_SCALE) -> Shown:
         """What the shipped model makes of the captions."""
-        return Shown.from_scores(show_held_out(load_base(self.base_folder), self.num_prompts, seed=self.seed))
+        model = load_base(self.base_folder)
+        return Shown.from_scores(
+            show_held_out(model, self.num_prompts, seed=self.seed, guidance_scale=guidance_scale)
+        )
 
     def show(self, trial: Trial) -> Shown:
         """What it makes of them after a trial."""
@@ -228,8 +242,13 @@ def _edited(world: World) -> list[MotionPair]:
     return edited_pairs(world.num_drawn, world.seed)
 
 
+def _crossed(world: World) -> list[MotionPair]:
+    return crossed_pairs(world.num_drawn, world.seed)
+
+
 _MAKERS: Mapping[Data, Callable[[World], list[MotionPair]]] = {
     "edited": _edited,
     "sampled": _sampled,
     "structural": _structural,
+    "crossed": _crossed,
 }

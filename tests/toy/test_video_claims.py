@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmalign.errors import TrainingError
-from mmalign.toy import video_trials
-from mmalign.toy.video_claims import GROUPS, SIDES, difference, main, stored, tables
+from mmalign.toy import video_claims, video_trials
+from mmalign.toy.video_claims import GROUPS, GUIDED, SIDES, difference, main, stored, tables, yardstick
 from mmalign.toy.video_pairs import edited_pairs
 from mmalign.toy.video_trials import AXES, BASE, NUM_LABELS, TRIALS, Shown, Trial, World, budgeted
 
@@ -18,6 +18,19 @@ from mmalign.toy.video_trials import AXES, BASE, NUM_LABELS, TRIALS, Shown, Tria
 def shown(level: float, *, pixels: float = 0.7, num_pairs: int = 7) -> Shown:
     values = dict.fromkeys(AXES, (level, level + 0.1, level - 0.1))
     return Shown({**values, "pixels": (pixels,) * 3}, num_pairs, num_pairs + 2)
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reward says of true clips is known."""
+    monkeypatch.setattr(video_claims, "yardstick", lambda: {"true clips": shown(0.9)})
+
+
+def test_the_yardstick_puts_true_clips_above_spoilt_ones() -> None:
+    found = {name: float(one.of("total").mean()) for name, one in yardstick(num=3).items()}
+    assert found["true clips"] > 0.95
+    assert found["true clips"] > found["through the autoencoder"] > found["played backwards"]
+    assert max(found["first frame held"], found["frames shuffled"]) < found["played backwards"]
 
 
 def test_budgets_count_pairs_or_decided_segments() -> None:
@@ -88,17 +101,19 @@ def test_a_training_that_a_signal_stopped_is_no_result(
         World(tmp_path, 0).show(TRIALS["Flow-DPO"])
 
 
+@pytest.mark.usefixtures("judged")
 def test_a_line_that_a_killed_command_left_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(World, "show", lambda world, trial: shown(0.6))
-    monkeypatch.setattr(World, "base", lambda world: shown(0.5))
+    monkeypatch.setattr(World, "base", lambda world, guidance_scale=1.0: shown(0.5))
     path = tmp_path / "runs.jsonl"
     path.write_text('{"trial": "base", "se')
     main(["--seeds", "3", "--groups", "methods", "--output", str(path)])
-    assert len(stored(path)) == 1 + sum(trial.group == "methods" for trial in TRIALS.values())
+    assert len(stored(path)) == 1 + len(GUIDED) + sum(trial.group == "methods" for trial in TRIALS.values())
 
 
+@pytest.mark.usefixtures("judged")
 def test_stored_trials_are_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,7 +124,7 @@ def test_stored_trials_are_not_trained_again(
         return shown(0.6)
 
     monkeypatch.setattr(World, "show", show)
-    monkeypatch.setattr(World, "base", lambda world: shown(0.5))
+    monkeypatch.setattr(World, "base", lambda world, guidance_scale=1.0: shown(0.5))
     path = tmp_path / "runs.jsonl"
     main(["--seeds", "3", "5", "--groups", "methods", "swapped", "--output", str(path)])
     first = len(trained)
@@ -122,6 +137,8 @@ def test_stored_trials_are_not_trained_again(
     page = tmp_path / "page.md"
     main(["--seeds", "3", "--groups", "--output", str(path), "--page", str(page)])
     assert "| GAPO | 7 |" in page.read_text()
+    assert "| base, guidance 2 | 3 | 0.500 |" in page.read_text()
+    assert "| true clips | 0.900 |" in page.read_text()
 
 
 def test_a_shown_axis_is_a_number_per_caption() -> None:

@@ -14,6 +14,7 @@ from mmalign.data.video_media import decode_clip
 from mmalign.errors import ConfigError
 from mmalign.toy.video_pairs import (
     KINDS,
+    crossed_pairs,
     edited_pairs,
     sampled_pairs,
     structural_pairs,
@@ -272,6 +273,14 @@ def test_the_chosen_clip_is_true_and_labels_say_which_segment_tells() -> None:
         assert pair.rejected_score.total < pair.chosen_score.total
         assert not is_held_out(facts_of(pair.prompt))
         assert 1 <= pair.decided == sum(pair.segments) <= NUM_SEGMENTS
+
+
+def test_in_crossed_pairs_every_half_is_decided_and_the_other_way_round() -> None:
+    for pair in crossed_pairs(13, seed=5):
+        assert sorted(pair.segments) == [-1, 1]
+        assert not is_held_out(facts_of(pair.prompt))
+        assert {pair.chosen_score.right_ways, pair.rejected_score.right_ways} == {0.5}
+        assert pair.chosen_score.total - pair.rejected_score.total < 0.2
 
 
 def test_swapped_pairs_keep_what_the_judge_said_over_exchanged_clips() -> None:
