@@ -133,6 +133,13 @@ class PreferenceRow:
     videos: tuple[Media, ...] = ()
     messages: tuple[Message, ...] = ()
 
+    def place_of(self, candidate: int) -> str:
+        """File, row and candidate, for messages."""
+        role = ""
+        if self.kind == "pairs":
+            role = " (chosen)" if candidate == 0 else " (rejected)"
+        return f"{self.source or self.id or f'row {self.index}'} candidate {candidate}{role}"
+
 
 @dataclass(frozen=True)
 class Labels:

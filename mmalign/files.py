@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from mmalign.errors import CheckpointError
 
@@ -28,8 +28,11 @@ __all__ = [
     "read_json",
     "read_json_lines",
     "save_tensors",
+    "under",
     "write_json",
 ]
+
+Value = TypeVar("Value")
 
 
 def _sync(path: Path) -> None:
@@ -205,6 +208,11 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict[str, "Tensor"]:
         message = f"{path}: cannot be read as safetensors ({error}). Was it copied completely?"
         raise CheckpointError(message) from error
     return tensors
+
+
+def under(named: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    """What lies behind a prefix of names, without it."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def fingerprint(*parts: object) -> str:

@@ -98,7 +98,7 @@ class ClipLoader:
         """
         found = []
         for number, candidate in enumerate(row.candidates):
-            where = _where(row, number)
+            where = row.place_of(number)
             if candidate.audio is None:
                 message = f"{where}: got no audio. Is the source's `media` set to what the rows hold?"
                 raise RowError(message, reason="missing_audio")
@@ -149,19 +149,11 @@ class ClipLoader:
             RowError: one cannot be decoded, or is refused.
         """
         del flipped
-        found = [self.decode(data, where=_where(row, number)) for number, data in enumerate(encoded)]
+        found = [self.decode(data, where=row.place_of(number)) for number, data in enumerate(encoded)]
         return Waveforms(
             inputs=torch.stack([wave for wave, _ in found]),
             geometry=torch.tensor([facts for _, facts in found], dtype=torch.int64),
         )
-
-
-def _where(row: PreferenceRow, number: int) -> str:
-    """File, row and candidate, for messages."""
-    role = ""
-    if row.kind == "pairs":
-        role = " (chosen)" if number == 0 else " (rejected)"
-    return f"{row.source or row.id or f'row {row.index}'} candidate {number}{role}"
 
 
 @dataclass(frozen=True, kw_only=True)

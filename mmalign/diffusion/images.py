@@ -149,7 +149,7 @@ class ImageLoader:
         """
         found = []
         for number, candidate in enumerate(row.candidates):
-            where = _where(row, number)
+            where = row.place_of(number)
             if candidate.image is None:
                 message = f"{where}: got no image. Is the source's `media` set to what the rows hold?"
                 raise RowError(message, reason="missing_image")
@@ -182,7 +182,7 @@ class ImageLoader:
         pixels = np.empty((len(encoded), 3, self.resolution, self.resolution), dtype=np.uint8)
         for number, data in enumerate(encoded):
             decoded = decode_image(
-                data, where=_where(row, number), limits=self.limits, shorter_side=self.resolution
+                data, where=row.place_of(number), limits=self.limits, shorter_side=self.resolution
             )
             image, top, left = _place(decoded.image, self.resolution, augmentation)
             pixels[number] = np.asarray(image).transpose(2, 0, 1)
@@ -208,14 +208,6 @@ class ImageLoader:
             RowError: an image is missing, unreadable or refused.
         """
         return self.decode(row, self.encoded(row), self.augmentation(key))
-
-
-def _where(row: PreferenceRow, number: int) -> str:
-    """File, row and candidate, for messages."""
-    role = ""
-    if row.kind == "pairs":
-        role = " (chosen)" if number == 0 else " (rejected)"
-    return f"{row.source or row.id or f'row {row.index}'} candidate {number}{role}"
 
 
 def load_candidates(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmalign.errors import ConfigError, HyperparameterError, explain, unknown_name
 from mmalign.likelihood.schedules import FlowSchedule, Number, Prediction, Schedule, VPSchedule
+from mmalign.objectives.base import wide
 from mmalign.shapes import align_to_event
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "coefficients_at",
     "log_density",
     "log_probability",
-    "widened",
 ]
 
 
@@ -105,11 +105,6 @@ class TransitionKernel(Protocol):
         """Mean and deviation of the next state, in the wider of the state's dtype and float32."""
 
 
-def widened(value: Tensor) -> Tensor:
-    """`value` in the wider of its dtype and float32."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
 def coefficients_at(
     schedule: Schedule, timestep: Shaped[Tensor, "*batch"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
@@ -174,7 +169,7 @@ class Ddim:
 
     def moments(self, step: Step) -> Moments:
         """As the class says."""
-        state, output = widened(step.state), widened(step.output)
+        state, output = wide(step.state), wide(step.output)
         alpha, sigma = coefficients_at(step.schedule, step.timestep)
         next_alpha, next_sigma = coefficients_at(step.schedule, step.next_timestep)
         posterior = (next_sigma / sigma).square() * (1 - (alpha / next_alpha).square())
@@ -230,7 +225,7 @@ class FlowSde:
 
     def moments(self, step: Step) -> Moments:
         """As the class says."""
-        state, output = widened(step.state), widened(step.output)
+        state, output = wide(step.state), wide(step.output)
         _, sigma = coefficients_at(step.schedule, step.timestep)
         _, next_sigma = coefficients_at(step.schedule, step.next_timestep)
         time = next_sigma - sigma
@@ -269,7 +264,7 @@ class DpmSolver:
 
     def moments(self, step: Step) -> Moments:
         """As the class says; the deviation is 0."""
-        state, output = widened(step.state), widened(step.output)
+        state, output = wide(step.state), wide(step.output)
         alpha, sigma = coefficients_at(step.schedule, step.timestep)
         next_alpha, next_sigma = coefficients_at(step.schedule, step.next_timestep)
         clean, _ = step.schedule.split(output, state, step.timestep, source=step.prediction)
@@ -319,5 +314,5 @@ def log_probability(
         std: of every element, over the leading axes.
         reduction: "mean" makes clip ranges of 1e-4 to 0.1 sensible, whatever the resolution.
     """
-    squares = (widened(value.detach()) - widened(mean)).square().flatten(std.ndim)
+    squares = (wide(value.detach()) - wide(mean)).square().flatten(std.ndim)
     return log_density(squares.mean(-1), std, squares.shape[-1] if reduction == "sum" else 1)

@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, ShapeError, explain
+from mmalign.errors import CheckpointError, ConfigError, ShapeError, explain
 from mmalign.likelihood.schedules import Number
+from mmalign.objectives.base import require
 
 __all__ = [
     "BemaRule",
@@ -47,11 +48,6 @@ Weights = Mapping[str, Tensor]
 
 PoolChoice = Literal["newest", "anchor", "random"]
 """Which earlier policy a pool gives: the last one added, the first one ever, or any with equal chance."""
-
-
-def _require(where: str, value: object, holds: bool, expected: str, do: str = "") -> None:
-    if not holds:
-        raise HyperparameterError(explain(where, got=value, expected=expected, do=do))
 
 
 def _require_same_names(where: str, first: Weights, second: Weights, sides: tuple[str, str]) -> None:
@@ -104,7 +100,7 @@ def mix_weights(reference: Weights, policy: Weights, *, mixing: Number) -> dict[
 
     Source: arXiv 2404.09656, equation 7 (alpha = mixing); trl SyncRefModelCallback.
     """
-    _require("mix_weights mixing", mixing, 0.0 <= mixing <= 1.0, "a number in [0, 1]")
+    require("mix_weights mixing", mixing, 0.0 <= mixing <= 1.0, "a number in [0, 1]")
     _require_same_names("mix_weights", reference, policy, ("reference", "policy"))
 
     def mixed(name: str, dtype: torch.dtype) -> Tensor:
@@ -143,7 +139,7 @@ def extrapolate(current: Weights, previous: Weights, *, coefficient: Number) -> 
     Source: arXiv 2410.06293 (the idea as its abstract has it; schedule of the coefficient not verified).
     """
     holds = math.isfinite(coefficient) and coefficient >= 0.0
-    _require("extrapolate coefficient", coefficient, holds, "a finite number >= 0")
+    require("extrapolate coefficient", coefficient, holds, "a finite number >= 0")
     _require_same_names("extrapolate", current, previous, ("current", "previous"))
 
     def ahead(name: str, dtype: torch.dtype) -> Tensor:
@@ -170,9 +166,9 @@ def merge_weights(parts: Sequence[Weights], *, coefficients: Sequence[Number]) -
 
     Source: arXiv 2406.05534 (COFS-DPO, as its abstract has it).
     """
-    _require("merge_weights parts", len(parts), len(parts) > 0, "at least one set of weights")
+    require("merge_weights parts", len(parts), len(parts) > 0, "at least one set of weights")
     fits = len(coefficients) == len(parts) and all(math.isfinite(value) for value in coefficients)
-    _require("merge_weights coefficients", list(coefficients), fits, f"{len(parts)} finite numbers")
+    require("merge_weights coefficients", list(coefficients), fits, f"{len(parts)} finite numbers")
     for number, part in enumerate(parts[1:], start=1):
         _require_same_names("merge_weights", parts[0], part, ("part 0", f"part {number}"))
 
@@ -201,8 +197,8 @@ class SyncRule:
 
     def __post_init__(self) -> None:
         """Check both numbers."""
-        _require("SyncRule every", self.every, self.every >= 1, "at least 1 optimiser step")
-        _require("SyncRule mixing", self.mixing, 0.0 <= self.mixing <= 1.0, "a number in [0, 1]")
+        require("SyncRule every", self.every, self.every >= 1, "at least 1 optimiser step")
+        require("SyncRule mixing", self.mixing, 0.0 <= self.mixing <= 1.0, "a number in [0, 1]")
 
     def is_due(self, step: int) -> bool:
         """Whether the reference moves after `step` steps were done (the first step is 1)."""
@@ -310,14 +306,14 @@ class BemaRule:
 
     def __post_init__(self) -> None:
         """Check every number."""
-        _require("BemaRule every", self.every, self.every >= 1, "at least 1 optimiser step")
+        require("BemaRule every", self.every, self.every >= 1, "at least 1 optimiser step")
         for name in ("ema_power", "bias_power", "multiplier", "after"):
             value = getattr(self, name)
-            _require(f"BemaRule {name}", value, math.isfinite(value) and value >= 0, "a finite number >= 0")
+            require(f"BemaRule {name}", value, math.isfinite(value) and value >= 0, "a finite number >= 0")
         # A smaller age would weigh the policy by more than 1.
         holds = math.isfinite(self.lag) and self.lag >= 1
-        _require("BemaRule lag", self.lag, holds, "a finite number >= 1")
-        _require("BemaRule smallest", self.smallest, 0.0 <= self.smallest <= 1.0, "a number in [0, 1]")
+        require("BemaRule lag", self.lag, holds, "a finite number >= 1")
+        require("BemaRule smallest", self.smallest, 0.0 <= self.smallest <= 1.0, "a number in [0, 1]")
 
     def begin(self, policy: Weights) -> BemaState:
         """The state before the first step."""
@@ -378,7 +374,7 @@ class CheckpointPool:
 
     def __post_init__(self) -> None:
         """Check the capacity."""
-        _require("CheckpointPool capacity", self.capacity, self.capacity >= 1, "at least 1 policy")
+        require("CheckpointPool capacity", self.capacity, self.capacity >= 1, "at least 1 policy")
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -394,7 +390,7 @@ class CheckpointPool:
         """
         if self._kept:
             last = self.steps[-1]
-            _require("CheckpointPool step", step, step > last, f"a step after {last}, the last one added")
+            require("CheckpointPool step", step, step > last, f"a step after {last}, the last one added")
             _require_same_names("CheckpointPool", self._kept[self.steps[0]], policy, ("pool", "policy"))
         self._kept[step] = previous_iterate(policy)
         if len(self._kept) > self.capacity:
@@ -482,7 +478,7 @@ def geometric_mixture(
 
     Source: arXiv 2312.00886, section 4 (mixture of the policy and mu); trl GeometricMixtureWrapper.
     """
-    _require("geometric_mixture mixture_coef", mixture_coef, 0.0 <= mixture_coef <= 1.0, "a number in [0, 1]")
+    require("geometric_mixture mixture_coef", mixture_coef, 0.0 <= mixture_coef <= 1.0, "a number in [0, 1]")
     wide = torch.promote_types(policy_logits.dtype, torch.float32)
     # 0 * -inf would be NaN: at the ends only one side is looked at.
     if mixture_coef == 0.0:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import ConfigError, ShapeError, explain
+from mmalign.objectives.base import wide
 from mmalign.shapes import require_same_shape
 
 __all__ = [
@@ -39,10 +40,6 @@ _CHUNK_ELEMENTS = 2**24
 
 Direction = Literal["reference_from_policy", "policy_from_reference"]
 """Which model's probabilities weigh: KL(reference || policy), or KL(policy || reference)."""
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value if value.dtype == torch.float64 else value.to(torch.float32)
 
 
 def _chunks(logits: Tensor, given: int | None) -> Iterator[tuple[int, int]]:
@@ -72,7 +69,7 @@ class _Selected(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, chunk: int | None) -> Tensor:
         parts = []
         for start, stop in _chunks(logits, chunk):
-            piece = _wide(logits[start:stop])
+            piece = wide(logits[start:stop])
             taken = piece.gather(1, tokens[start:stop].unsqueeze(1)).squeeze(1)
             parts.append(taken - piece.logsumexp(1))
         ctx.save_for_backward(logits, tokens)
@@ -85,7 +82,7 @@ class _Selected(torch.autograd.Function):
         logits, tokens = ctx.saved_tensors
         result = torch.empty_like(logits)
         for start, stop in _chunks(logits, ctx.chunk):
-            share = _wide(logits[start:stop]).softmax(1).neg_()
+            share = wide(logits[start:stop]).softmax(1).neg_()
             share.scatter_add_(1, tokens[start:stop].unsqueeze(1), torch.ones_like(share[:, :1]))
             result[start:stop] = share * given[start:stop].unsqueeze(1)
         return result, None, None
@@ -98,8 +95,8 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, reference: Tensor, policy: Tensor, chunk: int | None) -> Tensor:
         parts = []
         for start, stop in _chunks(policy, chunk):
-            first = _wide(reference[start:stop]).log_softmax(1)
-            parts.append(_surplus(first, _wide(policy[start:stop]).log_softmax(1)).sum(1))
+            first = wide(reference[start:stop]).log_softmax(1)
+            parts.append(_surplus(first, wide(policy[start:stop]).log_softmax(1)).sum(1))
         ctx.save_for_backward(reference, policy)
         ctx.chunk = chunk
         return torch.cat(parts)
@@ -110,7 +107,7 @@ class _Divergence(torch.autograd.Function):
         reference, policy = ctx.saved_tensors
         result = torch.empty_like(policy)
         for start, stop in _chunks(policy, ctx.chunk):
-            difference = _wide(policy[start:stop]).softmax(1) - _wide(reference[start:stop]).softmax(1)
+            difference = wide(policy[start:stop]).softmax(1) - wide(reference[start:stop]).softmax(1)
             result[start:stop] = difference * given[start:stop].unsqueeze(1)
         return None, result, None
 
@@ -122,8 +119,8 @@ class _ReverseDivergence(torch.autograd.Function):
     def forward(ctx: Any, reference: Tensor, policy: Tensor, chunk: int | None) -> Tensor:
         parts = []
         for start, stop in _chunks(policy, chunk):
-            first = _wide(policy[start:stop]).log_softmax(1)
-            parts.append(_surplus(first, _wide(reference[start:stop]).log_softmax(1)).sum(1))
+            first = wide(policy[start:stop]).log_softmax(1)
+            parts.append(_surplus(first, wide(reference[start:stop]).log_softmax(1)).sum(1))
         divergence = torch.cat(parts)
         ctx.save_for_backward(reference, policy, divergence)
         ctx.chunk = chunk
@@ -135,8 +132,8 @@ class _ReverseDivergence(torch.autograd.Function):
         reference, policy, divergence = ctx.saved_tensors
         result = torch.empty_like(policy)
         for start, stop in _chunks(policy, ctx.chunk):
-            first = _wide(policy[start:stop]).log_softmax(1)
-            surplus = _surplus(first, _wide(reference[start:stop]).log_softmax(1))
+            first = wide(policy[start:stop]).log_softmax(1)
+            surplus = _surplus(first, wide(reference[start:stop]).log_softmax(1))
             slope = surplus - first.exp() * divergence[start:stop].unsqueeze(1)
             result[start:stop] = slope * given[start:stop].unsqueeze(1)
         return None, result, None
@@ -149,7 +146,7 @@ class _LogSumSquares(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, chunk: int | None) -> Tensor:
         parts = []
         for start, stop in _chunks(logits, chunk):
-            piece = _wide(logits[start:stop])
+            piece = wide(logits[start:stop])
             parts.append((2.0 * piece).logsumexp(1) - 2.0 * piece.logsumexp(1))
         ctx.save_for_backward(logits)
         ctx.chunk = chunk
@@ -161,7 +158,7 @@ class _LogSumSquares(torch.autograd.Function):
         (logits,) = ctx.saved_tensors
         result = torch.empty_like(logits)
         for start, stop in _chunks(logits, ctx.chunk):
-            piece = _wide(logits[start:stop])
+            piece = wide(logits[start:stop])
             difference = (2.0 * piece).softmax(1) - piece.softmax(1)
             result[start:stop] = 2.0 * difference * given[start:stop].unsqueeze(1)
         return result, None
@@ -174,7 +171,7 @@ class _Entropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, chunk: int | None) -> Tensor:
         parts = []
         for start, stop in _chunks(logits, chunk):
-            log_share = _wide(logits[start:stop]).log_softmax(1)
+            log_share = wide(logits[start:stop]).log_softmax(1)
             parts.append(-_shared(log_share).sum(1))
         entropy = torch.cat(parts)
         ctx.save_for_backward(logits, entropy)
@@ -187,7 +184,7 @@ class _Entropy(torch.autograd.Function):
         logits, entropy = ctx.saved_tensors
         result = torch.empty_like(logits)
         for start, stop in _chunks(logits, ctx.chunk):
-            log_share = _wide(logits[start:stop]).log_softmax(1)
+            log_share = wide(logits[start:stop]).log_softmax(1)
             slope = -_shared(log_share) - log_share.exp() * entropy[start:stop].unsqueeze(1)
             result[start:stop] = slope * given[start:stop].unsqueeze(1)
         return result, None

@@ -20,9 +20,10 @@ from mmalign.batch import Batch
 from mmalign.errors import ConfigError, HyperparameterError, ShapeError, explain, unknown_name
 from mmalign.likelihood.base import Denoiser, Draw, Evaluation
 from mmalign.likelihood.elbo import squared_error
-from mmalign.likelihood.kernels import Moments, Step, TransitionKernel, log_density, widened
+from mmalign.likelihood.kernels import Moments, Step, TransitionKernel, log_density
 from mmalign.likelihood.schedules import PREDICTIONS, Number, Prediction, Schedule
 from mmalign.methods.row import LikelihoodKind
+from mmalign.objectives.base import wide
 from mmalign.shapes import flatten_candidates, unflatten_candidates
 
 __all__ = ["UNCONDITIONAL", "Transition", "guided", "split_guidance"]
@@ -78,7 +79,7 @@ def guided(
         )
         raise ConfigError(message)
     both = {name: torch.cat([empty.get(name, value), value]) for name, value in conditioning.items()}
-    output = widened(denoise(torch.cat([noised, noised]), torch.cat([time, time]), both))
+    output = wide(denoise(torch.cat([noised, noised]), torch.cat([time, time]), both))
     without, given = output.chunk(2)
     return without + scale * (given - without)
 
@@ -139,7 +140,7 @@ class Transition:
     def draw(self, batch: Batch, denoise: Denoiser | None = None) -> Draw:
         """The recorded steps: states as noised samples, next states as targets, and 0 as noise."""
         del denoise
-        state, target = widened(recorded(batch, "state")), widened(batch.clean)
+        state, target = wide(recorded(batch, "state")), wide(batch.clean)
         if state.shape != target.shape:
             message = explain(
                 "Batch.recorded['state']", got=f"{list(state.shape)}", expected=f"{list(target.shape)}"

@@ -8,45 +8,33 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from mmalign.methods.marks import code, ours, paper
 from mmalign.methods.row import Default, Method, Taxonomy
 
 __all__ = ["PRESET", "ROWS", "STRENGTHS", "with_strengths"]
-
-
-def _code(value: float | int | str | bool, note: str = "") -> Default:
-    return Default(value, "code", note)
-
-
-def _paper(value: float | int | str | bool, note: str = "") -> Default:
-    return Default(value, "paper", note)
-
-
-def _ours(value: float | int | str | bool, note: str = "") -> Default:
-    return Default(value, "ours", note)
-
 
 _TANGO2 = "as Tango 2"
 
 PRESET: Mapping[str, Default] = MappingProxyType(
     {
-        "learning_rate": _ours(
+        "learning_rate": ours(
             2e-5, "LoRA; full fine-tuning takes Tango 2's 9.6e-7, whose updates a LoRA does not feel"
         ),
-        "rank": _ours(16, "of the attention's four projections"),
-        "effective_batch": _ours(32, _TANGO2),
-        "epochs": _ours(4, _TANGO2),
-        "warmup_ratio": _ours(0.1, "Tango 2 has 400 of about 2350 steps"),
-        "schedule": _ours("linear", _TANGO2),
-        "optimizer": _ours("adamw", _TANGO2),
-        "weight_decay": _ours(1e-2, _TANGO2),
-        "prompt_dropout": _ours(0.0, _TANGO2),
+        "rank": ours(16, "of the attention's four projections"),
+        "effective_batch": ours(32, _TANGO2),
+        "epochs": ours(4, _TANGO2),
+        "warmup_ratio": ours(0.1, "Tango 2 has 400 of about 2350 steps"),
+        "schedule": ours("linear", _TANGO2),
+        "optimizer": ours("adamw", _TANGO2),
+        "weight_decay": ours(1e-2, _TANGO2),
+        "prompt_dropout": ours(0.0, _TANGO2),
     }
 )
 """Settings of a run of a model of sound where a method's row says nothing of sound."""
 
-_BETA = {"beta": _ours(2000.0, f"{_TANGO2}: errors are means over a latent, whatever it holds")}
+_BETA = {"beta": ours(2000.0, f"{_TANGO2}: errors are means over a latent, whatever it holds")}
 
-_SAFE = {**_BETA, "mu": _ours(0.9, "as sd15")}
+_SAFE = {**_BETA, "mu": ours(0.9, "as sd15")}
 
 STRENGTHS: Mapping[str, Mapping[str, Default]] = MappingProxyType(
     {
@@ -56,30 +44,30 @@ STRENGTHS: Mapping[str, Mapping[str, Default]] = MappingProxyType(
         ),
         **dict.fromkeys(("diffusion_lpo", "linear_dpo", "rankdpo", "flow_dpo"), _BETA),
         **dict.fromkeys(("diffusion_sdpo", "diffusion_dmpo"), _SAFE),
-        "diffusion_kto": {**_BETA, "effective_batch": _ours(64, "as many sounds as 32 pairs have")},
-        "diffusion_simpo": {"beta": _ours(500.0, "as images"), "gamma": _ours(0.5, "as images")},
-        "mapo": {"beta": _ours(0.1, "as images"), "learning_rate": _ours(1e-5, "as images, LoRA")},
-        "diffusion_orpo": {"beta": _ours(0.1, "as images"), "learning_rate": _ours(1e-5, "as images, LoRA")},
-        "diffusion_sft": {"learning_rate": _ours(1e-5, "LoRA: nothing holds the model near its start")},
+        "diffusion_kto": {**_BETA, "effective_batch": ours(64, "as many sounds as 32 pairs have")},
+        "diffusion_simpo": {"beta": ours(500.0, "as images"), "gamma": ours(0.5, "as images")},
+        "mapo": {"beta": ours(0.1, "as images"), "learning_rate": ours(1e-5, "as images, LoRA")},
+        "diffusion_orpo": {"beta": ours(0.1, "as images"), "learning_rate": ours(1e-5, "as images, LoRA")},
+        "diffusion_sft": {"learning_rate": ours(1e-5, "LoRA: nothing holds the model near its start")},
         "densedpo": {
-            "beta": _ours(2000.0, f"{_TANGO2}; the paper's 500 on whole errors of video is 1000 here"),
-            "reduction": _ours("mean", "over the decided frames, as the paper's appendix"),
+            "beta": ours(2000.0, f"{_TANGO2}; the paper's 500 on whole errors of video is 1000 here"),
+            "reduction": ours("mean", "over the decided frames, as the paper's appendix"),
         },
-        "densedpo_per_segment": {"beta": _ours(2000.0, _TANGO2)},
+        "densedpo_per_segment": {"beta": ours(2000.0, _TANGO2)},
         "flow_grpo": {
-            "learning_rate": _ours(3e-4, "as images, LoRA"),
-            "steps": _ours(1000, "as images"),
-            "samples": _ours(8, "the group; 24 there, on many GPUs"),
-            "sampling_eta": _ours(1.0, "DDIM's eta; 0.7 suits the SDE of flows"),
-            "guidance_scale": _ours(3.0, "as Tango samples"),
+            "learning_rate": ours(3e-4, "as images, LoRA"),
+            "steps": ours(1000, "as images"),
+            "samples": ours(8, "the group; 24 there, on many GPUs"),
+            "sampling_eta": ours(1.0, "DDIM's eta; 0.7 suits the SDE of flows"),
+            "guidance_scale": ours(3.0, "as Tango samples"),
         },
         "online_diffusion_dpo": {
             **_BETA,
-            "sampling_steps": _ours(50, "as CRPO samples; ancestral"),
-            "sampling_eta": _ours(1.0, "ancestral, as Tango samples"),
-            "guidance_scale": _ours(3.0, "as Tango samples"),
-            "samples": _ours(5, "as CRPO"),
-            "steps": _ours(1000, "samples are dear"),
+            "sampling_steps": ours(50, "as CRPO samples; ancestral"),
+            "sampling_eta": ours(1.0, "ancestral, as Tango samples"),
+            "guidance_scale": ours(3.0, "as Tango samples"),
+            "samples": ours(5, "as CRPO"),
+            "steps": ours(1000, "samples are dear"),
         },
     }
 )
@@ -109,12 +97,12 @@ _TANGO_SFT = Method(
     "loss = error / 2",
     defaults={
         "audio": {
-            "learning_rate": _code(3e-5, "full training"),
-            "epochs": _code(40),
-            "effective_batch": _code(32, "4 GPUs x 2 clips x 4 accumulated"),
-            "warmup_ratio": _code(0.0),
-            "snr_gamma": _code(5.0),
-            "snr_form": _code("epsilon", "the formula for noise, though the network predicts a velocity"),
+            "learning_rate": code(3e-5, "full training"),
+            "epochs": code(40),
+            "effective_batch": code(32, "4 GPUs x 2 clips x 4 accumulated"),
+            "warmup_ratio": code(0.0),
+            "snr_gamma": code(5.0),
+            "snr_form": code("epsilon", "the formula for noise, though the network predicts a velocity"),
         }
     },
     departures=(
@@ -142,16 +130,16 @@ _TANGO2_DPO = Method(
     "loss = -log sigmoid(logit) + sft_weight * error of chosen",
     defaults={
         "audio": {
-            "beta": _paper(2000.0, "the README agrees; the script's default is 5000"),
-            "sft_weight": _paper(0.0, "1 is the mixture that two GPUs of the released trainer give"),
-            "learning_rate": _paper(9.6e-7, "full, in float32; LoRA takes 10 to 100 times as much"),
-            "effective_batch": _code(32, "2 GPUs x 4 pairs x 4 accumulated"),
-            "epochs": _paper(4, "after one of tango_sft on the winners"),
-            "warmup_ratio": _code(0.17, "400 of about 2350 optimiser steps on two GPUs"),
-            "schedule": _code("linear", "there it is sized for six times as many steps: see the departures"),
-            "weight_decay": _code(1e-2, "AdamW's own; the script's argument is not read"),
-            "optimizer": _code("adamw"),
-            "prompt_dropout": _code(0.0),
+            "beta": paper(2000.0, "the README agrees; the script's default is 5000"),
+            "sft_weight": paper(0.0, "1 is the mixture that two GPUs of the released trainer give"),
+            "learning_rate": paper(9.6e-7, "full, in float32; LoRA takes 10 to 100 times as much"),
+            "effective_batch": code(32, "2 GPUs x 4 pairs x 4 accumulated"),
+            "epochs": paper(4, "after one of tango_sft on the winners"),
+            "warmup_ratio": code(0.17, "400 of about 2350 optimiser steps on two GPUs"),
+            "schedule": code("linear", "there it is sized for six times as many steps: see the departures"),
+            "weight_decay": code(1e-2, "AdamW's own; the script's argument is not read"),
+            "optimizer": code("adamw"),
+            "prompt_dropout": code(0.0),
         }
     },
     departures=(
@@ -170,12 +158,12 @@ _TANGO2_DPO = Method(
 )
 
 _CRPO_DEFAULTS = {
-    "beta": _code(2000.0),
-    "coefficient": _code(1.0),
-    "learning_rate": _paper(1e-5, "the shipped file has 5e-4, the pretraining's"),
-    "effective_batch": _paper(48),
-    "warmup_steps": _paper(100),
-    "adam_beta2": _paper(0.95),
+    "beta": code(2000.0),
+    "coefficient": code(1.0),
+    "learning_rate": paper(1e-5, "the shipped file has 5e-4, the pretraining's"),
+    "effective_batch": paper(48),
+    "warmup_steps": paper(100),
+    "adam_beta2": paper(0.95),
 }
 _CRPO_FORMULA = (
     f"{_ERROR}\nu_c = score_c of the policy - score_c of the reference\n"
@@ -199,7 +187,7 @@ _CRPO = Method(
     objective="crpo",
     likelihood="elbo",
     formula=_CRPO_FORMULA,
-    defaults={"audio": {**_CRPO_DEFAULTS, "epochs": _paper(8, "of one iteration")}},
+    defaults={"audio": {**_CRPO_DEFAULTS, "epochs": paper(8, "of one iteration")}},
     departures=(
         _WHOLE,
         "one iteration: `mmalign pairs make audio/configs/pairs/crpo.yaml` samples, ranks, pairs; the next "
@@ -229,15 +217,15 @@ _ONLINE_CRPO = Method(
     defaults={
         "audio": {
             **_CRPO_DEFAULTS,
-            "samples": _paper(5, "per prompt"),
-            "sampling_steps": _paper(50),
-            "sampling_eta": _ours(1.0, "ancestral on noise schedules; 0.7 suits the SDE of flows"),
-            "guidance_scale": _code(4.5),
-            "sync_every": _ours(250, "the paper's iteration has 20000 pairs x 8 epochs / 48 = 3333 steps"),
-            "mixing": _paper(1.0, "the reference is the previous iteration's policy"),
-            "steps": _ours(1250, "five iterations, as the paper's"),
+            "samples": paper(5, "per prompt"),
+            "sampling_steps": paper(50),
+            "sampling_eta": ours(1.0, "ancestral on noise schedules; 0.7 suits the SDE of flows"),
+            "guidance_scale": code(4.5),
+            "sync_every": ours(250, "the paper's iteration has 20000 pairs x 8 epochs / 48 = 3333 steps"),
+            "mixing": paper(1.0, "the reference is the previous iteration's policy"),
+            "steps": ours(1250, "five iterations, as the paper's"),
         },
-        "tango": {"guidance_scale": _ours(3.0, "as Tango samples")},
+        "tango": {"guidance_scale": ours(3.0, "as Tango samples")},
     },
     departures=(
         _WHOLE,

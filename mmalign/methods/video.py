@@ -9,38 +9,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from mmalign.methods.marks import code, ours, paper
 from mmalign.methods.row import Default, Method, Taxonomy
 
 __all__ = ["FLOWS", "PRESET", "ROWS", "STRENGTHS", "with_strengths"]
-
-
-def _code(value: float | int | str | bool, note: str = "") -> Default:
-    return Default(value, "code", note)
-
-
-def _paper(value: float | int | str | bool, note: str = "") -> Default:
-    return Default(value, "paper", note)
-
-
-def _ours(value: float | int | str | bool, note: str = "") -> Default:
-    return Default(value, "ours", note)
-
 
 FLOWS = ("wan", "ltx", "hunyuan_video")
 """Families that predict the velocity of a rectified flow."""
 
 PRESET: Mapping[str, Default] = MappingProxyType(
     {
-        "learning_rate": _paper(1e-5, "DenseDPO, LoRA of rank 128"),
-        "rank": _paper(128, "DenseDPO"),
-        "effective_batch": _ours(32, "256 on 64 GPUs in DenseDPO, 8 on 4 in VideoDPO"),
-        "steps": _paper(1000, "DenseDPO"),
-        "warmup_ratio": _paper(0.25, "DenseDPO: 250 of 1000 steps"),
-        "schedule": _ours("constant", "after the warm-up; DenseDPO does not say"),
-        "optimizer": _paper("adamw", "DenseDPO"),
-        "weight_decay": _ours(1e-2, "AdamW's own"),
-        "max_grad_norm": _paper(1.0, "DenseDPO"),
-        "prompt_dropout": _ours(0.0, "as Flow-DPO"),
+        "learning_rate": paper(1e-5, "DenseDPO, LoRA of rank 128"),
+        "rank": paper(128, "DenseDPO"),
+        "effective_batch": ours(32, "256 on 64 GPUs in DenseDPO, 8 on 4 in VideoDPO"),
+        "steps": paper(1000, "DenseDPO"),
+        "warmup_ratio": paper(0.25, "DenseDPO: 250 of 1000 steps"),
+        "schedule": ours("constant", "after the warm-up; DenseDPO does not say"),
+        "optimizer": paper("adamw", "DenseDPO"),
+        "weight_decay": ours(1e-2, "AdamW's own"),
+        "max_grad_norm": paper(1.0, "DenseDPO"),
+        "prompt_dropout": ours(0.0, "as Flow-DPO"),
     }
 )
 """Settings of a run of a model of video where a method's row says nothing of video."""
@@ -53,13 +41,13 @@ _VELOCITY = "DenseDPO's 500 on whole errors, of a flow"
 
 def _beta(mark_noise: Default | None = None, **more: Default) -> _Layers:
     """5000 where noise or v is predicted, 1000 on flows; more settings that hold for both."""
-    noise = mark_noise or _ours(5000.0, _NOISE)
-    flows = {family: {"beta": _ours(1000.0, _VELOCITY)} for family in FLOWS}
+    noise = mark_noise or ours(5000.0, _NOISE)
+    flows = {family: {"beta": ours(1000.0, _VELOCITY)} for family in FLOWS}
     return {"video": {"beta": noise, **more}, **flows}
 
 
-_SAFE = {"mu": _ours(0.9, "as images")}
-_GENTLE = {"learning_rate": _ours(5e-6, "LoRA: nothing holds the model near its start")}
+_SAFE = {"mu": ours(0.9, "as images")}
+_GENTLE = {"learning_rate": ours(5e-6, "LoRA: nothing holds the model near its start")}
 
 STRENGTHS: Mapping[str, Mapping[str, Mapping[str, Default]]] = MappingProxyType(
     {
@@ -78,50 +66,50 @@ STRENGTHS: Mapping[str, Mapping[str, Mapping[str, Default]]] = MappingProxyType(
         },
         "flow_dpo": {
             "video": {
-                "beta": _ours(
+                "beta": ours(
                     1000.0, f"{_VELOCITY}; the paper's own is not known, its code for images has 100"
                 ),
-                "schedule": _paper("constant", "one_minus_t_squared gains quality and loses text alignment"),
+                "schedule": paper("constant", "one_minus_t_squared gains quality and loses text alignment"),
             }
         },
         **{name: _beta(**_SAFE) for name in ("diffusion_sdpo", "diffusion_dmpo")},
-        "diffusion_kto": _beta(effective_batch=_ours(64, "as many clips as 32 pairs have")),
+        "diffusion_kto": _beta(effective_batch=ours(64, "as many clips as 32 pairs have")),
         "diffusion_simpo": {
-            "video": {"beta": _ours(500.0, "as images"), "gamma": _ours(0.5, "as images"), **_GENTLE}
+            "video": {"beta": ours(500.0, "as images"), "gamma": ours(0.5, "as images"), **_GENTLE}
         },
-        "mapo": {"video": {"beta": _ours(0.1, "as images"), **_GENTLE}},
-        "diffusion_orpo": {"video": {"beta": _ours(0.1, "as images"), **_GENTLE}},
+        "mapo": {"video": {"beta": ours(0.1, "as images"), **_GENTLE}},
+        "diffusion_orpo": {"video": {"beta": ours(0.1, "as images"), **_GENTLE}},
         "diffusion_sft": {"video": dict(_GENTLE)},
         "densedpo": {
             "video": {
-                "beta": _paper(1000.0, "500 on whole errors"),
-                "reduction": _paper("mean", "its appendix: over the decided latent frames"),
-                "share_noise": _paper(False, "noise of its own for each side: pairs that share their layout"),
-                "effective_batch": _paper(256),
+                "beta": paper(1000.0, "500 on whole errors"),
+                "reduction": paper("mean", "its appendix: over the decided latent frames"),
+                "share_noise": paper(False, "noise of its own for each side: pairs that share their layout"),
+                "effective_batch": paper(256),
             }
         },
         "densedpo_per_segment": {
             "video": {
-                "beta": _paper(1000.0, "500 on whole errors"),
-                "share_noise": _paper(False, "as densedpo"),
+                "beta": paper(1000.0, "500 on whole errors"),
+                "share_noise": paper(False, "as densedpo"),
             }
         },
         **{
             name: _beta(
-                samples=_ours(4, "clips are dear"),
-                sampling_steps=_ours(25, "clips are dear"),
-                guidance_scale=_ours(5.0, "as Wan samples"),
-                sampling_eta=_ours(0.0, "deterministic, as at inference"),
-                steps=_ours(500, "samples are dear"),
+                samples=ours(4, "clips are dear"),
+                sampling_steps=ours(25, "clips are dear"),
+                guidance_scale=ours(5.0, "as Wan samples"),
+                sampling_eta=ours(0.0, "deterministic, as at inference"),
+                steps=ours(500, "samples are dear"),
             )
             for name in ("online_diffusion_dpo", "seppo", "sspo")
         },
         "flow_grpo": {
             "video": {
-                "learning_rate": _ours(1e-4, "LoRA; a third of the images'"),
-                "steps": _ours(500, "samples are dear"),
-                "samples": _ours(8, "the group; 24 there, on many GPUs"),
-                "guidance_scale": _ours(5.0, "as Wan samples"),
+                "learning_rate": ours(1e-4, "LoRA; a third of the images'"),
+                "steps": ours(500, "samples are dear"),
+                "samples": ours(8, "the group; 24 there, on many GPUs"),
+                "guidance_scale": ours(5.0, "as Wan samples"),
             }
         },
     }
@@ -154,7 +142,7 @@ _RWR = Method(
     data="lists",
     formula=f"{_ERROR}\nloss = mean over candidates of e^(reward / temperature) * error",
     defaults={
-        "video": {"temperature": _paper(1.0, "the weight is e^reward, rewards normalised"), **_GENTLE},
+        "video": {"temperature": paper(1.0, "the weight is e^reward, rewards normalised"), **_GENTLE},
     },
     departures=(
         "rewards come with the rows, mean 0 and deviation 1 over the data set: `mmalign data relabel`",
@@ -175,12 +163,12 @@ _VIDEODPO = Method(
     "the histogram of all scores\nloss = weight * -log sigmoid(beta * (u of chosen - u of rejected))",
     defaults={
         **_beta(
-            _code(5000.0),
-            learning_rate=_code(6e-6, "the whole network; LoRA takes more"),
-            effective_batch=_code(8, "on 4 GPUs"),
-            steps=_code(3000),
-            warmup_steps=_ours(0, "none in the code"),
-            prompt_dropout=_code(0.2),
+            code(5000.0),
+            learning_rate=code(6e-6, "the whole network; LoRA takes more"),
+            effective_batch=code(8, "on 4 GPUs"),
+            steps=code(3000),
+            warmup_steps=ours(0, "none in the code"),
+            prompt_dropout=code(0.2),
         )
     },
     departures=(
@@ -202,9 +190,9 @@ _STRUCTURAL = Method(
     formula=f"both sides: one real clip, noised to the same level 0.65 to 0.8, denoised from there\n{_DPO}",
     defaults={
         "video": {
-            "beta": _paper(1000.0, "500 on whole errors"),
-            "share_noise": _paper(False, "nearly equal clips under equal noise leave no gradient"),
-            "effective_batch": _paper(256),
+            "beta": paper(1000.0, "500 on whole errors"),
+            "share_noise": paper(False, "nearly equal clips under equal noise leave no gradient"),
+            "effective_batch": paper(256),
         }
     },
     departures=(
@@ -226,10 +214,10 @@ _GAPO = Method(
     "loss = weight * -log sigmoid(beta * (u of chosen - u of rejected))",
     defaults={
         **_beta(
-            _code(5000.0),
-            base=_code(2.0),
-            reward_scale=_code(100.0, "rewards from 0 to 100"),
-            prompt_dropout=_code(0.1),
+            code(5000.0),
+            base=code(2.0),
+            reward_scale=code(100.0, "rewards from 0 to 100"),
+            prompt_dropout=code(0.1),
         )
     },
 )
@@ -245,9 +233,9 @@ _UNIFIED = Method(
     f"{_DPO}",
     defaults={
         **_beta(
-            _code(5000.0, "of T2V-Turbo"),
-            learning_rate=_code(2e-5, "LoRA on all linear layers"),
-            warmup_ratio=_code(0.2, "of a one-cycle schedule"),
+            code(5000.0, "of T2V-Turbo"),
+            learning_rate=code(2e-5, "LoRA on all linear layers"),
+            warmup_ratio=code(0.2, "of a one-cycle schedule"),
         )
     },
     departures=(
@@ -270,7 +258,7 @@ _REG = Method(
     objective="tango2_dpo",
     likelihood="elbo",
     formula=f"chosen: a real clip, rejected: a generated one\n{_DPO} + sft_weight * error of chosen",
-    defaults={**_beta(sft_weight=_ours(0.1, "not known"))},
+    defaults={**_beta(sft_weight=ours(0.1, "not known"))},
     departures=("the objective is Tango 2's: DPO and the error of the chosen side, with a weight",),
     needs=frozenset({"reference"}),
     status="experimental",
@@ -286,7 +274,7 @@ _DF = Method(
     objective="dpo",
     likelihood="elbo",
     formula=f"chosen: a real clip, rejected: the same clip damaged (reversed, shuffled, noised)\n{_DPO}",
-    defaults={**_beta(share_noise=_ours(False, "as structural_dpo: sides share most frames"))},
+    defaults={**_beta(share_noise=ours(False, "as structural_dpo: sides share most frames"))},
     departures=("damages are data: the recipe makes them before training",),
     needs=frozenset({"reference"}),
     status="experimental",
@@ -306,9 +294,9 @@ _IPO = Method(
     "each sample of the last iteration's model",
     defaults={
         **_beta(
-            utility=_ours("sigmoid", "as Diffusion-KTO"),
-            zero_point=_ours("batch", "as Diffusion-KTO"),
-            effective_batch=_ours(64, "as many clips as 32 pairs have"),
+            utility=ours("sigmoid", "as Diffusion-KTO"),
+            zero_point=ours("batch", "as Diffusion-KTO"),
+            effective_batch=ours(64, "as many clips as 32 pairs have"),
         )
     },
     departures=("one iteration; the next starts from the last model (model.source) on samples of its own",),

@@ -54,7 +54,7 @@ def wide(value: Tensor) -> Tensor:
     return value if value.dtype == torch.float64 else value.to(torch.float32)
 
 
-def require(where: str, value: int | float, holds: bool, expected: str, do: str = "") -> None:
+def require(where: str, value: object, holds: bool, expected: str, do: str = "") -> None:
     """Raise `HyperparameterError` unless `holds`; a NaN never holds.
 
     Args:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mmalign.errors import explain, unknown_name
+from mmalign.objectives.base import wide
 from mmalign.objectives.calibration import Calibration, best_temperature, calibration, preference_calibration
 from mmalign.shapes import require_same_shape, require_shape
 
@@ -54,11 +55,6 @@ def response_positions(
     return (places >= last_prompt.unsqueeze(1)) & (places < end.unsqueeze(1))
 
 
-def _wide(value: Tensor) -> Tensor:
-    """At least float32: sums over a response in bfloat16 lose all of the small difference below."""
-    return value if value.dtype == torch.float64 else value.to(torch.float32)
-
-
 def ches_score(
     chosen: Float[Tensor, "pair position feature"],
     rejected: Float[Tensor, "pair other_position feature"],
@@ -98,7 +94,7 @@ def ches_score(
     sums = []
     for states, mask in ((chosen, chosen_mask), (rejected, rejected_mask)):
         counts = (mask != 0).unsqueeze(-1)
-        total = torch.where(counts, _wide(states), 0.0).sum(dim=1)
+        total = torch.where(counts, wide(states), 0.0).sum(dim=1)
         sums.append(total / counts.sum(dim=1).clamp(min=1) if form == "mean" else total)
     winner, loser = sums
     # <w, l> - <w, w> as one product: the two terms are of one size and nearly cancel where it matters.
@@ -122,7 +118,7 @@ def differential_information(
     Source: arXiv 2505.23761, theorem 3.2 of version 1 (normalised likelihood ratio).
     """
     require_same_shape("differential_information", policy, reference, ("policy", "reference"))
-    return (_wide(policy) - _wide(reference)).log_softmax(dim=-1)
+    return (wide(policy) - wide(reference)).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -171,13 +167,13 @@ def differential_information_entropy(
     Source: arXiv 2505.23761, theorem 3.2 of version 1; the estimator is ours.
     """
     require_same_shape("differential_information_entropy", policy, reference, ("policy", "reference"))
-    ratio = _wide(policy) - _wide(reference)
+    ratio = wide(policy) - wide(reference)
     weight = ratio
     count = ratio.shape[-1]
     log_size = 0.0
     if proposal is not None:
         require_same_shape("differential_information_entropy", policy, proposal, ("policy", "proposal"))
-        weight, log_size = ratio - _wide(proposal), math.log(count)
+        weight, log_size = ratio - wide(proposal), math.log(count)
     share = weight.softmax(dim=-1)
     entropy = weight.logsumexp(dim=-1) - log_size - (share * ratio).sum(dim=-1)
     worth = torch.full_like(entropy, count) if proposal is None else 1.0 / share.square().sum(dim=-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.errors import ShapeError
-from mmalign.objectives.base import require
+from mmalign.objectives.base import require, wide
 from mmalign.shapes import require_same_shape
 
 __all__ = [
@@ -33,14 +33,10 @@ __all__ = [
 ]
 
 
-def _wide(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
 def _log_probabilities(logits: Tensor, mask: Tensor) -> Tensor:
     """Normalised, with a harmless row at masked positions: padding may hold anything, NaN included."""
     kept = torch.where((mask > 0).unsqueeze(-1), logits, torch.zeros_like(logits))
-    return _wide(kept).log_softmax(-1)
+    return wide(kept).log_softmax(-1)
 
 
 def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -106,7 +102,7 @@ def dckd_loss(
     _require_logits("dckd_loss", student_logits, {"teacher": teacher_logits}, mask)
     student = _log_probabilities(student_logits, mask)
     teacher = _log_probabilities(teacher_logits.detach(), mask)
-    return _wide(chosen_nll) + strength * _token_mean(_divergence(teacher, student), mask).sum(-1)
+    return wide(chosen_nll) + strength * _token_mean(_divergence(teacher, student), mask).sum(-1)
 
 
 def advantage(
@@ -133,8 +129,8 @@ def advantage(
     """
     require("advantage floor", floor, 0.0 < floor < 1.0, "a number in (0, 1)")
     low = math.log(floor)
-    aligned = _wide(teacher_logits.detach()).log_softmax(-1).clamp_min(low)
-    return aligned - _wide(teacher_reference_logits.detach()).log_softmax(-1).clamp_min(low)
+    aligned = wide(teacher_logits.detach()).log_softmax(-1).clamp_min(low)
+    return aligned - wide(teacher_reference_logits.detach()).log_softmax(-1).clamp_min(low)
 
 
 def adpa_loss(
@@ -180,7 +176,7 @@ def adpa_loss(
         floor=floor,
     )
     expected = (_log_probabilities(student_logits, mask).exp() * favour).sum(-1)
-    return _wide(chosen_nll) - strength * _token_mean(expected, mask)
+    return wide(chosen_nll) - strength * _token_mean(expected, mask)
 
 
 def aligndistil_loss(
@@ -253,7 +249,7 @@ def sami_loss(
             "as constitutions, at least two. Score every answer under every constitution."
         )
         raise ShapeError(message)
-    scores = _wide(log_probability)
+    scores = wide(log_probability)
     rows = scores.log_softmax(2).diagonal(dim1=1, dim2=2)
     columns = scores.log_softmax(1).diagonal(dim1=1, dim2=2)
     return -(rows.mean(1) + columns.mean(1)) / 2
@@ -280,7 +276,7 @@ def scir_penalty(
     and its weights are not verified.
     """
     _require_strength("scir_penalty confidence", confidence)
-    logits = _wide(preference_logits)
+    logits = wide(preference_logits)
     judges = logits.shape[1]
     if judges < 2:
         message = f"scir_penalty: got {judges} judge, expected at least two to compare."
@@ -354,8 +350,8 @@ def fast_slow_loss(
         raise ShapeError(message)
 
     def margin(scores: Tensor) -> Tensor:
-        wide = _wide(scores)
-        return wide[:, 0] - wide[:, 1]
+        chosen, rejected = wide(scores).unbind(1)
+        return chosen - rejected
 
     ahead, behind, base = margin(fast), margin(slow), margin(reference.detach())
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmalign.batch import Batch, Conditioning, concatenate
 from mmalign.errors import CheckpointError
+from mmalign.files import under
 from mmalign.rollout.packing import pack, unpack
 
 __all__ = ["Items", "Queue"]
@@ -121,10 +122,4 @@ class Items:
         if "prompt" not in state:
             message = "stored items: prompt missing. The checkpoint is damaged; take an earlier one."
             raise CheckpointError(message)
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {
-                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-            }
-
-        return cls(unpack(under("batch.")), state["prompt"], under("conditioning."))
+        return cls(unpack(under(state, "batch.")), state["prompt"], under(state, "conditioning."))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmalign.batch import Batch, Conditioning, Labels, RowKeys
 from mmalign.errors import CheckpointError
+from mmalign.files import under
 
 __all__ = ["pack", "unpack"]
 
@@ -50,7 +51,7 @@ def unpack(tensors: Mapping[str, Tensor]) -> Batch:
     labels = Labels(**{name: tensors.get(f"labels.{name}") for name in _LABELS})
     return Batch(
         clean=tensors["clean"],
-        conditioning=Conditioning(_under(tensors, "shared."), _under(tensors, "per_candidate.")),
+        conditioning=Conditioning(under(tensors, "shared."), under(tensors, "per_candidate.")),
         labels=labels.known_certain() if facts["certain"] else labels,
         weight=tensors["weight"],
         valid=tensors["valid"],
@@ -59,9 +60,5 @@ def unpack(tensors: Mapping[str, Tensor]) -> Batch:
         ids=tuple(facts["ids"]),
         reward=tensors.get("reward"),
         prompts=tuple(facts["prompts"]),
-        recorded=_under(tensors, "recorded."),
+        recorded=under(tensors, "recorded."),
     )
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -25,8 +25,8 @@ from mmalign.likelihood import (
     guided,
     log_probability,
 )
-from mmalign.likelihood.kernels import widened
 from mmalign.likelihood.schedules import PREDICTIONS, Number
+from mmalign.objectives.base import wide
 from mmalign.rollout.grids import Grid
 from mmalign.seeding import row_normal
 
@@ -185,7 +185,7 @@ class Sampler:
             )
             raise HyperparameterError(message)
         grid = self.grid.to(keys.device)
-        state = first_noise(keys, event) if start is None else widened(start)
+        state = first_noise(keys, event) if start is None else wide(start)
         records: dict[str, list[Tensor]] = {"state": [state.detach()]} if "state" in keep else {}
         earlier = None
         for number in range(len(grid)):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmalign import registry
 from mmalign.errors import CheckpointError, ConfigError, explain
+from mmalign.files import under
 from mmalign.likelihood import Denoiser
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.checkpoint import flatten_optimizer, restore_optimizer
@@ -109,13 +110,9 @@ class ScoreModel:
             message = "checkpoint rollout: no score model in it. Was it made by another method?"
             raise CheckpointError(message)
         device = next(iter(self.trainables.parameters.values())).device
-        self.trainables.load({name: value.to(device) for name, value in _within("weights.", state).items()})
+        self.trainables.load({name: value.to(device) for name, value in under(state, "weights.").items()})
         described = json.loads(bytes(state["described"].tolist()).decode())
-        restore_optimizer(self.updater.optimizer, _within("optimizer.", state), described)
-
-
-def _within(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        restore_optimizer(self.updater.optimizer, under(state, "optimizer."), described)
 
 
 def load_teacher(run: ResolvedRun, device: torch.device) -> PreferenceModel | None:

@@ -1,5 +1,6 @@
 """What the rows of image methods share: marks of evidence, formulas, departures, borrowed recipes."""
 
+from mmalign.methods.marks import code, ours, paper
 from mmalign.methods.row import Default
 
 __all__ = [
@@ -34,21 +35,6 @@ TIES = "ties follow data.tie_policy on every data set (official: dropped only if
 EFFECTIVE_RATE = (
     "the learning rate is the effective one (official: a base rate that --scale_lr multiplies by the batch)"
 )
-
-
-def paper(value: float | int | str | bool, note: str = "") -> Default:
-    """A number from the paper's text."""
-    return Default(value, "paper", note)
-
-
-def code(value: float | int | str | bool, note: str = "") -> Default:
-    """A number from the official code."""
-    return Default(value, "code", note)
-
-
-def ours(value: float | int | str | bool, note: str = "") -> Default:
-    """A number that is ours."""
-    return Default(value, "ours", note)
 
 
 def as_diffusion_dpo(

@@ -105,11 +105,6 @@ class QwenTraits(VlmTraits):
         del medium
         return ()
 
-    def together(self, kind: MediaKind, media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Patches of all media, one after another, their grids, and what the own forward also wants."""
-        del kind
-        return {name: torch.cat([tensors[name] for tensors in media]) for name in media[0]}
-
     def features(self, base: Any, kind: MediaKind, tensors: Mapping[str, Tensor]) -> Features:
         """Of all media at once."""
         encode = base.get_image_features if kind == "image" else base.get_video_features
