@@ -56,9 +56,8 @@ docs: $(STAMP)  ## renew the generated tables of the README and the catalogue
 	$(OFFLINE) $(BIN)/mmalign methods --update README.md
 	$(OFFLINE) $(BIN)/mmalign methods --update docs/catalogue.md
 
-bench: $(STAMP)  ## framework tax, memory, start-up, loader; the step of a vision-language model against TRL
-	$(OFFLINE) $(BIN)/python benchmarks/run.py
-	$(OFFLINE) $(BIN)/python benchmarks/vlm_step.py
+bench: $(STAMP)  ## every benchmark on the CPU, under a quarter of an hour: benchmarks/run.py says which
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 clean:  ## remove caches and build outputs, keep .venv and runs
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -158,8 +158,16 @@ def _loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
     return -torch.nn.functional.logsigmoid(-beta / 2 * (gap[:, 0] - gap[:, 1])).mean()
 
 
-def bare(name: str, folder: Path, *, pairs: int, **sections: Any) -> Contestant:
-    """The loop written by hand, on a model of its own."""
+def bare(name: str, folder: Path, *, pairs: int, compares: bool = True, **sections: Any) -> Contestant:
+    """The loop written by hand, on a model of its own.
+
+    Args:
+        name: of a tiny model.
+        folder: holds model, rows and cache.
+        pairs: per step.
+        compares: with a reference; without, a step is the least arithmetic there is: reference errors known.
+        sections: laid over the configuration.
+    """
     from mmalign.train.loader import to_batch
 
     loop, loader = _prepared(settings(TINY[name], folder, name="bare", pairs=pairs, **sections))
@@ -174,6 +182,8 @@ def bare(name: str, folder: Path, *, pairs: int, **sections: Any) -> Contestant:
 
     def loss(latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         noised, target, time = network.mixed(latents, _paired(noise), _paired(timestep))
+        if not compares:
+            return _loss(network.errors(noised, target, time), torch.zeros(pairs, 2), beta)
         for layer in layers:
             layer._disable_adapters = True
         with torch.no_grad():
@@ -193,7 +203,8 @@ def bare(name: str, folder: Path, *, pairs: int, **sections: Any) -> Contestant:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return Contestant("bare", _by_layer(loop.trainables.network), gradient, step)
+    title = "bare" if compares else "bare, no reference"
+    return Contestant(title, _by_layer(loop.trainables.network), gradient, step)
 
 
 def unoptimised(name: str, folder: Path, *, pairs: int, **sections: Any) -> Contestant:

@@ -17,7 +17,7 @@ def _rate(make_rows: Any, num_rows: int) -> float:
     return count / (time.process_time() - started)
 
 
-def measure(folder: Path) -> dict[str, float]:
+def measure(folder: Path, sizes: tuple[int, ...] = (512, 1024)) -> dict[str, float]:
     """Rows per second by kind of input."""
     import subprocess
     import sys
@@ -26,7 +26,7 @@ def measure(folder: Path) -> dict[str, float]:
     from mmalign.train.loader import Layout, StepSampler, make_loader
 
     rates: dict[str, float] = {}
-    for size in (512, 1024):
+    for size in sizes:
         path = folder / f"photos_{size}.parquet"
         script = Path(__file__).with_name("make_photo_pairs.py")
         subprocess.run(

@@ -1,112 +1,296 @@
-"""Measure what a user pays for the framework: `make bench`.
+"""All benchmarks the project owns: `make bench`, or `python -m benchmarks`.
 
-Seven figures, each a ratio or a rate inside one run on one model, medians over interleaved rounds:
+    python -m benchmarks                               all on the CPU, under a quarter of an hour
+    python -m benchmarks --only step.sdxl start        some of them
+    python -m benchmarks --profile quick               the same code, a round each: does it work?
+    python -m benchmarks --profile gpu                 benchmarks/gpu.py on this machine's GPU
+    python -m benchmarks --page docs/performance.md    renew the tables from the records
+    python -m benchmarks compare A.jsonl B.jsonl       ratios of two files of records
 
-    framework tax    our step against a bare hand-written loop with the same forward and backward passes
-    peak memory      of both, in processes of their own
-    start-up         of the command line, as a process
-    loader           rows per second and core: JPEG pairs decoded, cropped, flipped
-    objectives       the dearest row of the catalogue over its plain hand-written function, scores [4096, 2]
-    scoring          pictures per second through the evaluation store with a reward that costs nothing
+    step.*      one DPO step per family on tiny true models: pairs per CPU second, memory, parts, FLOPs
+                against the least, against an unoptimised restatement (images, sound, clips) or TRL (vlm)
+    tax.sdxl    our trainer over a bare loop by hand, pairs per step 1 and 4
+    start       `mmalign --help`; `mmalign train` to its first step, and TRL's
+    loader      rows per second: JPEG pairs decoded, cropped, flipped
+    reward      pictures per second of a reward, by batch
+    scoring     pictures per second through the evaluation store, and its memory
+    objectives  the catalogue's functions over plain ones
+    growth      time and memory over rows, list size, clip length, answer length: fitted exponents
 
-Prints a table and writes JSON. Nothing is asserted: a benchmark measures, tests judge.
+Records are JSON lines with machine, versions, commit and seed. Nothing is asserted except that trainers which
+are compared compute the same gradients: a benchmark measures, tests judge.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import loader_rate
-import objective_cost
-import scoring_rate
-import step_tax
+import records
+
+__all__ = ["MEASUREMENTS", "PROFILES", "Profile", "main", "run"]
+
+RESULTS = Path("benchmarks/results/bench.jsonl")
 
 
-def start_up_seconds(rounds: int) -> float:
-    """Median wall time of `mmalign --help` as a new process."""
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "mmalign", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+@dataclass(frozen=True)
+class Profile:
+    """How long to look.
+
+    Args:
+        rounds: of races.
+        steps: per round.
+        pairs: per step.
+        memory: measure peaks, in processes of their own.
+        tax_rounds: of the race against the bare loop.
+        items: pictures of the scoring store.
+        quick: the smallest sizes everywhere.
+    """
+
+    rounds: int = 5
+    steps: int = 1
+    pairs: int = 2
+    memory: bool = True
+    tax_rounds: int = 15
+    items: int = 10_000
+    quick: bool = False
 
 
-def main() -> None:
-    """Run all measurements and write them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results.json"))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=4, help="optimiser steps per round")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    device = torch.device(options.device)
-    results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU {platform.machine()}, 1 thread",
-        "torch": torch.__version__,
-        "start_up_seconds": start_up_seconds(5),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        results["step"] = step_tax.measure(
-            Path(folder), device=device, rounds=options.rounds, steps=options.steps
+PROFILES = {
+    "cpu": Profile(),
+    "quick": Profile(rounds=1, memory=False, pairs=1, tax_rounds=1, items=200, quick=True),
+}
+
+
+def _step(name: str) -> Callable[[Path, Profile], dict[str, Any]]:
+    def measured(folder: Path, profile: Profile) -> dict[str, Any]:
+        import step_race
+
+        return step_race.measure(
+            name,
+            folder / name,
+            pairs=profile.pairs,
+            rounds=profile.rounds,
+            steps=profile.steps,
+            memory=profile.memory,
         )
-        results["peak_memory_mib"] = {
-            kind: step_tax.peak_memory_in_process(kind, device=options.device) for kind in ("mmalign", "bare")
+
+    return measured
+
+
+def _vlm(folder: Path, profile: Profile) -> dict[str, Any]:
+    """The step of a vision-language model, beside TRL's."""
+    import vlm_step
+    from inside_a_step import breakdown, flops_of
+    from vlm_contestants import MAKERS
+
+    home = folder / "vlm_step"
+    home.mkdir(parents=True, exist_ok=True)
+    vlm_step.write_inputs(home, vlm_step.SHAPES["llava"])
+    found = vlm_step.measure(home, checkpointing=False, rounds=profile.rounds, steps=profile.steps)
+    flops = {name: flops_of(make(home, checkpointing=False).step) for name, make in MAKERS.items()}
+    seconds = found["seconds"]
+    result = {
+        "pairs_per_step": vlm_step.PAIRS,
+        "rounds": profile.rounds,
+        "gradient_difference": found["gradient_difference"],
+        "seconds_per_step": seconds,
+        "pairs_per_cpu_second": {name: vlm_step.PAIRS / value for name, value in seconds.items()},
+        "over_trl": found["speed"],
+        "gflop_per_pair": {name: value / vlm_step.PAIRS / 1e9 for name, value in flops.items()},
+        "flops_over_least": {name: value / flops["mmalign, stored"] for name, value in flops.items()},
+        "milliseconds": breakdown(
+            "vlm", folder / "vlm", pairs=profile.pairs, steps=2 * profile.rounds, cached=False
+        ),
+    }
+    if profile.memory:
+        result["step_mib"] = {
+            name: vlm_step.peak_in_process(home, name, checkpointing=False)["step"]
+            for name in ("mmalign", "trl, answers alone")
         }
-        results["loader"] = loader_rate.measure(Path(folder))
-        results["scoring"] = scoring_rate.measure(Path(folder) / "scoring")
-    results["objectives"] = objective_cost.measure(30)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n")
-    print_table(results)
-    print(f"written to {options.output}")
+    return result
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """The figures for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
+def _tax(folder: Path, profile: Profile) -> dict[str, Any]:
+    """Our step over the bare loop's, at one pair per step, where the host shows most, and at four."""
+    from contestants import TOLERANCE, bare, mmalign
+    from step_race import interleaved, ratio
+    from vlm_contestants import largest_difference
 
-    step, memory = results["step"], results["peak_memory_mib"]
-    table = Table("measurement", "value", title=f"{results['device']}, torch {results['torch']}")
-    table.add_row("pairs/s, mmalign step (median)", f"{step['mmalign_pairs_per_second']:.2f}")
-    table.add_row("pairs/s, bare loop (median)", f"{step['bare_pairs_per_second']:.2f}")
-    table.add_row("framework tax (median of paired ratios)", f"{step['tax']:+.1%}")
-    table.add_row(
-        "tax, quartiles over rounds", f"{step['tax_quartiles'][0]:+.1%} to {step['tax_quartiles'][1]:+.1%}"
+    result: dict[str, Any] = {"rounds": profile.tax_rounds}
+    for pairs in (1,) if profile.quick else (1, 4):
+        contestants = [make("sdxl", folder / "sdxl", pairs=pairs) for make in (mmalign, bare)]
+        difference = largest_difference(contestants, TOLERANCE)
+        times = interleaved(contestants, rounds=profile.tax_rounds, steps=2)
+        middle, low, high = ratio(times["mmalign"], times["bare"])
+        result[f"{pairs} pairs"] = {
+            "gradient_difference": difference,
+            "tax": middle - 1,
+            "tax_low": low - 1,
+            "tax_high": high - 1,
+            "tax_of_minima": min(times["mmalign"]) / min(times["bare"]) - 1,
+        }
+    return result
+
+
+def _start(folder: Path, profile: Profile) -> dict[str, Any]:
+    import start_up
+
+    home = folder / "start"
+    home.mkdir(parents=True, exist_ok=True)
+    return start_up.measure(home, rounds=1 if profile.quick else 3)
+
+
+def _loader(folder: Path, profile: Profile) -> dict[str, Any]:
+    import loader_rate
+
+    return loader_rate.measure(folder, sizes=(512,) if profile.quick else (512, 1024))
+
+
+def _reward(folder: Path, profile: Profile) -> dict[str, Any]:
+    import reward_rate
+
+    return reward_rate.measure(folder / "reward", 16 if profile.quick else 64)
+
+
+def _scoring(folder: Path, profile: Profile) -> dict[str, Any]:
+    import scoring_rate
+
+    return scoring_rate.measure(folder / "scoring", profile.items)
+
+
+def _objectives(folder: Path, profile: Profile) -> dict[str, Any]:
+    import objective_cost
+
+    del folder
+    return objective_cost.measure(1 if profile.quick else 10)
+
+
+def _growth(folder: Path, profile: Profile) -> dict[str, Any]:
+    import growth
+
+    home = folder / "growth"
+    home.mkdir(parents=True, exist_ok=True)
+    return growth.measure(home, quick=profile.quick)
+
+
+MEASUREMENTS: dict[str, Callable[[Path, Profile], dict[str, Any]]] = {
+    **{f"step.{name}": _step(name) for name in ("sd15", "sdxl", "sd3", "flux", "video", "audio")},
+    "step.vlm": _vlm,
+    "tax.sdxl": _tax,
+    "start": _start,
+    "loader": _loader,
+    "reward": _reward,
+    "scoring": _scoring,
+    "objectives": _objectives,
+    "growth": _growth,
+}
+"""Name to what measures it in a folder for scratch."""
+
+
+def run(names: list[str], *, profile: str, folder: Path, output: Path) -> list[dict[str, Any]]:
+    """Measure, show and write: a record per name, written as soon as it is there."""
+    torch.set_num_threads(1)
+    where, found = records.machine(), []
+    for name in names:
+        started = time.perf_counter()
+        values = MEASUREMENTS[name](folder, PROFILES[profile])
+        values = {**values, "wall_seconds": round(time.perf_counter() - started, 1)}
+        record = records.record(name, values, profile=profile, where=where)
+        records.append(output, [record])
+        found.append(record)
+        show(record)
+    return found
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """A record for a terminal."""
+    print(f"\n{record['id']} ({record['values']['wall_seconds']} s)", flush=True)
+    if str(record["id"]).startswith("objectives"):
+        costs = {name: row["over_ms"] for name, row in record["values"].items() if isinstance(row, dict)}
+        dearest = max(costs, key=lambda name: costs[name])
+        print(f"  dearest over its plain function: {dearest}, {costs[dearest]:+.3f} ms")
+        return
+    for name, value in records.flat(record["values"]).items():
+        print(f"  {name:48s} {value:.5g}")
+
+
+def _chosen(only: list[str]) -> list[str]:
+    """Names that begin with one of `only`; all without.
+
+    Raises:
+        SystemExit: nothing is called so.
+    """
+    unknown = [begin for begin in only if not any(name.startswith(begin) for name in MEASUREMENTS)]
+    if unknown:
+        sys.exit(f"--only: got {unknown}, expected beginnings of {list(MEASUREMENTS)}.")
+    return [name for name in MEASUREMENTS if not only or any(name.startswith(begin) for begin in only)]
+
+
+def _compare(first: Path, second: Path) -> None:
+    old, new = records.read(first), records.read(second)
+    rows = records.compare(old, new)
+    print(f"{'measurement':72s} {first.name:>14s} {second.name:>14s}  second / first")
+    for name, before, after, over in rows:
+        print(f"{name:72s} {before:>14s} {after:>14s}  {over}")
+    for line in records.other_machine(old[-1], new[-1]):
+        print(f"measured elsewhere: {line}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["compare"]:
+        parser = argparse.ArgumentParser(
+            prog="benchmarks compare", description="Ratios of two files of records."
+        )
+        parser.add_argument("first", type=Path)
+        parser.add_argument("second", type=Path)
+        files = parser.parse_args(given[1:])
+        _compare(files.first, files.second)
+        return
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    table.add_row("peak memory, mmalign", f"{memory['mmalign']:.0f} MiB")
-    table.add_row("peak memory, bare loop", f"{memory['bare']:.0f} MiB")
-    table.add_row("mmalign --help", f"{results['start_up_seconds']:.3f} s")
-    for name, rate in results["loader"].items():
-        table.add_row(f"loader, {name}", f"{rate:.0f} rows/s")
-    scoring = results["scoring"]
-    table.add_row("scoring store", f"{scoring['items_per_second']:.0f} pictures/s")
-    table.add_row(
-        "scoring store, peak after 1 000 and 10 000",
-        f"{scoring['peak_mib_tenth']:.1f} and {scoring['peak_mib_all']:.1f} MiB",
+    parser.add_argument("--profile", choices=[*PROFILES, "gpu"], default="cpu")
+    parser.add_argument("--only", nargs="*", default=[], help="beginnings of names")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help=f"records are added (default: {RESULTS})"
     )
-    costs = {name: row["over_ms"] for name, row in results["objectives"].items()}
-    dearest = max(costs, key=lambda name: costs[name])
-    table.add_row("objective over plain, median of rows", f"{statistics.median(costs.values()):+.3f} ms")
-    table.add_row(f"objective over plain, dearest ({dearest})", f"{costs[dearest]:+.3f} ms")
-    Console().print(table)
+    parser.add_argument("--folder", type=Path, help="scratch, kept; models that are there are used again")
+    parser.add_argument(
+        "--page", type=Path, help="renew this page's tables from the records; measures nothing"
+    )
+    options = parser.parse_args(given)
+    if options.page is not None:
+        import performance_page
+
+        performance_page.renew_page(options.page, options.output)
+        return
+    if options.profile == "gpu":
+        import gpu
+
+        gpu.main([])
+        return
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        run(_chosen(options.only), profile=options.profile, folder=options.folder, output=options.output)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            run(_chosen(options.only), profile=options.profile, folder=Path(folder), output=options.output)
+    print(f"\nadded to {options.output}")
 
 
 if __name__ == "__main__":

@@ -364,10 +364,10 @@ def _write_wan(folder: Path) -> None:
         tokenizer=T5Tokenizer.from_pretrained(str(folder / "tokenizer")),
         text_encoder=UMT5EncoderModel(encoder),
         vae=AutoencoderKLWan(
-            base_dim=8,
+            base_dim=4,
             z_dim=16,
-            dim_mult=[1, 2, 4, 4],
-            num_res_blocks=2,
+            dim_mult=[1, 1, 2, 2],
+            num_res_blocks=1,
             temperal_downsample=[False, True, True],
         ),
         scheduler=UniPCMultistepScheduler(

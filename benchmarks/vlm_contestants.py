@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ def _by_layer(network: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def mmalign_contestant(folder: Path, *, stored: bool, checkpointing: bool) -> Contestant:
-    """Our trainer, as `mmalign train` builds it."""
+def mmalign_contestant(
+    folder: Path, *, stored: bool, checkpointing: bool, train: Mapping[str, Any] | None = None
+) -> Contestant:
+    """Our trainer, as `mmalign train` builds it; `train` is laid over that section."""
     from mmalign.train.config import resolve
     from mmalign.train.run import prepare
     from mmalign.train.step import preference_step
@@ -71,6 +73,7 @@ def mmalign_contestant(folder: Path, *, stored: bool, checkpointing: bool) -> Co
                 "warmup_steps": 0,
                 "num_workers": 0,
                 "device": "cpu",
+                **(train or {}),
             },
             "log": {"every": 10, "trackers": []},
         }
@@ -91,7 +94,9 @@ def mmalign_contestant(folder: Path, *, stored: bool, checkpointing: bool) -> Co
     return Contestant(name, _by_layer(loop.trainables.network), gradient, step)
 
 
-def trl_contestant(folder: Path, *, answers_alone: bool, checkpointing: bool) -> Contestant:
+def trl_contestant(
+    folder: Path, *, answers_alone: bool, checkpointing: bool, bf16: bool = False, on_cpu: bool = True
+) -> Contestant:
     """TRL's trainer with its own collator; what its loop does after the gradient is spelled out."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -108,9 +113,9 @@ def trl_contestant(folder: Path, *, answers_alone: bool, checkpointing: bool) ->
         optim="adamw_torch_fused",
         lr_scheduler_type="constant",
         max_length=None,
-        bf16=False,
+        bf16=bf16,
         gradient_checkpointing=checkpointing,
-        use_cpu=True,
+        use_cpu=on_cpu,
         report_to=[],
     )
     rows = Dataset.from_parquet(str(folder / "pairs.parquet"), cache_dir=str(folder / "rows"))

@@ -113,10 +113,16 @@ def write_model(shape: Shape, folder: Path) -> Path:
     )
 
 
-def write_pairs(model: Path, path: Path, number: int) -> Path:
+def write_pairs(
+    model: Path, path: Path, number: int, *, words: tuple[int, int] = (CHOSEN_TOKENS, REJECTED_TOKENS)
+) -> Path:
     """Pairs about noise as a parquet file in the layout of TRL's conversational rows; returns its path.
 
-    Prompts have 30 words, answers 60 and 50 tokens with the end of the turn.
+    Args:
+        model: its tokenizer has the words.
+        path: of the file.
+        number: of rows; prompts have 30 words.
+        words: of chosen and rejected answers, tokens with the end of the turn.
     """
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageColumn
@@ -134,7 +140,7 @@ def write_pairs(model: Path, path: Path, number: int) -> Path:
         for row in range(number):
             random = np.random.default_rng(row)
 
-            def words(count: int, random: np.random.Generator = random) -> str:
+            def said(count: int, random: np.random.Generator = random) -> str:
                 return " ".join(random.choice(single, count))
 
             pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -142,9 +148,9 @@ def write_pairs(model: Path, path: Path, number: int) -> Path:
             Image.fromarray(pixels).save(buffer, format="PNG")
             yield {
                 "images": [{"bytes": buffer.getvalue(), "path": None}],
-                "prompt": [{"role": "user", "content": words(PROMPT_WORDS)}],
-                "chosen": [{"role": "assistant", "content": words(CHOSEN_TOKENS - 1)}],
-                "rejected": [{"role": "assistant", "content": words(REJECTED_TOKENS - 1)}],
+                "prompt": [{"role": "user", "content": said(PROMPT_WORDS)}],
+                "chosen": [{"role": "assistant", "content": said(words[0] - 1)}],
+                "rejected": [{"role": "assistant", "content": said(words[1] - 1)}],
             }
 
     Dataset.from_list(list(rows()), features=columns).to_parquet(str(path))
