@@ -77,7 +77,8 @@ def _add_audit(commands: Any) -> None:
         "audit",
         help="what the preferences say: length bias, contradictions, score gaps, shortcuts",
         description="Lengths, ties, repeated and contradictory pairs, score gaps, held-out separability of "
-        "chosen and rejected by features where a column of features exists. Intervals: 95 % over prompts.",
+        "chosen and rejected by features where a column of features exists; of clips, which side moves more. "
+        "Intervals: 95 % over prompts.",
     )
     add_source_options(audit, ties="soft")
     audit.add_argument(
