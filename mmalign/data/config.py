@@ -113,7 +113,8 @@ class SourceConfig(_Section):
     path: str = Field(
         description="parquet, JSON, JSONL, CSV or TSV file; parquet shards, saved `datasets` folder, "
         "a folder with metadata.jsonl or metadata.csv, two matched folders (chosen/, rejected/), "
-        "a folder with VideoDPO's pair.json and metadata.json, or a hub data set id (owner/name)"
+        "a folder with VideoDPO's pair.json and metadata.json, or a hub data set id (owner/name); "
+        "with data.streaming the address of shards"
     )
     format: str = Field(
         "auto",
@@ -178,6 +179,22 @@ class DataConfig(_Section):
     )
     seed: int = Field(0, description="of the coin for ties")
     shuffle: bool = Field(True, description="a new seeded order every epoch; false keeps the file's order")
+    streaming: bool = Field(
+        False,
+        description="read parquet or tar shards from their address (s3://, gs://, hf://, https://, a folder) "
+        "as the run goes, without a copy on the disk",
+    )
+    shuffle_buffer: int = Field(
+        1000,
+        ge=1,
+        description="streaming: rows that wait in the memory of each lane, one of which is drawn at a time",
+    )
+    stream_lanes: int | None = Field(
+        None,
+        ge=1,
+        description="streaming: places at which the shards are read side by side, over all processes; "
+        "default: processes times loader workers, at the first start",
+    )
     images: ImageLimits = Field(default_factory=ImageLimits)
     audio: AudioLimits = Field(default_factory=AudioLimits)
     video: VideoLimits = Field(default_factory=VideoLimits)

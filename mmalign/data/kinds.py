@@ -145,6 +145,11 @@ class ScoredSamples:
         self.description, self.root = f"{records.description}, scored samples", records.root
         self.columns = (*(name for name in records.columns if name != column), *self._keys)
 
+    def over(self, records: Records) -> "ScoredSamples":
+        """Other records of the same data set, seen alike."""
+        other = [key for name, key in self._keys.items() if name not in ("candidates", "scores")]
+        return ScoredSamples(records, self._column, self._keys["candidates"], self._keys["scores"], other)
+
     def __len__(self) -> int:
         return len(self._records)
 

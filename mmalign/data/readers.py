@@ -5,7 +5,7 @@
 """
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mmalign.data.sources import open_records
 from mmalign.data.video_records import with_common_columns
 from mmalign.errors import ConfigError, explain
 
-__all__ = ["RowTable", "SourceTable", "open_rows"]
+__all__ = ["RowTable", "SourceTable", "joined", "open_rows", "open_source"]
 
 _LARGE_GROUP_BYTES = 64 * 2**20
 
@@ -64,6 +64,11 @@ class SourceTable:
 
     def __len__(self) -> int:
         return len(self.selection)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that a row is made of."""
+        return self._read
 
     def where(self, number: int) -> str:
         """`file:row` of a row."""
@@ -517,25 +522,61 @@ def open_rows(config: DataConfig, *, kind: DataKind | None = None) -> RowTable:
         ConfigError: nothing there, unknown layout, sources of different kinds, no rows left, or another kind
             than the method needs.
     """
-    parts: list[SourceTable] = []
-    for source in config.all_sources:
-        records = open_records(source)
-        dialogues = _dialogues(records, source, config, kind)
-        if dialogues is not None:
-            parts.append(dialogues)
-            continue
-        records = with_common_columns(taken_apart(records))
-        match = detect(
-            records,
-            format="prompts" if kind == "prompts" else source.format,
-            columns=source.columns,
-            where=source.path,
-            examples=kind in (None, "chosen"),
-        )
-        media = recognised_media(records, match, source)
-        if media != source.media:
-            source = source.model_copy(update={"media": media})
-        parts.append(SourceTable(source, config, records, match, select(records, match, source, config)))
+    if config.streaming:
+        from mmalign.data.streaming import open_stream
+
+        return open_stream(config, kind=kind)
+    parts = [open_source(open_records(source), source, config, kind=kind) for source in config.all_sources]
+    table = joined(parts, config, kind=kind)
+    if len(table) == 0:
+        first = next((messages[0] for messages in table.report.examples.values()), "")
+        message = f"data: no rows are left. {table.report.summary()}.\n{table.describe()}\n{first}".rstrip()
+        raise ConfigError(message)
+    return table
+
+
+def open_source(
+    records: Records, source: SourceConfig, config: DataConfig, *, kind: DataKind | None
+) -> SourceTable:
+    """The rows of one source's records.
+
+    Args:
+        records: raw records.
+        source: their settings.
+        config: the data settings.
+        kind: what the method needs.
+
+    Raises:
+        ConfigError: unknown layout.
+    """
+    dialogues = _dialogues(records, source, config, kind)
+    if dialogues is not None:
+        return dialogues
+    records = with_common_columns(taken_apart(records))
+    match = detect(
+        records,
+        format="prompts" if kind == "prompts" else source.format,
+        columns=source.columns,
+        where=source.path,
+        examples=kind in (None, "chosen"),
+    )
+    media = recognised_media(records, match, source)
+    if media != source.media:
+        source = source.model_copy(update={"media": media})
+    return SourceTable(source, config, records, match, select(records, match, source, config))
+
+
+def joined(parts: Sequence[SourceTable], config: DataConfig, *, kind: DataKind | None) -> RowTable:
+    """The rows of several sources as one table, converted to the kind that the method needs.
+
+    Args:
+        parts: the sources.
+        config: the data settings.
+        kind: what the method needs; None takes what is there.
+
+    Raises:
+        ConfigError: sources of different kinds, or another kind than the method needs.
+    """
     kinds = {part.selection.kind for part in parts}
     if len(kinds) > 1:
         listed = ", ".join(f"{part.source.path} ({part.selection.kind})" for part in parts)
@@ -559,12 +600,7 @@ def open_rows(config: DataConfig, *, kind: DataKind | None = None) -> RowTable:
             _without_ties(part.selection)
         if kind == "chosen":
             _liked_only(part.selection)
-    table = RowTable(tuple(parts), config, as_unpaired=as_unpaired, as_chosen=kind == "chosen")
-    if len(table) == 0:
-        first = next((messages[0] for messages in table.report.examples.values()), "")
-        message = f"data: no rows are left. {table.report.summary()}.\n{table.describe()}\n{first}".rstrip()
-        raise ConfigError(message)
-    return table
+    return RowTable(tuple(parts), config, as_unpaired=as_unpaired, as_chosen=kind == "chosen")
 
 
 def _dialogues(

@@ -25,8 +25,10 @@ __all__ = [
     "ListRecords",
     "ParquetRecords",
     "Records",
+    "arrow_kinds",
     "read_csv",
     "read_json",
+    "to_numpy",
 ]
 
 _CACHE_BYTES = 64 * 2**20
@@ -72,7 +74,7 @@ class Records(Protocol):
         ...
 
 
-def _to_numpy(column: Any) -> NDArray[Any]:
+def to_numpy(column: Any) -> NDArray[Any]:
     """An Arrow column as numpy: numbers and booleans stay typed, with NaN for null; others are objects."""
     import pyarrow as pa
 
@@ -84,6 +86,12 @@ def _to_numpy(column: Any) -> NDArray[Any]:
     values = np.empty(len(column), dtype=object)
     values[:] = column.to_pylist()
     return values
+
+
+def arrow_kinds(schema: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """(columns of encoded media, columns of lists) of an Arrow schema."""
+    heavy = frozenset(field.name for field in schema if _is_heavy(field.type))
+    return heavy, frozenset(field.name for field in schema if _is_list(field.type))
 
 
 def _is_heavy(kind: Any) -> bool:
@@ -133,8 +141,7 @@ class ParquetRecords:
             schema = metadata.schema.to_arrow_schema()
             if number == 0:
                 self.columns: tuple[str, ...] = tuple(schema.names)
-                self._heavy = frozenset(field.name for field in schema if _is_heavy(field.type))
-                self._lists = frozenset(field.name for field in schema if _is_list(field.type))
+                self._heavy, self._lists = arrow_kinds(schema)
             elif set(schema.names) != set(self.columns):
                 message = (
                     f"{file}: got columns {sorted(schema.names)}, expected those of {self.files[0].name} "
@@ -182,7 +189,7 @@ class ParquetRecords:
     def column(self, name: str) -> NDArray[Any]:
         """All values of one column."""
         parts = [
-            _to_numpy(self._open(number).read(columns=[name]).column(name))
+            to_numpy(self._open(number).read(columns=[name]).column(name))
             for number in range(len(self.files))
         ]
         return np.concatenate(parts) if parts else np.empty(0, dtype=object)
@@ -257,16 +264,14 @@ class ArrowRecords:
         # Arrow format hands out the stored values: nothing is decoded, whatever the features say.
         self._dataset = dataset.with_format("arrow")
         self.columns = tuple(dataset.column_names)
-        schema = dataset.features.arrow_schema
-        self._heavy = frozenset(field.name for field in schema if _is_heavy(field.type))
-        self._lists = frozenset(field.name for field in schema if _is_list(field.type))
+        self._heavy, self._lists = arrow_kinds(dataset.features.arrow_schema)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def column(self, name: str) -> NDArray[Any]:
         """All values of one column."""
-        return _to_numpy(self._dataset.select_columns([name])[:].column(name))
+        return to_numpy(self._dataset.select_columns([name])[:].column(name))
 
     def read(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
         """Some columns of one record."""

@@ -20,7 +20,7 @@ from mmalign.seeding import derive_seed
 if TYPE_CHECKING:
     from mmalign.data.readers import RowTable
 
-__all__ = ["RowOrder", "permutation", "step_positions"]
+__all__ = ["RowOrder", "numbers", "permutation", "step_positions"]
 
 
 def permutation(length: int, seed: int) -> NDArray[np.int64]:
@@ -32,12 +32,20 @@ def permutation(length: int, seed: int) -> NDArray[np.int64]:
     Source: G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators (OOPSLA 2014), figure
         17.
     """
+    return np.argsort(numbers(seed, 0, length), kind="stable")
+
+
+def numbers(seed: int, start: int, stop: int) -> NDArray[np.uint64]:
+    """Numbers start .. stop-1 of the stream of a seed, each uniform in [0, 2**64): SplitMix64.
+
+    Source: Steele et al. 2014, figure 17.
+    """
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        mixed = np.uint64(seed) + np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        counters = np.arange(start + 1, stop + 1, dtype=np.uint64)
+        mixed = np.uint64(seed) + counters * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return np.argsort(mixed, kind="stable")
+        return mixed ^ (mixed >> np.uint64(31))
 
 
 # Two per source (this epoch's and the next) of a mixture of up to sixteen; 8 bytes per row each.

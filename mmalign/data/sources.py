@@ -2,8 +2,8 @@
 
 import json
 import re
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 from mmalign.data import folders
 from mmalign.data.config import SourceConfig
@@ -19,8 +19,9 @@ from mmalign.data.records import (
 from mmalign.data.video_records import is_videodpo, read_videodpo
 from mmalign.errors import ConfigError
 
-__all__ = ["open_records"]
+__all__ = ["open_records", "shards_of_split"]
 
+_Name = TypeVar("_Name", bound=PurePath)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _OTHER_NAMES = {"declare-lab/audio_alpaca": "declare-lab/audio-alpaca"}
 """Hub ids as published scripts spell them, and as the hub does."""
@@ -151,7 +152,7 @@ def _open_folder(path: Path, source: SourceConfig) -> Records:
             return _open_file(inside / name, source)
     shards = sorted([*inside.glob("*.parquet"), *inside.glob("data/*.parquet")])
     if shards:
-        chosen = shards if inside != path else _of_split(shards, source, path)
+        chosen = shards if inside != path else shards_of_split(shards, source, path)
         return _rooted(ParquetRecords(chosen), source)
     tables = sorted(file for ending in _TABLES for file in inside.glob(f"*{ending}"))
     if len(tables) == 1:
@@ -169,9 +170,13 @@ def _open_folder(path: Path, source: SourceConfig) -> Records:
     raise ConfigError(message)
 
 
-def _of_split(shards: list[Path], source: SourceConfig, folder: Path) -> list[Path]:
-    """Shards of the wanted split, by the hub's naming `SPLIT-00000-of-00012.parquet`."""
-    by_split: dict[str, list[Path]] = {}
+def shards_of_split(shards: list[_Name], source: SourceConfig, folder: str | Path) -> list[_Name]:
+    """Shards of the wanted split, by the hub's naming `SPLIT-00000-of-00012.parquet`.
+
+    Raises:
+        ConfigError: no shards of that split, or of several and none was named.
+    """
+    by_split: dict[str, list[_Name]] = {}
     for shard in shards:
         by_split.setdefault(re.split(r"-\d{3,}", shard.stem)[0], []).append(shard)
     if source.split is not None:

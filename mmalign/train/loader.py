@@ -7,8 +7,10 @@ two ranks see the rows one rank would see.
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,12 +19,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmalign.batch import Batch, Conditioning, Labels, PreferenceRow, RowKeys
 from mmalign.data.readers import RowTable
+from mmalign.data.rows import RowIssue
 from mmalign.data.sampler import RowOrder, step_positions
+from mmalign.data.streaming import StreamOrder, StreamTable
+from mmalign.data.streaming_lanes import StreamedRow
 from mmalign.errors import MmalignError, RowError, TrainingError
 from mmalign.train.model import Encoded, Example, ReadsRows, TrainedModel, denoising, in_time
 from mmalign.train.row_needs import RowFacts, RowNeeds
 
-__all__ = ["BadRow", "Layout", "MicroBatch", "StepSampler", "make_loader", "to_batch"]
+__all__ = ["BadRow", "Layout", "MicroBatch", "StepSampler", "make_loader", "make_order", "to_batch"]
 
 _MAX_SUBSTITUTES = 1000
 
@@ -62,9 +67,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that could not be used, for the counts and the quarantine file."""
+    """A row that could not be used, for the counts and the quarantine file; streams do not number rows."""
 
-    index: int
+    index: int | None
     source: str
     reason: str
     message: str
@@ -85,6 +90,8 @@ class MicroBatch:
         reward: of a reward model per candidate, NaN where the data have none.
         prompts: their texts.
         facts: what else the method reads of the rows.
+        lanes: of a stream, where the lanes that these rows came from are now.
+        dropped: of a stream, rows left out on purpose on the way, by reason.
     """
 
     collated: Mapping[str, Any]
@@ -97,6 +104,8 @@ class MicroBatch:
     reward: Tensor | None = None
     prompts: tuple[str, ...] = ()
     facts: RowFacts = field(default_factory=RowFacts)
+    lanes: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def pin_memory(self) -> "MicroBatch":
         """Called by the loader when pinned memory is asked for."""
@@ -112,8 +121,10 @@ class _Loaded:
     position: int
     row: PreferenceRow
     example: Example | None
-    bad: BadRow | None = None
+    key: int
+    bad: tuple[BadRow, ...] = ()
     facts: RowFacts = field(default_factory=RowFacts)
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> bool:
@@ -122,40 +133,90 @@ class _Loaded:
         return self.example is not None and (label is None or bool(label.any()))
 
 
-class _Positions(Dataset[_Loaded]):
-    """Positions of the run as a map-style data set; an unreadable row gives a `BadRow`, never an error."""
+class _Examples:
+    """What a model makes of rows; an unreadable one gives a `BadRow`, never an error."""
 
-    def __init__(
-        self,
-        table: RowTable,
-        order: RowOrder,
-        model: ReadsRows,
-        *,
-        needs: RowNeeds,
-    ) -> None:
-        self.table, self.order, self.model, self.needs = table, order, model, needs
+    def __init__(self, model: ReadsRows, needs: RowNeeds) -> None:
+        self.model, self.needs = model, needs
+
+    def read(self, row: PreferenceRow, key: int) -> tuple[Example, RowFacts]:
+        """The example of a row. Raises RowError."""
+        facts = self.needs.read(row)
+        if row.kind == "prompts" and not getattr(self.model, "reads_prompts", False):
+            return {}, RowFacts()
+        return self.model.example(row, key=key), facts
+
+
+class _Positions(Dataset[_Loaded]):
+    """Positions of the run as a map-style data set."""
+
+    def __init__(self, table: RowTable, order: RowOrder, examples: _Examples) -> None:
+        self.table, self.order, self.examples = table, order, examples
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, position: int) -> _Loaded:
         index, _ = self.order.at(position)
+        key = self.order.key(position)
         try:
             row = self.table[index]
-            facts = self.needs.read(row)
-            if row.kind == "prompts" and not getattr(self.model, "reads_prompts", False):
-                return _Loaded(position, row, {})
-            example = self.model.example(row, key=self.order.key(position))
-            return _Loaded(position, row, example, facts=facts)
+            example, facts = self.examples.read(row, key)
+            return _Loaded(position, row, example, key, facts=facts)
         except RowError as error:
             bad = BadRow(index, self.table.where(index), error.reason, str(error))
-            return _Loaded(position, self.table.placeholder(index), None, bad)
+            return _Loaded(position, self.table.placeholder(index), None, key, (bad,))
+
+    def substitutes(self, position: int) -> Iterator[_Loaded]:
+        """Rows after a position."""
+        return (self[position + offset] for offset in range(1, _MAX_SUBSTITUTES + 1))
+
+    def lanes(self, positions: Sequence[int]) -> Mapping[str, dict[str, Any]]:
+        """None: the position says it all."""
+        del positions
+        return {}
+
+
+class _Streamed(Dataset[_Loaded]):
+    """Positions of a run over a stream; a worker asks for rising ones."""
+
+    def __init__(self, order: StreamOrder, examples: _Examples) -> None:
+        self.order, self.examples = order, examples
+
+    def __getitem__(self, position: int) -> _Loaded:
+        return self._loaded(position, self.order.row(position))
+
+    def _loaded(self, position: int, found: StreamedRow) -> _Loaded:
+        key = self.order.key(found)
+        bad = tuple(_of_issue(issue) for issue in found.issues)
+        try:
+            if found.error is not None:
+                raise found.error
+            example, facts = self.examples.read(found.row, key)
+            return _Loaded(position, found.row, example, key, bad, facts, found.dropped)
+        except RowError as error:
+            own = BadRow(None, found.row.source, error.reason, str(error))
+            row = replace(found.row, weight=0.0)
+            return _Loaded(position, row, None, key, (*bad, own), dropped=found.dropped)
+
+    def substitutes(self, position: int) -> Iterator[_Loaded]:
+        """Rows of the same lane."""
+        found = islice(self.order.stand_ins(position), _MAX_SUBSTITUTES)
+        return (self._loaded(position, item) for item in found)
+
+    def lanes(self, positions: Sequence[int]) -> Mapping[str, dict[str, Any]]:
+        """Where the lanes of some positions are now: what a checkpoint keeps of them."""
+        return self.order.states_of(positions)
+
+
+def _of_issue(issue: RowIssue) -> BadRow:
+    return BadRow(None, f"{issue.file}:{issue.row}", issue.reason, issue.message)
 
 
 class _Collator:
     """Stacks examples; an unreadable row is replaced by a readable one that counts nowhere."""
 
-    def __init__(self, rows: _Positions, *, rows_per_step: int) -> None:
+    def __init__(self, rows: _Positions | _Streamed, *, rows_per_step: int) -> None:
         self.rows, self.rows_per_step = rows, rows_per_step
 
     def __call__(self, loaded: Sequence[_Loaded]) -> MicroBatch:
@@ -164,30 +225,42 @@ class _Collator:
         used = [item if item.example is not None else stand_in for item in loaded]
         examples = [item.example for item in used if item.example is not None]
         rows, width = [item.row for item in loaded], max(len(item.row.candidates) for item in used)
-        keys = self.rows.order.keys([item.position for item in loaded], rows_per_step=self.rows_per_step)
         valid = torch.tensor([item.counts for item in loaded])
+        dropped = sum((Counter(item.dropped) for item in loaded), Counter[str]())
         return MicroBatch(
-            collated=self.rows.model.collate(examples) if examples[0] else {},
+            collated=self.rows.examples.model.collate(examples) if examples[0] else {},
             labels=_labels(rows, valid, width),
             weight=torch.tensor([item.row.weight for item in loaded], dtype=torch.float32),
             valid=valid,
-            keys=keys,
+            keys=self._keys(loaded),
             ids=tuple(item.row.id or str(item.row.index) for item in loaded),
-            bad=tuple(item.bad for item in loaded if item.bad is not None),
-            reward=_rewards(rows, width, required=self.rows.needs.reward),
+            bad=tuple(bad for item in loaded for bad in item.bad),
+            reward=_rewards(rows, width, required=self.rows.examples.needs.reward),
             prompts=tuple(item.row.prompt for item in loaded),
-            facts=self.rows.needs.stacked([item.facts for item in used]),
+            facts=self.rows.examples.needs.stacked([item.facts for item in used]),
+            lanes=self.rows.lanes([item.position for item in loaded]),
+            dropped=dict(dropped),
+        )
+
+    def _keys(self, loaded: Sequence[_Loaded]) -> RowKeys:
+        """Randomness of the rows, with each one's stratum in its optimiser step."""
+        strata = [item.position % self.rows_per_step / self.rows_per_step for item in loaded]
+        return RowKeys(
+            key=torch.tensor([item.key for item in loaded], dtype=torch.int64),
+            stratum=torch.tensor(strata, dtype=torch.float32),
+            num_strata=self.rows_per_step,
         )
 
     def _substitute(self, position: int) -> _Loaded:
-        """The next readable row after `position` (a whole micro-batch was unreadable)."""
-        for offset in range(1, _MAX_SUBSTITUTES + 1):
-            loaded = self.rows[position + offset]
+        """The next readable row (a whole micro-batch was unreadable)."""
+        last = ""
+        for loaded in self.rows.substitutes(position):
             if loaded.example is not None:
                 return loaded
+            last = loaded.bad[-1].message if loaded.bad else last
         message = (
             f"{_MAX_SUBSTITUTES} rows in a row could not be read; "
-            f"the last: {loaded.bad.message if loaded.bad else ''} Run `mmalign data check` on the data."
+            f"the last: {last} Run `mmalign data check` on the data."
         )
         raise TrainingError(message)
 
@@ -248,9 +321,52 @@ def _single_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
+def num_readers(num_workers: int | None, world_size: int) -> int:
+    """Loader processes of one device.
+
+    Args:
+        num_workers: as configured; None decides by the cores.
+        world_size: devices that share the machine's cores.
+    """
+    if num_workers is not None:
+        return num_workers
+    return min(4, max((os.cpu_count() or 1) // max(world_size, 1), 1))
+
+
+def make_order(
+    table: RowTable,
+    *,
+    seed: int,
+    draws_per_row: int | None = None,
+    rows_together: int,
+    world_size: int,
+    num_workers: int | None,
+) -> RowOrder | StreamOrder:
+    """Which row stands at a position.
+
+    Args:
+        table: rows.
+        seed: of the order and of the keys.
+        draws_per_row: size of a bank of draws per row; streams have none.
+        rows_together: of a micro-batch on one device.
+        world_size: devices.
+        num_workers: loader processes of each; None decides by the cores.
+    """
+    if not isinstance(table, StreamTable):
+        return RowOrder.for_table(table, seed=seed, shuffle=table.config.shuffle, draws_per_row=draws_per_row)
+    readers = world_size * max(num_readers(num_workers, world_size), 1)
+    return StreamOrder(
+        table,
+        seed=seed,
+        shuffle=table.config.shuffle,
+        lanes=table.config.stream_lanes or readers,
+        turn=rows_together,
+    )
+
+
 def make_loader(
     table: RowTable,
-    order: RowOrder,
+    order: RowOrder | StreamOrder,
     model: ReadsRows,
     positions: Iterable[list[int]],
     *,
@@ -273,17 +389,19 @@ def make_loader(
         pin_memory: for transfers to CUDA.
         needs: what is read of the rows besides media and labels; rows without it count as unreadable.
     """
-    if num_workers is None:
-        num_workers = min(4, max((os.cpu_count() or 1) // max(world_size, 1), 1))
-    rows = _Positions(table, order, model, needs=needs or RowNeeds())
+    workers = num_readers(num_workers, world_size)
+    examples = _Examples(model, needs or RowNeeds())
+    rows = (
+        _Streamed(order, examples) if isinstance(order, StreamOrder) else _Positions(table, order, examples)
+    )
     return DataLoader(
         rows,
         batch_sampler=positions,
         collate_fn=_Collator(rows, rows_per_step=rows_per_step),
-        num_workers=num_workers,
+        num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_single_thread,
-        prefetch_factor=2 if num_workers else None,
+        prefetch_factor=2 if workers else None,
         # An iterator without its own generator would consume the global one.
         generator=torch.Generator().manual_seed(0),
     )

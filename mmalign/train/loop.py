@@ -19,6 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from mmalign.batch import Batch
+from mmalign.data.streaming import StreamOrder
 from mmalign.errors import CheckpointError, TrainingError
 from mmalign.files import append_json_line
 from mmalign.likelihood.reference import EmaReference
@@ -95,6 +96,7 @@ class Loop:
         guard: watches the records.
         online: makes the batches of a method that samples; None for offline ones.
         reopen: micro-batches from the place the run stands at, for going on after a rollback.
+        stream: the order of rows that come from shards, which has a state; None for rows by number.
     """
 
     run: ResolvedRun
@@ -115,6 +117,7 @@ class Loop:
     guard: Guard = field(default_factory=Guard)
     online: OnlineSource | None = None
     reopen: Callable[[], Iterator[MicroBatch]] | None = None
+    stream: StreamOrder | None = None
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     updates: Meter = field(default_factory=Meter)
@@ -139,7 +142,7 @@ class Loop:
     def data_counts(self) -> Mapping[str, int]:
         """What this process had to do to rows since it began: images shrunk, answers cut."""
         found: Mapping[str, int] = getattr(self.model, "counts", {})
-        return found
+        return found if self.stream is None else {**found, **self.stream.dropped}
 
     @property
     def is_sharded(self) -> bool:
@@ -171,6 +174,7 @@ class Loop:
             # Those of an interruption are no place to go back to: a run that nobody interrupts lacks them.
             self.guard.saving(self.progress.step)
         rollout = self._rollout_state()
+        stream = self._stream_state()
         is_main = self.accelerator.is_main_process
         if is_main or self.is_sharded:
             tensors, described = flatten_optimizer(self.optimizer)
@@ -197,6 +201,7 @@ class Loop:
                     "num_bad_rows": num_bad_rows,
                     "num_rows": num_rows,
                     "guard": self.guard.state_dict(),
+                    **stream,
                 },
             )
             kept = {"keep": self.run.config.train.keep_checkpoints, "protected": self.guard.protected}
@@ -212,6 +217,12 @@ class Loop:
             return {}
         states = gather_object([(self.layout.rank, self.online.state_dict())])
         return {f"{rank}.{name}": value for rank, state in states for name, value in state.items()}
+
+    def _stream_state(self) -> dict[str, Any]:
+        """Where every lane of the stream is, of all ranks; a collective."""
+        if self.stream is None:
+            return {}
+        return {"stream": StreamOrder.merged(gather_object([self.stream.state_dict()]))}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of the same run (`require_same_run`)."""
@@ -242,6 +253,8 @@ class Loop:
             # These sums hold the other ranks' shares, too: those ranks start again from nothing.
             self.meter.load(state["meter"], device)
             self.updates.load(state["updates"], device)
+        if self.stream is not None:
+            self.stream.load_state_dict(state["stream"], counts=self.accelerator.is_main_process)
         self.guard.load_state_dict(state.get("guard", {}))
         self.dropped = torch.tensor(state["dropped"], device=device)
         self.progress.step = self.start_step = checkpoint.step
@@ -425,6 +438,8 @@ class Loop:
 
     def _count_bad(self, micro: MicroBatch) -> None:
         self.progress.num_rows += len(micro.ids)
+        if self.stream is not None:
+            self.stream.take(micro.lanes, micro.dropped)
         for bad in micro.bad:
             self.progress.num_bad_rows += 1
             append_json_line(self.quarantine, {"step": self.progress.step + 1, **vars(bad)})

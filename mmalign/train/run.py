@@ -20,7 +20,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from mmalign.data.readers import RowTable, open_rows
-from mmalign.data.sampler import RowOrder
+from mmalign.data.streaming import StreamOrder, StreamTable
 from mmalign.files import atomic_write, read_json_lines, write_json
 from mmalign.sharded import is_sharded
 from mmalign.train.adapters import Trainables
@@ -30,7 +30,7 @@ from mmalign.train.config import ResolvedRun, load_run, resolved_content
 from mmalign.train.distributed.networks import for_sampling, for_saving
 from mmalign.train.dry_run import describe
 from mmalign.train.guard import Guard, protected_steps
-from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader
+from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader, make_order
 from mmalign.train.loop import CHECKPOINTS, Loop, peak_memory_gib, quarantine_path, require_same_run
 from mmalign.train.metrics import verdict
 from mmalign.train.model import ReadsRows, TrainedModel, denoising, writing
@@ -178,10 +178,12 @@ def prepare(
         accelerator.process_index,
     )
     table = table if table is not None else open_rows(data_of(run), kind=run.method.data)
-    run = with_steps(run, num_rows=len(table), effective_batch=layout.effective_batch)
+    num_rows = len(table) if config.train.steps is None or not config.data.streaming else 0
+    run = with_steps(run, num_rows=num_rows, effective_batch=layout.effective_batch)
     config = run.config
     kind = reference_kind(run)
-    identity = identity_of(run, layout, kind, len(table))
+    rows = table.identity if isinstance(table, StreamTable) else len(table)
+    identity = identity_of(run, layout, kind, rows)
     start_step = 0
     if checkpoint is not None:
         # Before anything is written: a run that is refused leaves the folder as it was.
@@ -202,13 +204,15 @@ def prepare(
         limit_audio(config.data.audio)
     if (limit_video := getattr(model, "limit_video", None)) is not None:
         limit_video(config.data.video)
-    if (show_rows := getattr(model, "show_rows", None)) is not None:
+    if (show_rows := getattr(model, "show_rows", None)) is not None and not config.data.streaming:
         show_rows(table)  # for corruptions that show another row's picture
-    order = RowOrder.for_table(
+    order = make_order(
         table,
         seed=config.train.seed,
-        shuffle=config.data.shuffle,
         draws_per_row=config.reference.draws_per_row if kind == "stored" else None,
+        rows_together=_prompts_together(run) if is_online(run) else layout.batch_size,
+        world_size=layout.world_size,
+        num_workers=config.train.num_workers,
     )
     trainables, parts = attach_and_refer(run, kind, accelerator, model, table=table)
     online = None
@@ -255,6 +259,7 @@ def prepare(
         on_update=hook,
         guard=_guard(run),
         online=online,
+        stream=order if isinstance(order, StreamOrder) else None,
     )
     if checkpoint is not None:
         loop.restore(checkpoint)

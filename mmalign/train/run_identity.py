@@ -22,8 +22,20 @@ _ROUNDING = {"head_chunk", "packing", "share_vision"}
 """Ways of computing the same log-probabilities, which differ in the last bits alone: as `model.attention`."""
 
 
-def identity_of(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> dict[str, Any]:
-    """What must agree for a checkpoint to continue a run: everything that changes the numbers."""
+_OF_STREAMS = {"streaming", "shuffle_buffer", "stream_lanes"}
+
+
+def identity_of(run: ResolvedRun, layout: Layout, kind: str, rows: int | str) -> dict[str, Any]:
+    """What must agree for a checkpoint to continue a run: everything that changes the numbers.
+
+    Args:
+        run: with its steps decided.
+        layout: rows per device.
+        kind: of the reference.
+        rows: how many there are; of a stream, which shards.
+    """
+    # Runs over local rows keep the identity they had before there were streams.
+    left_out = {"max_bad_share", *(() if run.config.data.streaming else _OF_STREAMS)}
     config, tokens = run.config, tokens_of(run.config)
     train = config.train.model_dump(
         include={
@@ -68,8 +80,8 @@ def identity_of(run: ResolvedRun, layout: Layout, kind: str, num_rows: int) -> d
         "effective_batch": layout.effective_batch,
         # Statistics over the batch (KTO's zero point) see one micro-step of all devices.
         "rows_together": layout.batch_size * layout.world_size if run.method.couples_rows else None,
-        "rows": num_rows,
-        "data": fingerprint(config.data.model_dump(mode="json", exclude={"max_bad_share"})),
+        "rows": rows,
+        "data": fingerprint(config.data.model_dump(mode="json", exclude=left_out)),
         "train": train,
     }
 
