@@ -17,6 +17,7 @@ from PIL import Image
 
 from mmalign.batch import ContentItem, Message, PreferenceRow
 from mmalign.data.pair_making.stages import Stages
+from mmalign.data.video_structure import file_kind, video_ending
 from mmalign.errors import ConfigError, explain
 from mmalign.files import atomic_write
 from mmalign.vlm.pair_making.on_policy import OwnAnswers
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 Painted = Image.Image | bytes | Path | Sequence[Image.Image] | None
-"""A picture, its encoded bytes, a file of a picture or video, the frames of a video; None: it failed."""
+"""A picture, the bytes of a picture or video, a file of one, the frames of a video; None: it failed."""
 
 
 @runtime_checkable
@@ -116,7 +117,8 @@ def _kept(made: object, folder: Path, where: str) -> Any:
             )
         return _written(made.read_bytes(), made.suffix.lower(), folder)
     if isinstance(made, bytes):
-        return _written(made, ".png", folder)
+        is_picture = file_kind(made[:512]) in ("", "png", "webp", "gif")
+        return _written(made, ".png" if is_picture else video_ending(made), folder)
     if isinstance(made, Image.Image):
         return _written(png(made), ".png", folder)
     if isinstance(made, Sequence) and not isinstance(made, str) and made:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmalign.data.pair_making.stages import Stages
+from mmalign.data.pair_making.stages import Stages, each_if_reached
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.rewards.base import Reward
 from mmalign.rewards.sample import Sample
@@ -99,6 +99,8 @@ def scored(
 ) -> list[Rewrites]:
     """The painted rewrites with a score by every reward; one reward is in memory at a time.
 
+    Where a reward cannot be reached (OSError), nothing is stored: the next run asks again.
+
     Args:
         rewrites: painted.
         load: a reward by its settings.
@@ -113,10 +115,9 @@ def scored(
         reward = load(chosen)
         _require_single(reward, chosen)
 
-        def work(
-            block: Sequence[Rewrites], seed: int, reward: Reward = reward, chosen: RewriteReward = chosen
+        def asked(
+            block: Sequence[Rewrites], reward: Reward = reward, chosen: RewriteReward = chosen
         ) -> list[dict[str, Any]]:
-            del seed
             judging, count = _Judging(reward, chosen, stages.folder / "painted"), 0
             for one in block:
                 for text, media in zip(one.texts, one.media, strict=True):
@@ -128,6 +129,12 @@ def scored(
                 {"scores": [next(values) for _ in one.texts], "errors": [next(errors) for _ in one.texts]}
                 for one in block
             ]
+
+        def work(
+            block: Sequence[Rewrites], seed: int, asked: Callable[..., list[dict[str, Any]]] = asked
+        ) -> list[dict[str, Any]]:
+            del seed
+            return each_if_reached(asked, block, _nothing)
 
         settings = {
             "reward": reward.fingerprint(),
@@ -144,6 +151,7 @@ def scored(
                 key=lambda one: one.row.id,
                 settings=settings,
                 depends=lambda one: [list(one.texts), [list(media) for media in one.media]],
+                alone=True,
             )
         )
         del reward
@@ -158,6 +166,11 @@ def scored(
         )
         for number, one in enumerate(rewrites)
     ]
+
+
+def _nothing(one: Rewrites) -> dict[str, Any]:
+    """The record of rewrites that could not be scored this time."""
+    return {"scores": [math.nan] * len(one.texts), "errors": ["no answer"] * len(one.texts)}
 
 
 def _require_single(reward: Reward, chosen: RewriteReward) -> None:

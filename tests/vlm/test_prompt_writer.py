@@ -139,6 +139,30 @@ def test_rewards_read_what_the_user_asked_unless_told_otherwise(stages: Stages) 
     assert "two red circles" in read
 
 
+class Away:
+    """A reward that cannot be reached until it can; the same reward before and after."""
+
+    waiting = 0
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        if Away.waiting:
+            Away.waiting -= 1
+            message = "timed out"
+            raise TimeoutError(message)
+        return [1.0] * len(samples)
+
+
+def test_scores_that_could_not_be_had_are_asked_for_again(stages: Stages) -> None:
+    (done,) = painted([rewrites(CAPTION)], Brush(), stages, settings())
+    reward = FunctionReward(Away(), name="first")
+    Away.waiting = 2
+    (one,) = scored([done], lambda _: reward, stages, settings())
+    assert one.errors == ("no answer",)
+    assert stages.unanswered.total() == 1
+    (one,) = scored([done], lambda _: reward, stages, settings())
+    assert (one.scores, one.errors) == (((1.0,),), ("",))
+
+
 def test_one_picture_that_cannot_be_scored_leaves_its_rewrite_without_a_score(stages: Stages) -> None:
     def picky(samples: Sequence[Sample]) -> list[float]:
         for sample in samples:

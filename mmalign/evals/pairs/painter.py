@@ -1,4 +1,4 @@
-"""Image models as painters of rewritten prompts, for `mmalign pairs make` with recipe prompt_writer."""
+"""Models as painters of rewritten prompts, for `mmalign pairs make` with recipe prompt_writer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +11,15 @@ from mmalign.evals.model_identity import model_fingerprint, require_models, run_
 from mmalign.evals.suite import ModelSpec
 from mmalign.vlm.pair_making.commands import run_make as run_recipe
 from mmalign.vlm.pair_making.painters import Tools
-from mmalign.vlm.pair_making.scored_sections import PainterConfig
+from mmalign.vlm.pair_making.scored_sections import CLIP_SHAPE, PainterConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmalign.diffusion.trained import TrainedModel
+    from mmalign.evals.pairs.clip_painter import ClipPainter
 
-__all__ = ["ImagePainter", "run_make"]
+__all__ = ["ImagePainter", "model_painter", "run_make"]
 
 
 @dataclass
@@ -47,7 +48,7 @@ class ImagePainter:
 
     def identity(self) -> Mapping[str, Any]:
         """The model's fingerprint and the sampler's settings; the batch size moves no more than roundings."""
-        sampler = self.config.model_dump(mode="json", exclude={"source", "batch_size", "medium"})
+        sampler = self.config.model_dump(mode="json", exclude={"source", "batch_size", "medium", *CLIP_SHAPE})
         return {"model": model_fingerprint(self._spec), **sampler}
 
     def __call__(self, prompts: Sequence[str], keys: Sequence[str], seed: int) -> "Sequence[Image]":
@@ -80,13 +81,31 @@ class ImagePainter:
         return self._loaded
 
 
+def model_painter(config: PainterConfig, device: torch.device) -> "ImagePainter | ClipPainter":
+    """The painter of a plan that names a model: of pictures, or of videos where that is its medium.
+
+    Args:
+        config: source, sampler, medium.
+        device: where it runs.
+
+    Raises:
+        ConfigError: a folder that is not there.
+        CheckpointError: a run without a checkpoint.
+    """
+    if config.medium == "videos":
+        from mmalign.evals.pairs.clip_painter import ClipPainter
+
+        return ClipPainter(config, device)
+    return ImagePainter(config, device)
+
+
 def run_make(
     *, plan_path: Path, output: Path, device: str | None = None, overrides: Sequence[str] = ()
 ) -> int:
-    """Make pairs by a plan, with image models as painters. Returns 0.
+    """Make pairs by a plan, with models of pictures and videos as painters. Returns 0.
 
     Raises:
         ConfigError: the plan, its data or a model does not fit.
     """
-    tools = Tools(models=ImagePainter)
+    tools = Tools(models=model_painter)
     return run_recipe(plan_path=plan_path, output=output, device=device, overrides=overrides, tools=tools)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmalign.video.family import VideoModel
     from mmalign.video.trained import TrainedVideo
 
-__all__ = ["SHAPE", "clip_painter"]
+__all__ = ["SHAPE", "clip_painter", "loaded_for"]
 
 SHAPE = ("num_frames", "height", "width", "fps")
 """Settings of clips, as suites and the `video` section of runs call them."""
@@ -44,7 +44,8 @@ def clip_painter(spec: ModelSpec, settings: GenerationConfig, device: str | None
     if settings.duration is not None:
         expected = "no value: of clips it is generation.num_frames"
         raise ConfigError(explain("generation.duration", got=settings.duration, expected=expected))
-    loaded = _loaded(spec, settings, device)
+    asked = {name: getattr(settings, name) for name in SHAPE if getattr(settings, name) is not None}
+    loaded = loaded_for(spec, asked, device, where="generation")
     model = loaded.model
     num_steps = settings.num_steps or loaded.num_steps
     scale = loaded.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
@@ -76,20 +77,31 @@ def clip_painter(spec: ModelSpec, settings: GenerationConfig, device: str | None
             yield painter
 
 
-def _loaded(spec: ModelSpec, settings: GenerationConfig, device: str | None) -> "TrainedVideo":
-    """The model, for clips of the suite's shape."""
+def loaded_for(
+    spec: ModelSpec, asked: Mapping[str, Any], device: str | None, *, where: str
+) -> "TrainedVideo":
+    """The model, for clips of a shape.
+
+    Args:
+        spec: which model.
+        asked: values of `SHAPE`; what is left out is the model's own.
+        device: where it runs.
+        where: the section that asks, for messages.
+
+    Raises:
+        ConfigError: nothing is there, it makes no clips, or a run was trained on clips of another shape.
+    """
     from mmalign.video.trained import load_base, load_trained
 
-    asked = {name: getattr(settings, name) for name in SHAPE if getattr(settings, name) is not None}
     if run_of(spec.source) is None:
         return load_base(spec.source, device=device, video=asked)
     loaded = load_trained(spec.source, device=device)
     own = _shape_of(loaded.model)
     for name, value in asked.items():
         if own[name] != value:
-            do = "Leave it out of the suite, or give all models the run's."
+            do = "Leave it out, or give all models the run's."
             expected = f"{own[name]}, which the run {spec.source} was trained on"
-            raise ConfigError(explain(f"generation.{name}", got=value, expected=expected, do=do))
+            raise ConfigError(explain(f"{where}.{name}", got=value, expected=expected, do=do))
     return loaded
 
 

@@ -253,6 +253,7 @@ def make_pairs(
     rows = _usable(plan, rows, models, stages, unusable)
     made = _RECIPES[plan.recipe](Work(plan, models, rows, stages, tools or Tools()))
     made.counts.update(unusable)
+    made.counts["unanswered"] = stages.unanswered.total()
     made.counts = +made.counts  # what happened never is not told
     if made.waits_for:
         return None, made.counts, made.waits_for

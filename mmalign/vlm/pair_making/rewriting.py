@@ -27,6 +27,7 @@ def rewritten(work: Work) -> Made:
     prompts = [row.prompt for row in work.rows]
     found = writing.compared(asked.own_answers(), prompts, original=settings.beat_original)
     found = writing.painted(found, paint, work.stages, settings)
+    del paint  # its model makes room for the rewards
     found = scored(found, partial(work.tools.reward, device=work.models.device), work.stages, settings)
     if settings.similarity is not None:
         encoder = work.tools.similarity(settings.similarity, work.models.device)

@@ -49,12 +49,17 @@ class ConditionedConfig(Section):
         return value
 
 
+CLIP_SHAPE = ("num_frames", "height", "width", "fps")
+"""Settings of a painter of videos alone."""
+
+
 class PainterConfig(Section):
     """What makes pictures or videos of the rewrites."""
 
     source: str = Field(
-        description="hub id, diffusers folder or run folder of an image model; module:function of yours, "
-        "(prompts, keys, seed) to a picture, a file or a list of frames each, None where it failed"
+        description="hub id, diffusers folder or run folder of a model of pictures, or of videos (medium: "
+        "videos); module:function of yours, (prompts, keys, seed) to a picture, a file or a list of frames "
+        "each, None where it failed"
     )
     weights: Literal["trained", "base"] = Field("trained", description="of a run folder: which side of it")
     num_steps: int | None = Field(None, ge=1, description="sampler steps; default: what suits the model")
@@ -62,6 +67,18 @@ class PainterConfig(Section):
     scheduler: str | None = Field(None, description="ddim, euler, ... as in `mmalign sample`")
     batch_size: int = Field(4, ge=1, description="pictures in one call of the network")
     medium: Literal["pictures", "videos"] = "pictures"
+    num_frames: int | None = Field(None, ge=2, description="of videos; default: the model's own")
+    height: int | None = Field(None, ge=16, description="of videos; default: the model's own")
+    width: int | None = Field(None, ge=16, description="of videos; default: the model's own")
+    fps: float | None = Field(None, gt=0, description="of videos; default: the model's own")
+
+    @model_validator(mode="after")
+    def _shape_of_videos(self) -> "PainterConfig":
+        given = [name for name in CLIP_SHAPE if getattr(self, name) is not None]
+        if given and (self.medium != "videos" or ":" in self.source):
+            message = f"{given[0]} is of models that paint videos; set medium to videos, or leave it out"
+            raise ValueError(message)
+        return self
 
 
 class RewriteReward(RewardChoice):
