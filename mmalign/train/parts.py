@@ -38,7 +38,7 @@ from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
-from mmalign.train.distributed.modes import mode_of, require_deepspeed, require_fitting
+from mmalign.train.distributed.modes import mode_of, refuse_deepspeed, require_fitting
 from mmalign.train.distributed.networks import prepare_network, prepare_reference
 from mmalign.train.distributed.sharding import unsynced
 from mmalign.train.model import PreferenceModel, TrainedModel, denoising, in_time
@@ -75,7 +75,7 @@ def make_accelerator(run: ResolvedRun) -> Accelerator:
     torch.set_float32_matmul_precision("high" if config.train.allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
     folder = Path(config.train.output)
-    require_deepspeed()
+    refuse_deepspeed()
     try:
         accelerator = Accelerator(
             mixed_precision=config.train.mixed_precision,

@@ -6,38 +6,43 @@ from typing import Any, Literal, get_args
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from mmalign.errors import ConfigError, MissingExtraError, explain
+from mmalign.errors import ConfigError, explain
 from mmalign.methods.row import ROLLOUTS
 from mmalign.train.config import ResolvedRun
 
-__all__ = ["Mode", "fsdp_settings", "mode_of", "require_fitting"]
+__all__ = ["Mode", "fsdp_settings", "mode_of", "refuse_deepspeed", "require_fitting"]
 
-Mode = Literal["single", "ddp", "fsdp2", "deepspeed"]
+Mode = Literal["single", "ddp", "fsdp2"]
 """single: one process. ddp: every process holds the network, gradients are averaged (torch's
-DistributedDataParallel). fsdp2: weights, gradients and optimiser are sharded (torch's `fully_shard`).
-deepspeed: DeepSpeed's ZeRO, stages 1 to 3."""
+DistributedDataParallel). fsdp2: weights, gradients and optimiser are sharded (torch's `fully_shard`)."""
 
 
 def _asks_for(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
-def require_deepspeed() -> None:
-    """Stop before accelerate does, with what to install.
+_ZERO = {"1": "ddp", "2": "fsdp2_keep", "3": "fsdp2"}
+"""The launch file that spreads the same things as a stage of ZeRO; stage 1's optimiser state alone is not
+worth a mode: the file of stage 2 spreads it, too."""
+
+
+def refuse_deepspeed() -> None:
+    """Stop before accelerate does, with the launch file that has the same effect.
 
     Raises:
-        MissingExtraError: the launch asks for DeepSpeed, and it is not installed.
+        ConfigError: the launch asks for DeepSpeed.
     """
     if not _asks_for("ACCELERATE_USE_DEEPSPEED"):
         return
-    try:
-        import deepspeed  # noqa: F401
-    except ImportError as error:
-        message = (
-            "the accelerate configuration asks for DeepSpeed, which is not installed: "
-            "pip install 'mmalign[deepspeed]', or launch with configs/accelerate/fsdp2.yaml."
-        )
-        raise MissingExtraError(message) from error
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    file = _ZERO.get(stage, "fsdp2")
+    message = explain(
+        "accelerate configuration: distributed_type",
+        got=f"DEEPSPEED, ZeRO stage {stage}",
+        expected="FSDP with fsdp_version 2, which spreads the same weights, gradients and optimiser state",
+        do=f'Launch with --config_file "$(python -m mmalign.train.launch {file})"; see docs/scale.md.',
+    )
+    raise ConfigError(message)
 
 
 def mode_of(accelerator: Accelerator) -> Mode:
@@ -50,8 +55,6 @@ def mode_of(accelerator: Accelerator) -> Mode:
         ConfigError: a kind that no run here can be trained with, FSDP's first version among them.
     """
     kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED:
-        return "deepspeed"
     several = kind in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if kind == DistributedType.FSDP or (several and _asks_for("ACCELERATE_USE_FSDP")):
         version = fsdp_settings(accelerator).fsdp_version
@@ -60,7 +63,7 @@ def mode_of(accelerator: Accelerator) -> Mode:
                 "accelerate configuration: fsdp_config.fsdp_version",
                 got=version,
                 expected="2: torch's fully_shard; the first version flattens weights that LoRA trains apart",
-                do="Set fsdp_version: 2, or take configs/accelerate/fsdp2.yaml.",
+                do="Set fsdp_version: 2, or launch with what `python -m mmalign.train.launch fsdp2` names.",
             )
             raise ConfigError(message)
         return "fsdp2"
@@ -72,7 +75,7 @@ def mode_of(accelerator: Accelerator) -> Mode:
         "accelerate configuration",
         got=str(kind),
         expected=f"one of {', '.join(get_args(Mode))}",
-        do="Run `accelerate config` again, or take one of the files in configs/accelerate.",
+        do="Take one of the files that `python -m mmalign.train.launch` lists.",
     )
     raise ConfigError(message)
 
@@ -95,7 +98,7 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
     """
     if mode in ("single", "ddp"):
         return
-    train, name = run.config.train, {"fsdp2": "FSDP2", "deepspeed": "DeepSpeed"}[mode]
+    train, name = run.config.train, "FSDP2"
     if train.optimizer != "adamw":
         message = explain(
             "train.optimizer",
@@ -117,7 +120,7 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
             got="a method that samples while it trains",
             expected="an offline method: processes sample different numbers of times, and would wait for "
             "each other's weights",
-            do="Launch with configs/accelerate/ddp.yaml.",
+            do="Launch with the file that `python -m mmalign.train.launch ddp` names.",
         )
         raise ConfigError(message)
     if kind == "frozen" and run.config.reference.offload:
@@ -125,14 +128,5 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
             "reference.offload",
             got=True,
             expected=f"false under {name}: the copy is sharded, which saves the same memory",
-        )
-        raise ConfigError(message)
-    if mode == "deepspeed" and kind in ("ema", "synced"):
-        message = explain(
-            "reference.kind",
-            got=kind,
-            expected="adapters_off, frozen, stored or none under DeepSpeed, which keeps the trained weights "
-            "in buffers of its own",
-            do="Launch with configs/accelerate/fsdp2.yaml.",
         )
         raise ConfigError(message)

@@ -58,7 +58,8 @@ def prepare_network(accelerator: Accelerator, model: TrainedModel, trainables: T
 def prepare_reference(accelerator: Accelerator, reference: Reference) -> Reference:
     """A frozen copy, sharded as the trained network is; other references hold no network."""
     if mode_of(accelerator) == "fsdp2" and isinstance(reference, FrozenCopy):
-        shard(reference.network, fsdp_settings(accelerator), mesh=_mesh(accelerator))
+        # No backward pass will want its weights: they need not stay.
+        shard(reference.network, fsdp_settings(accelerator), mesh=_mesh(accelerator), gives_back=True)
     return reference
 
 

@@ -55,11 +55,18 @@ def units_of(network: nn.Module, names: Collection[str] | None = None) -> list[n
     return [module for module in reversed(found) if module is not network]
 
 
-def shard(network: nn.Module, settings: Any, *, mesh: Any, held_whole: Collection[nn.Parameter] = ()) -> None:
+def shard(
+    network: nn.Module,
+    settings: Any,
+    *,
+    mesh: Any,
+    held_whole: Collection[nn.Parameter] = (),
+    gives_back: bool | None = None,
+) -> None:
     """Spread a network over the processes, in place.
 
-    Weights keep their dtypes, and gradients are summed in float32. Inputs are not cast: a timestep in
-    bfloat16 would be another one.
+    Weights keep their dtypes: trained ones are float32, so their gradients are summed in float32. Inputs are
+    not cast: a timestep in bfloat16 would be another one.
 
     Args:
         network: on its device, whole on every process; its trained weights are float32.
@@ -68,19 +75,21 @@ def shard(network: nn.Module, settings: Any, *, mesh: Any, held_whole: Collectio
         mesh: of devices.
         held_whole: frozen parameters that every process keeps, because something reads them outside of the
             network's forward pass. Quantised weights, which cannot be cut, are kept in any case.
+        gives_back: units give their weights back after a forward pass; None is what the settings say.
     """
+    gives_back = settings.reshard_after_forward if gives_back is None else gives_back
     trains = [value.requires_grad for value in network.parameters()]
     ignored = {*held_whole, *(value for value in network.parameters() if not value.is_floating_point())}
     shared: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
+        "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False),
         "offload_policy": settings.cpu_offload or OffloadPolicy(),
         "ignored_params": ignored,
     }
     for unit in units_of(network, settings.transformer_cls_names_to_wrap):
         own = [value for value in unit.parameters() if value not in ignored]
         if own and not isinstance(unit, FSDPModule):
-            fully_shard(unit, **shared, reshard_after_forward=settings.reshard_after_forward)
+            fully_shard(unit, **shared, reshard_after_forward=gives_back)
     fully_shard(network, **shared)
     for module in network.modules():
         if isinstance(module, FSDPModule) and mesh.device_type == "cpu":

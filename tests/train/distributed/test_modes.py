@@ -1,0 +1,61 @@
+"""Launches are recognised; what could not be trained is refused before anything is loaded."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from mmalign.errors import ConfigError
+from mmalign.train.distributed.modes import mode_of, refuse_deepspeed, require_fitting
+
+
+def launch(kind: DistributedType, version: int | None = None) -> Any:
+    plugin = None if version is None else SimpleNamespace(fsdp_version=version)
+    launched = object.__new__(Accelerator)
+    launched.state = SimpleNamespace(distributed_type=kind, fsdp_plugin=plugin)
+    return launched
+
+
+def test_kinds_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mode_of(launch(DistributedType.NO)) == "single"
+    assert mode_of(launch(DistributedType.MULTI_GPU)) == "ddp"
+    assert mode_of(launch(DistributedType.FSDP, 2)) == "fsdp2"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert mode_of(launch(DistributedType.MULTI_CPU)) == "fsdp2"
+    with pytest.raises(ConfigError, match=r"fsdp_version: got 1.*expected 2"):
+        mode_of(launch(DistributedType.FSDP, 1))
+    with pytest.raises(ConfigError, match=r"got .*MEGATRON.*mmalign\.train\.launch"):
+        mode_of(launch(DistributedType.MEGATRON_LM))
+
+
+@pytest.mark.parametrize(("stage", "file"), [("1", "ddp"), ("2", "fsdp2_keep"), ("3", "fsdp2")])
+def test_deepspeed_is_told_its_equal(monkeypatch: pytest.MonkeyPatch, stage: str, file: str) -> None:
+    refuse_deepspeed()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    with pytest.raises(ConfigError, match=rf"ZeRO stage {stage}.*launch {file}\)"):
+        refuse_deepspeed()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"train": {"optimizer": "adafactor"}}, "adapters_off", r"train\.optimizer: got 'adafactor'"),
+        ({"train": {"mixed_precision": "fp16"}}, "adapters_off", r"train\.mixed_precision: got 'fp16'"),
+        ({"adapter": {"kind": "none"}, "reference": {"offload": True}}, "frozen", r"reference\.offload"),
+    ],
+)
+def test_what_sharding_would_change_is_refused(make_run, settings: Any, kind: str, message: str) -> None:
+    run = make_run(**settings)
+    require_fitting(run, "ddp", kind)
+    with pytest.raises(ConfigError, match=message):
+        require_fitting(run, "fsdp2", kind)
+
+
+def test_methods_that_sample_are_refused_under_sharding(make_run) -> None:
+    run = make_run(method="online_diffusion_dpo", rollout={"samples": 3, "prompts": 3, "reward": "x:y"})
+    with pytest.raises(ConfigError, match=r"online_diffusion_dpo under FSDP2.*launch ddp"):
+        require_fitting(run, "fsdp2", "adapters_off")
