@@ -222,16 +222,6 @@ def _gradient_gap(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return float((gap / sum(float(value.float().square().sum()) for value in first.values())) ** 0.5)
 
 
-def _gradients(step: Any) -> dict[str, Tensor]:
-    step.gradient()
-    found = {
-        name: value.grad.detach().clone() for name, value in step.parameters.items() if value.grad is not None
-    }
-    for value in step.parameters.values():
-        value.grad = None
-    return found
-
-
 class Bench:
     """Measures, prints and writes; stops beginning new things when the minutes are over.
 
@@ -295,12 +285,14 @@ class Bench:
 
     def race(self, name: str, steps: Iterator[Any], pairs: int, *, compiled: bool) -> None:
         """Contestants one after the other, their gradients compared with the first one's."""
+        from vlm_contestants import gradients_of
+
         first: dict[str, Tensor] = {}
         for step in steps:
             title = f"{name}, {pairs} pairs, {step.name}"
             if self.is_late(title):
                 return
-            gradients = _gradients(step)
+            gradients = gradients_of(step)
             if first and gradients.keys() == first.keys():
                 self.write(f"{title}, gradients", {"gradient_difference": _gradient_gap(first, gradients)})
             first = first or gradients
