@@ -204,11 +204,13 @@ class Loop:
                     **stream,
                 },
             )
-            kept = {"keep": self.run.config.train.keep_checkpoints, "protected": self.guard.protected}
+            keep, protected = self.run.config.train.keep_checkpoints, self.guard.protected
             if self.is_sharded:
-                save_sharded_checkpoint(self.checkpoints, checkpoint, is_main=is_main, **kept)
+                save_sharded_checkpoint(
+                    self.checkpoints, checkpoint, is_main=is_main, keep=keep, protected=protected
+                )
             else:
-                save_checkpoint(self.checkpoints, checkpoint, **kept)
+                save_checkpoint(self.checkpoints, checkpoint, keep=keep, protected=protected)
         self.accelerator.wait_for_everyone()
 
     def _rollout_state(self) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
 from mmalign.train.distributed.modes import mode_of, refuse_deepspeed, require_fitting
-from mmalign.train.distributed.networks import prepare_network, prepare_reference
+from mmalign.train.distributed.networks import make_room, prepare_network, prepare_reference
 from mmalign.train.distributed.sharding import unsynced
 from mmalign.train.model import PreferenceModel, TrainedModel, denoising, in_time
 from mmalign.train.row_needs import RowNeeds
@@ -355,6 +355,7 @@ def attach_and_refer(
             run, kind, accelerator, model, likelihood, table=table, autocast=autocast, moment=moment
         )
 
+    make_room(accelerator, model.network, copied=kind == "frozen")
     before = reference_at("before")
     trainables = attach(
         model.network,

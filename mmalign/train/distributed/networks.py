@@ -18,7 +18,7 @@ from mmalign.train.distributed.modes import fsdp_settings, mode_of
 from mmalign.train.distributed.sharding import shard, skeleton_of, whole_copy
 from mmalign.train.model import TrainedModel
 
-__all__ = ["Prepared", "for_sampling", "for_saving", "prepare_network", "prepare_reference"]
+__all__ = ["Prepared", "for_sampling", "for_saving", "make_room", "prepare_network", "prepare_reference"]
 
 _SKELETON = "_mmalign_skeleton"
 
@@ -34,6 +34,18 @@ class Prepared:
 
     network: nn.Module
     trainables: Trainables
+
+
+def make_room(accelerator: Accelerator, network: nn.Module, *, copied: bool) -> None:
+    """Keep a network that will be copied and sharded on the CPU until then: two whole ones rarely fit.
+
+    Args:
+        accelerator: of the run.
+        network: moved in place.
+        copied: a frozen copy of it will be made.
+    """
+    if copied and mode_of(accelerator) == "fsdp2":
+        network.to("cpu")
 
 
 def prepare_network(accelerator: Accelerator, model: TrainedModel, trainables: Trainables) -> Prepared:

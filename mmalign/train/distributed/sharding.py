@@ -69,7 +69,7 @@ def shard(
     not cast: a timestep in bfloat16 would be another one.
 
     Args:
-        network: on its device, whole on every process; its trained weights are float32.
+        network: whole on every process, on its device or on the CPU; its trained weights are float32.
         settings: accelerate's FullyShardedDataParallelPlugin: `transformer_cls_names_to_wrap`,
             `reshard_after_forward`, `cpu_offload`.
         mesh: of devices.
@@ -91,6 +91,8 @@ def shard(
         if own and not isinstance(unit, FSDPModule):
             fully_shard(unit, **shared, reshard_after_forward=gives_back)
     fully_shard(network, **shared)
+    for value in ignored:  # `fully_shard` brings to the device what it spreads, and nothing else
+        value.data = value.data.to(mesh.device_type)
     for module in network.modules():
         if isinstance(module, FSDPModule) and mesh.device_type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no mean

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from mmalign.errors import CheckpointError
 from mmalign.sharded import is_sharded, place
@@ -30,7 +31,7 @@ def write_shards(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> Non
         parts: tensors by part and name; plain ones are equal on all processes.
     """
     flat = {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-    dcp.save(flat, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    save(flat, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 class ShardedTensors(Mapping[str, Tensor]):
@@ -88,7 +89,7 @@ class ShardedTensors(Mapping[str, Tensor]):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                dcp.load(state, storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
+                load(state, storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(_unreadable(self.folder, error)) from error
 

@@ -1,0 +1,417 @@
+"""What processes send each other in one optimiser step: counted on tiny models, and at 8 x 8 calculated.
+
+    python benchmarks/scale.py --page docs/scale.md
+
+Two tables. The first is counted: real runs of tiny models on 2 and 4 processes of this machine, over gloo;
+the profiler sees every collective of the process group with the sizes of its tensors, in a step that writes
+no record. The second is calculated: networks of published sizes, made without weights, cut into the same
+units, gathered and reduced as often as was counted, over links whose speeds are stated. No time here was
+measured.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mmalign.files import atomic_write
+from mmalign.testing.processes import on_processes
+
+__all__ = ["LINKS", "Counts", "Link", "count_step", "extrapolated", "table", "times_gathered"]
+
+MARKERS = ("<!-- scale:begin -->", "<!-- scale:end -->")
+MODES = ("ddp", "fsdp2", "fsdp2_keep")
+GPUS_PER_MACHINE = 8
+
+
+# --- counted ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one process hands to the group in one optimiser step; elements, of 4 bytes in these runs.
+
+    Args:
+        gathers: calls of all-gather.
+        gathered: elements of their results.
+        scatters: calls of reduce-scatter.
+        scattered: elements of their inputs.
+        reduces: calls of all-reduce.
+        reduced: elements of their tensors.
+        units: elements of the policy's units (weights gathered one block at a time).
+        root: elements of the rest.
+        trained: elements that train.
+        num_units: units.
+    """
+
+    gathers: int = 0
+    gathered: int = 0
+    scatters: int = 0
+    scattered: int = 0
+    reduces: int = 0
+    reduced: int = 0
+    units: int = 0
+    root: int = 0
+    trained: int = 0
+    num_units: int = 0
+
+
+_KINDS = {
+    "c10d::_allgather_base_": ("gathers", "gathered", 1),
+    "c10d::_reduce_scatter_base_": ("scatters", "scattered", 1),
+}
+
+
+def collectives(events: Iterable[Any], processes: int) -> dict[str, int]:
+    """Calls and elements by kind, from a profiler's events in their order.
+
+    An all-reduce names its tensor in gloo's event only; gloo's reduce-scatter is made of one, which does not
+    count again.
+    """
+    found = dict.fromkeys((field.name for field in fields(Counts)), 0)
+    current = ""
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        if event.name.startswith("c10d::"):
+            current = event.name
+        if event.name in _KINDS:
+            calls, elements, place = _KINDS[event.name]
+            found[calls] += 1
+            shape = event.input_shapes[place]
+            # What goes into an all-gather is this process's part.
+            found[elements] += torch.Size(shape).numel() * (processes if calls == "gathers" else 1)
+        elif event.name == "gloo:all_reduce" and current == "c10d::allreduce_":
+            found["reduces"] += 1
+            found["reduced"] += torch.Size(event.input_shapes[0]).numel()
+    return found
+
+
+def count_step(config: str, target: str) -> None:
+    """Train three steps; process 0 writes what the third one sent. Runs in every process."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from mmalign.train.config import load_run
+    from mmalign.train.run import prepare
+
+    loop, loader = prepare(load_run(config))
+    batches = loop._batches(iter(loader))
+    for _ in range(2):  # DDP settles its buckets in the first two
+        loop._update(batches, is_record=False)
+        loop.progress.step += 1
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        loop._update(batches, is_record=False)
+    loop.tracking.close()
+    if torch.distributed.get_rank() == 0:
+        sizes = _sizes(loop.trainables.network)
+        found = collectives(seen.events(), torch.distributed.get_world_size())
+        found |= sizes | {"trained": loop.trainables.count}
+        Path(target).write_text(json.dumps(found))
+
+
+def _sizes(network: torch.nn.Module) -> dict[str, int]:
+    """Elements of units and of the rest, as `shard` cuts the network; those held whole are in neither."""
+    from mmalign.sharded import is_sharded
+    from mmalign.train.distributed.sharding import units_of
+
+    any_sharded = any(is_sharded(value) for value in network.parameters())
+    held = [value for value in network.parameters() if is_sharded(value) or not any_sharded]
+    units = units_of(network)
+    inside = {value for unit in units for value in unit.parameters()}
+    total = sum(value.numel() for value in held)
+    in_units = sum(value.numel() for value in held if value in inside)
+    return {"units": in_units, "root": total - in_units, "num_units": len(units)}
+
+
+def _config(folder: Path, model: str, adapter: str, accumulation: int) -> Path:
+    from mmalign.testing.tiny import RESOLUTION, write_tiny_sd15
+    from mmalign.testing.tiny_vlm import tiny_vlm
+
+    source = folder / model
+    if not source.exists():
+        write_tiny_sd15(source) if model == "sd15" else tiny_vlm(model, source)
+    content: dict[str, Any] = {
+        "model": {"family": model, "source": str(source)},
+        "adapter": {"kind": "lora", "rank": 4} if adapter == "lora" else {"kind": "none"},
+        "train": {
+            "output": tempfile.mkdtemp(dir=folder),
+            "steps": 4,
+            "batch_size": 1,
+            "accumulation": accumulation,
+            "learning_rate": 1e-4,
+            "warmup_steps": 0,
+            "num_workers": 0,
+            "device": "cpu",
+        },
+        "log": {"every": 100, "trackers": []},
+        "data": {"source": str(_pairs(folder, model))},
+    }
+    if model == "sd15":
+        content |= {"method": "diffusion_dpo", "image": {"resolution": RESOLUTION}}
+    else:
+        content |= {"method": "dpo"}
+    path = folder / f"{model}-{adapter}-{accumulation}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _pairs(folder: Path, model: str) -> Path:
+    """A handful of pairs: their content does not matter here."""
+    from PIL import Image
+
+    path = folder / ("pairs.jsonl" if model == "sd15" else "answers.jsonl")
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 90, 30)).save(folder / f"{number}.png")
+    lines = []
+    for number in range(24):
+        own, other = f"{number % 4}.png", f"{(number + 1) % 4}.png"
+        row: dict[str, Any] = {"prompt": f"number {number}"}
+        if model == "sd15":
+            row |= {"chosen": own, "rejected": other}
+        else:
+            row |= {"images": [own], "chosen": "Yes, it is red.", "rejected": "No, there is nothing."}
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def counted(processes: Iterable[int] = (2, 4)) -> list[tuple[str, str, str, int, int, Counts]]:
+    """(model, adapter, mode, processes, micro-steps, counts) of every combination."""
+    from mmalign.train.launch import launch_file
+
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cases = [("sd15", "lora", 1), ("sd15", "none", 1), ("sd15", "lora", 2), ("sd15", "none", 2)]
+        for model, adapter, accumulation in [*cases, ("llava", "lora", 1)]:
+            for mode in MODES:
+                for count in processes if accumulation == 1 else (2,):
+                    config = _config(folder, model, adapter, accumulation)
+                    settings = yaml.safe_load(launch_file(mode).read_text()).get("fsdp_config", {})
+                    variables = {key.upper(): str(value).lower() for key, value in settings.items()}
+                    variables |= {"ACCELERATE_USE_FSDP": "true"} if settings else {}
+                    variables |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"} if settings else {}
+                    target = folder / "counts.json"
+                    on_processes(count, count_step, str(config), str(target), environment=variables)
+                    rows.append(
+                        (model, adapter, mode, count, accumulation, Counts(**json.loads(target.read_text())))
+                    )
+    return rows
+
+
+def times_gathered(counts: Counts) -> float:
+    """How often every unit is gathered in a step, the root being gathered once.
+
+    With gradients that are kept between micro-steps the root is gathered once per micro-step, too.
+    """
+    return 0.0 if counts.gathers == 0 else (counts.gathered - counts.root) / counts.units
+
+
+# --- calculated ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Link:
+    """Speeds of a cluster; bytes per second in one direction, as printed on the box times 0.8.
+
+    Args:
+        name: of the kind of cluster.
+        inside: of one GPU to the others of its machine.
+        between: of one machine to the others.
+    """
+
+    name: str
+    inside: float
+    between: float
+
+
+LINKS = (
+    Link("NVLink 450 GB/s, 8 x 400 Gb/s per machine", 0.8 * 450e9, 0.8 * 8 * 50e9),
+    Link("PCIe 64 GB/s, 100 Gb/s per machine", 0.8 * 64e9, 0.8 * 12.5e9),
+)
+LATENCY = 50e-6
+"""Seconds added for every call: starting a collective over 64 GPUs."""
+
+
+def seconds(size: float, calls: int, link: Link, machines: int, *, ways: int = 1) -> float:
+    """Time of collectives that bring `size` bytes to every GPU, by the slower of both links.
+
+    A gather brings every machine what it lacks once, over all of its network cards together, and every GPU
+    what it lacks from the others of its machine; reductions the same the other way round.
+
+    Args:
+        size: bytes of the whole tensors.
+        calls: collectives.
+        link: speeds.
+        machines: of 8 GPUs each.
+        ways: 2 for an all-reduce, which is a reduction and a gather.
+    """
+    gpus = machines * GPUS_PER_MACHINE
+    inside = size * (gpus - 1) / gpus / link.inside
+    between = size * (machines - 1) / machines / link.between
+    return ways * max(inside, between) + calls * LATENCY
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A network of published size.
+
+    Args:
+        name: for the table.
+        units: elements in units, frozen ones.
+        root: elements of the rest, frozen ones.
+        adapter: elements of LoRA of rank 16 on q, k, v and out.
+        num_units: units.
+    """
+
+    name: str
+    units: int
+    root: int
+    adapter: int
+    num_units: int
+
+
+_SIZES = {
+    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
+    "SD 3.5 medium": "stabilityai/stable-diffusion-3.5-medium",
+    "FLUX.1": "black-forest-labs/FLUX.1-dev",
+    "Wan 2.1 14B": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+}
+
+
+def shapes() -> list[Shape]:
+    """Published networks on the meta device, cut into units."""
+    import diffusers
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from mmalign.train.distributed.sharding import units_of
+    from mmalign.train.planning.published import published
+
+    found = []
+    for name, source in _SIZES.items():
+        pipeline = published(source)
+        if pipeline is None:
+            continue
+        part = next(part for part in ("unet", "transformer") if part in pipeline.parts)
+        _, class_name, settings = pipeline.parts[part]
+        with torch.device("meta"):
+            network = getattr(diffusers, class_name)(**settings).requires_grad_(False)
+            units = units_of(network)
+            inside = {value for unit in units for value in unit.parameters()}
+            in_units = sum(value.numel() for value in inside)
+            total = sum(value.numel() for value in network.parameters())
+            lora = LoraConfig(r=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+            inject_adapter_in_model(lora, network)
+        adapter = sum(value.numel() for value in network.parameters() if value.requires_grad)
+        found.append(Shape(name, in_units, total - in_units, adapter, len(units)))
+    return found
+
+
+def extrapolated(
+    shape: Shape, adapter: str, mode: str, gathered: float, link: Link, machines: int
+) -> tuple[float, float]:
+    """(bytes that reach or leave a GPU per step, seconds) of a network of published size.
+
+    Args:
+        shape: of the network.
+        adapter: "lora" (frozen weights in bfloat16, the adapter in float32) or "none" (all in float32).
+        mode: of the launch.
+        gathered: times that a unit is gathered, as counted.
+        link: speeds.
+        machines: of 8 GPUs.
+    """
+    gpus = machines * GPUS_PER_MACHINE
+    width = 2 if adapter == "lora" else 4
+    trained = 4 * (shape.adapter if adapter == "lora" else shape.units + shape.root)
+    if mode == "ddp":
+        size, calls = trained, max(1, round(trained / 25e6))
+        return 2 * size * (gpus - 1) / gpus, seconds(size, calls, link, machines, ways=2)
+    extra = trained if adapter == "lora" else 0
+    weights = gathered * (width * shape.units + extra) + width * shape.root
+    size = weights + trained
+    calls = round((gathered + 1) * shape.num_units) + 2
+    return size * (gpus - 1) / gpus, seconds(size, calls, link, machines)
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def table(rows: list[tuple[str, str, str, int, int, Counts]], sizes: list[Shape]) -> str:
+    """Both tables as Markdown."""
+    lines = [
+        "| tiny model | trains | launch | processes | micro-steps | all-gather | of it, times a unit "
+        "| reduce-scatter | all-reduce | times what trains |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    times: dict[tuple[str, str], float] = {}
+    for model, adapter, mode, count, accumulation, found in rows:
+        often = times_gathered(found)
+        if accumulation == 1 and model == "sd15":
+            times[adapter, mode] = round(often)
+        reduced = (found.scattered + found.reduced) / found.trained
+        lines.append(
+            f"| {model} | {_TRAINS[adapter]} | {mode} | {count} | {accumulation} "
+            f"| {_calls(found.gathers, found.gathered)} | {often:.2f} "
+            f"| {_calls(found.scatters, found.scattered)} | {_calls(found.reduces, found.reduced)} "
+            f"| {reduced:.2f} |"
+        )
+    head = [f"{link.name}: {place}" for link in LINKS for place in ("1 machine", "8 machines")]
+    lines += [
+        "",
+        f"| network | trains | launch | GB per GPU and step, 64 GPUs | {' | '.join(head)} |",
+        f"| --- | --- | --- | ---: |{' ---: |' * len(head)}",
+    ]
+    for shape in sizes:
+        for adapter in ("lora", "none"):
+            for mode in MODES:
+                often = times[adapter, mode]
+                sent, _ = extrapolated(shape, adapter, mode, often, LINKS[0], 8)
+                cells = [
+                    f"{extrapolated(shape, adapter, mode, often, link, machines)[1] * 1e3:,.0f} ms"
+                    for link in LINKS
+                    for machines in (1, 8)
+                ]
+                cells = [f"{sent / 1e9:,.2f}", *cells]
+                lines.append(f"| {shape.name} | {_TRAINS[adapter]} | {mode} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_TRAINS: Mapping[str, str] = {"lora": "LoRA", "none": "everything"}
+
+
+def _calls(calls: int, elements: int) -> str:
+    return "0" if calls == 0 else f"{calls} calls, {elements * 4 / 1e6:.3f} MB"
+
+
+def write_page(path: Path, text: str) -> None:
+    """Put the tables between the page's markers."""
+    page = path.read_text(encoding="utf-8")
+    before, _, rest = page.partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    atomic_write(path, f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
+
+
+def main() -> None:
+    """Count, calculate, print, and renew the page."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--page", type=Path, help="a page with markers, to be renewed")
+    parser.add_argument("--json", type=Path, help="write the counts, too")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows = counted()
+    text = table(rows, shapes())
+    print(text)
+    if options.json is not None:
+        atomic_write(options.json, json.dumps([[*row[:5], asdict(row[5])] for row in rows], indent=1) + "\n")
+    if options.page is not None:
+        write_page(options.page, text)
+
+
+if __name__ == "__main__":
+    main()
