@@ -49,7 +49,8 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from mmalign.data.audit import audit, print_audit, write_json_audit
+    from mmalign.data.audit import audit
+    from mmalign.data.audit_report import print_audit, write_json_audit
 
     found = audit(data_config(options), features=options.features, num_folds=options.folds)
     if options.json:

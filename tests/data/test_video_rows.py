@@ -10,7 +10,8 @@ from PIL import Image
 
 from mmalign.cli.main import main
 from mmalign.data import open_rows
-from mmalign.data.audit import audit, print_audit
+from mmalign.data.audit import audit
+from mmalign.data.audit_report import print_audit
 from mmalign.data.check import check
 from mmalign.data.config import VideoLimits
 from mmalign.data.convert import convert

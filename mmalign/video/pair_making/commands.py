@@ -16,8 +16,9 @@ from mmalign.data.pair_making.stages import Stages
 from mmalign.devices import best_device
 from mmalign.video.pair_making.annotating import annotated
 from mmalign.video.pair_making.choosing import Chooser, ranking_records
+from mmalign.video.pair_making.existing import existing
 from mmalign.video.pair_making.loading import Tools
-from mmalign.video.pair_making.making import Group, existing, sampled
+from mmalign.video.pair_making.making import Group, sampled
 from mmalign.video.pair_making.plan import VideoPairPlan, read_video_plan
 from mmalign.video.pair_making.real import corrupted, damaged_groups
 from mmalign.video.pair_making.scoring import neighbours_judged, scored

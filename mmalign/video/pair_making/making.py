@@ -1,8 +1,6 @@
 """Clips of every prompt, made by a model and kept as files; and clips that a data set has already."""
 
-import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,18 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mmalign.batch import Candidate, Media, PreferenceRow
-from mmalign.data.config import VideoLimits
+from mmalign.batch import PreferenceRow
 from mmalign.data.media import read_media
 from mmalign.data.pair_making.output import MadeFiles
 from mmalign.data.pair_making.stages import AGAIN, Stages
 from mmalign.data.video_facts import look_at_clip
-from mmalign.data.video_media import decode_clip, video_ending
-from mmalign.data.video_stills import frame_files
+from mmalign.data.video_media import video_ending
 from mmalign.data.video_writers import encode_clip
 from mmalign.errors import ConfigError, RowError, ShapeError, explain
 from mmalign.video.clips import Clip
-from mmalign.video.pair_making.plan import DATA_SCORE, VideoPairPlan
+from mmalign.video.pair_making.naming import named_pictures
+from mmalign.video.pair_making.plan import VideoPairPlan
 
 __all__ = [
     "CLIPS",
@@ -29,15 +26,17 @@ __all__ = [
     "Group",
     "Made",
     "Variant",
-    "existing",
+    "failed",
     "files_there",
+    "held",
     "kept",
     "limits_of",
     "made_groups",
-    "named_pictures",
-    "names_of",
     "picture_of",
+    "retried",
     "sampled",
+    "with_picture",
+    "writing",
 ]
 
 CLIPS = "clips"
@@ -136,7 +135,7 @@ class Group:
 def kept(clip: Made, files: MadeFiles, plan: VideoPairPlan, *, where: str = "maker") -> dict[str, Any]:
     """The record of a clip, after it was written, and read back to its last frame."""
     if clip is None:
-        return _failed("making it failed")
+        return failed("making it failed")
     try:
         if isinstance(clip, Clip):
             data = encode_clip(clip.frames, clip.fps, container=plan.container, quality=plan.quality)
@@ -145,13 +144,14 @@ def kept(clip: Made, files: MadeFiles, plan: VideoPairPlan, *, where: str = "mak
             data = read_media(media, where=where, max_bytes=plan.data.video.max_bytes, kind="video")
         motion = look_at_clip(data, where=where, limits=plan.data.video).motion
     except RowError as error:
-        return _failed(f"{error.reason}: {error}", error.reason)
+        return failed(f"{error.reason}: {error}", error.reason)
     except ShapeError as error:
-        return _failed(f"no_clip: {error}", "no_clip")
+        return failed(f"no_clip: {error}", "no_clip")
     return {"file": files.put(CLIPS, data, video_ending(data)), "error": "", "motion": motion}
 
 
-def _failed(error: str, reason: str = "not_made") -> dict[str, Any]:
+def failed(error: str, reason: str = "not_made") -> dict[str, Any]:
+    """The record of a clip that is not there, and why."""
     return {"file": None, "error": error, "reason": reason, "motion": None}
 
 
@@ -214,7 +214,7 @@ def sampled(
             raise ConfigError(explain("maker", got=got, expected=expected))
         clips = iter(made)
         return [
-            _with_picture(group.row, [partial(kept, next(clips), files, plan) for _ in group.variants], files)
+            with_picture(group.row, [partial(kept, next(clips), files, plan) for _ in group.variants], files)
             for group in block
         ]
 
@@ -228,7 +228,7 @@ def sampled(
                 "maker": dict(make.identity()),
                 "noise_seed": plan.seed,
                 "limits": limits_of(plan),
-                **_writing(plan),
+                **writing(plan),
             },
             depends=lambda group: [group.row.prompt, count, named_pictures(group.row)],
         )
@@ -245,7 +245,8 @@ def _asked(
     return make(prompts, keys, plan.seed, steps)
 
 
-def _writing(plan: VideoPairPlan) -> dict[str, Any]:
+def writing(plan: VideoPairPlan) -> dict[str, Any]:
+    """How clips are written, as settings of a stage."""
     return {"container": plan.container, "quality": plan.quality}
 
 
@@ -254,15 +255,15 @@ def limits_of(plan: VideoPairPlan) -> dict[str, Any]:
     return plan.data.video.model_dump(mode="json")
 
 
-def _with_picture(
+def with_picture(
     row: PreferenceRow, clips: Sequence[Callable[[], dict[str, Any]]], files: MadeFiles
 ) -> dict[str, Any]:
     """The record of a row's clips and its picture; where that cannot be read, the clips have failed."""
     try:
         image = picture_of(row, files)
     except RowError as error:
-        failed = _failed(f"{error.reason}: {error}", error.reason)
-        return retried({"clips": [failed for _ in clips], "image": None})
+        lost = failed(f"{error.reason}: {error}", error.reason)
+        return retried({"clips": [lost for _ in clips], "image": None})
     return retried({"clips": [clip() for clip in clips], "image": image})
 
 
@@ -282,125 +283,3 @@ def picture_of(row: PreferenceRow, files: MadeFiles) -> str | None:
     data = read_media(row.images[0], where=where, max_bytes=2**28)
     ending = {b"\x89PNG": ".png", b"RIFF": ".webp"}.get(data[:4], ".jpg")
     return files.put("images", data, ending)
-
-
-# ------------------------------------------------------------------------------------------------ existing
-
-
-def existing(
-    rows: Sequence[PreferenceRow], stages: Stages, plan: VideoPairPlan, counts: Counter[str]
-) -> list[Group]:
-    """The clips of a data set: of rankings and pairs a group per row, of single clips a group per prompt.
-
-    Where rows have a picture that clips go on from, single clips meet those of the same prompt and picture.
-    Their own scores stand under `data`. Clips that cannot be read to their end are counted by reason; pairs
-    with such a clip, and no others, come back with fewer clips.
-    """
-    files = MadeFiles(stages.folder)
-    gathered: dict[str, tuple[PreferenceRow, list[tuple[Candidate, float]]]] = {}
-    for row in rows:
-        name = row.id if len(row.candidates) > 1 else f"prompt {row.prompt} {named_pictures(row)}"
-        held = gathered.setdefault(name, (row, []))[1]
-        relevance = row.relevance or tuple(
-            math.nan if one.reward is None else one.reward for one in row.candidates
-        )
-        held += list(zip(row.candidates, relevance, strict=True))
-    asked = [(Group(row, ()), held) for row, held in gathered.values()]
-
-    def work(block: Sequence[tuple[Group, list[tuple[Candidate, float]]]], seed: int) -> list[dict[str, Any]]:
-        del seed
-        return [
-            _with_picture(
-                group.row, [partial(_copied, one, group.row, files, plan) for one, _ in held], files
-            )
-            for group, held in block
-        ]
-
-    records = stages.run(
-        CLIPS,
-        asked,
-        work,
-        key=lambda item: item[0].row.id,
-        settings={"limits": limits_of(plan), **_writing(plan)},
-        depends=lambda item: [
-            names_of([one for one, _ in item[1]]),
-            named_pictures(item[0].row),
-            *rate_of(item[0].row, [one for one, _ in item[1]]),
-        ],
-    )
-    groups = []
-    for (group, held), record in zip(asked, records, strict=True):
-        there = [place for place, clip in enumerate(record["clips"]) if clip["file"] is not None]
-        counts.update(clip["reason"] for clip in record["clips"] if clip["file"] is None)
-        group = replace(
-            group,
-            variants=tuple(Variant(f"{group.row.id}/{place}") for place in there),
-            scores=tuple({DATA_SCORE: held[place][1]} for place in there),
-        )
-        clips = [record["clips"][place] for place in there]
-        groups.append((group, {"clips": clips, "image": record["image"]}))
-    return made_groups([group for group, _ in groups], [record for _, record in groups], stages)
-
-
-def names_of(candidates: Sequence[Candidate]) -> list[Any]:
-    """What tells clips apart, as JSON values: bytes by their hash, a file by its name, size and time.
-
-    A folder of frames is known by its frames, each as a file: what is in one may change, and the folder's
-    own time does not.
-    """
-    return [_name_of(candidate.video) for candidate in candidates]
-
-
-def named_pictures(row: PreferenceRow) -> list[Any]:
-    """What tells the pictures of a row apart, likewise."""
-    return [_name_of(image) for image in row.images]
-
-
-def _name_of(media: Media | None) -> Any:
-    if isinstance(media, bytes):
-        return hashlib.blake2b(media, digest_size=12).hexdigest()
-    if isinstance(media, tuple):
-        return [_name_of(frame) for frame in media]
-    if isinstance(media, str) and Path(media).is_dir():
-        return [media, [_name_of(frame) for frame in frame_files(media)]]
-    if isinstance(media, str) and Path(media).exists():
-        facts = Path(media).stat()
-        return [media, facts.st_size, facts.st_mtime_ns]
-    return str(media)
-
-
-def rate_of(row: PreferenceRow, candidates: Sequence[Candidate]) -> list[float]:
-    """The row's own frames per second, where clips lie as images and it decides how they are shown."""
-    told = row.extras.get("fps")
-    images = any(
-        isinstance(one.video, tuple) or (isinstance(one.video, str) and Path(one.video).is_dir())
-        for one in candidates
-    )
-    return [float(told)] if images and isinstance(told, int | float) else []
-
-
-def _copied(
-    candidate: Candidate, row: PreferenceRow, files: MadeFiles, plan: VideoPairPlan
-) -> dict[str, Any]:
-    where = f"{row.source or row.id} candidate"
-    media = candidate.video
-    if media is None:
-        return _failed("missing_video: got no clip", "missing_video")
-    try:
-        return kept(as_one_file(media, row, where, plan.data.video), files, plan, where=where)
-    except RowError as error:
-        return _failed(f"{error.reason}: {error}", error.reason)
-
-
-def as_one_file(media: Media, row: PreferenceRow, where: str, limits: VideoLimits) -> Made:
-    """A clip as it is; frames that lie as images as a clip.
-
-    Raises:
-        RowError: they cannot be read.
-    """
-    if isinstance(media, bytes) or (isinstance(media, str) and not Path(media).is_dir()):
-        return media if isinstance(media, bytes) else Path(media)
-    stored = row.extras.get("fps")
-    told = float(stored) if isinstance(stored, int | float) and stored > 0 else limits.frames_fps or 8.0
-    clip = decode_clip(media, where=where, limits=limits, stored_fps=told)
-    return Clip(clip.frames, clip.fps)

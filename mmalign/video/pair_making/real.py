@@ -25,12 +25,10 @@ from mmalign.video.pair_making.making import (
     kept,
     limits_of,
     made_groups,
-    named_pictures,
-    names_of,
     picture_of,
-    rate_of,
     retried,
 )
+from mmalign.video.pair_making.naming import named_pictures, names_of, rate_of
 from mmalign.video.pair_making.plan import VideoPairPlan
 
 __all__ = ["Corrupter", "corrupted", "damaged_groups", "noise_level"]
