@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.errors import HyperparameterError, explain
-from mmalign.likelihood.schedules import Number, Prediction, Schedule
+from mmalign.likelihood.schedule import Number, Prediction, Schedule
 
 __all__ = ["CosineSchedule"]
 
