@@ -1,7 +1,8 @@
 """From a round of prompts to training batches: sample with the current policy, score, choose.
 
 A collector gets a batch of prompts (and, where the method compares with data, their chosen samples) and gives
-a batch whose likelihood and objective are those of offline training. Nothing here computes a loss.
+a batch whose likelihood and objective are those of offline training. Nothing here computes a loss. Those that
+set the data's samples against the model's are in `mmalign.rollout.data_collectors`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,6 @@ from mmalign.likelihood.transition import UNCONDITIONAL
 from mmalign.rollout.choices import Deviation, best_and_worst, group_advantages
 from mmalign.rollout.items import Items, Queue
 from mmalign.rollout.pools import PoolRule, stepwise_pool
-from mmalign.rollout.replay import ReplayBuffer
 from mmalign.rollout.sample_keys import sample_keys
 from mmalign.rollout.trajectory import Sampler
 from mmalign.seeding import row_uniform
@@ -27,15 +27,14 @@ __all__ = [
     "BestOfN",
     "Collected",
     "Collector",
-    "ExpertStates",
     "Groups",
     "Prompts",
     "SampleReward",
-    "SelfPlay",
     "Stateless",
     "StepReward",
     "Stepwise",
-    "Unsampled",
+    "valid_rows",
+    "with_empty_prompt",
 ]
 
 SampleReward = Callable[[Float[Tensor, " row *event"], Sequence[str]], Float[Tensor, " row"]]
@@ -105,7 +104,7 @@ class Prompts:
 
     def beside_empty(self, batch: Batch) -> dict[str, Tensor]:
         """Conditioning of every prompt and the empty prompt's, as transitions under guidance read it."""
-        return _with_empty_prompt(batch, self.empty)
+        return with_empty_prompt(batch, self.empty)
 
     def rows(self, batch: Batch, copies: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(conditioning, empty conditioning), `copies` rows per prompt."""
@@ -129,7 +128,8 @@ class Stateless:
         del state
 
 
-def _with_empty_prompt(batch: Batch, empty: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_empty_prompt(batch: Batch, empty: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Conditioning of a batch's prompts, that of the empty prompt beside each."""
     rows = {
         f"{UNCONDITIONAL}{name}": value.expand(batch.num_prompts, *value.shape[1:])
         for name, value in empty.items()
@@ -162,7 +162,7 @@ class BestOfN(Stateless):
     @torch.no_grad()
     def collect(self, batch: Batch) -> Collected:
         """Pairs `[prompt, 2]` of clean latents, with both rewards."""
-        batch = _kept(batch, batch.valid)
+        batch = valid_rows(batch, batch.valid)
         keys = sample_keys(batch.keys.key, self.samples)
         rows, empty = self.prompts.rows(batch, self.samples)
         sampler = self.prompts.sampler
@@ -184,7 +184,7 @@ class BestOfN(Stateless):
             "kept": chosen.valid.to(reward.dtype),
             "reward_failed": _failed(reward),
         }
-        return Collected(Items.each(_kept(pairs, chosen.valid)), facts)
+        return Collected(Items.each(valid_rows(pairs, chosen.valid)), facts)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Stepwise(Stateless):
     @torch.no_grad()
     def collect(self, batch: Batch) -> Collected:
         """Steps `[item, 2]`: next states as clean data, states and timesteps recorded."""
-        batch = _kept(batch, batch.valid)
+        batch = valid_rows(batch, batch.valid)
         rows, empty = self.prompts.rows(batch, 1)
 
         def score(clean: Tensor, timestep: Tensor, prompt: Tensor) -> Tensor:
@@ -331,126 +331,6 @@ class Groups(Stateless):
         return row, step
 
 
-@dataclass(frozen=True)
-class Unsampled(Stateless):
-    """Prompts as they are, with the empty prompt beside them: the likelihood itself samples.
-
-    Args:
-        empty: conditioning `[1, ...]` of the empty prompt.
-    """
-
-    empty: Mapping[str, Tensor]
-
-    def collect(self, batch: Batch) -> Collected:
-        """The valid prompts."""
-        conditioning = Conditioning(_with_empty_prompt(batch, self.empty))
-        asked = replace(batch, conditioning=conditioning, labels=Labels())
-        return Collected(Items.each(_kept(asked, batch.valid)))
-
-
-@dataclass(frozen=True)
-class SelfPlay(Stateless):
-    """SePPO: the data's chosen sample against what an earlier checkpoint of the run paints for its prompt.
-
-    Args:
-        prompts: the checkpoint that samples, and how.
-
-    Source: 2410.05255.
-    """
-
-    prompts: Prompts
-
-    @torch.no_grad()
-    def collect(self, batch: Batch) -> Collected:
-        """Pairs `[prompt, 2]` of clean latents."""
-        batch = _kept(batch, batch.valid)
-        rows, empty = self.prompts.rows(batch, 1)
-        drawn = self.prompts.sampler.sample(
-            self.prompts.denoise, batch.keys.key, self.prompts.event, rows, empty
-        )
-        pairs = torch.cat([batch.clean, drawn.final.unsqueeze(1).to(batch.clean.dtype)], dim=1)
-        labels = Labels.pairs(batch.num_prompts, device=pairs.device)
-        return Collected(Items.each(replace(batch, clean=pairs, labels=labels, reward=None)))
-
-
-@dataclass(frozen=True)
-class ExpertStates(Stateless):
-    """Diffusion-DRO: the data's images against states of trajectories that a snapshot of the policy took.
-
-    Every round samples the prompts of its batch and puts the trajectories, with their images, into a buffer;
-    the items come from the buffer. An image and its opponent share prompt and timestep, not the noise.
-
-    Args:
-        prompts: the snapshot that samples, and how; deterministic, without guidance as published.
-        buffer: recent trajectories.
-        shift: largest offset of a row's time grid, in timesteps: states then cover all noise levels.
-
-    Source: basiclab/DiffusionDRO, train.py; 2510.18353.
-    """
-
-    prompts: Prompts
-    buffer: ReplayBuffer
-    shift: int = 0
-
-    @torch.no_grad()
-    def collect(self, batch: Batch) -> Collected:
-        """Images `[prompt, 1]` with a recorded state, its timestep and the snapshot's prediction there."""
-        batch = _kept(batch, batch.valid)
-        rows, empty = self.prompts.rows(batch, 1)
-        sampler = self.prompts.sampler
-        if self.shift:
-            chance = row_uniform(batch.keys.key, 1, purpose="grid_shift").squeeze(1)
-            offset = (chance * (self.shift + 1)).long().clamp(max=self.shift)
-            sampler = replace(sampler, grid=sampler.grid.to(offset.device).shifted(offset))
-        drawn = sampler.sample(
-            self.prompts.denoise,
-            batch.keys.key,
-            self.prompts.event,
-            rows,
-            empty,
-            keep=("state", "prediction"),
-        )
-        if drawn.state is None or drawn.prediction is None:
-            message = "a trajectory that was asked for its states has them"
-            raise AssertionError(message)
-        conditioning = {f"conditioning.{name}": value for name, value in batch.conditioning.rows(1).items()}
-        self.buffer.add(
-            {
-                "clean": batch.clean,
-                "state": drawn.state,
-                "prediction": drawn.prediction,
-                "timestep": drawn.timestep,
-                **conditioning,
-            }
-        )
-        return Collected(Items.each(self._from_buffer(batch)))
-
-    def _from_buffer(self, batch: Batch) -> Batch:
-        steps = ("state", "prediction", "timestep")
-        found = self.buffer.draw(batch.keys.key, along=steps, distinct=True)
-        shared = {
-            name.removeprefix("conditioning."): value
-            for name, value in found.items()
-            if name.startswith("conditioning.")
-        }
-        return replace(
-            batch,
-            clean=found["clean"],
-            conditioning=Conditioning(shared),
-            labels=Labels.pairs(batch.num_prompts, device=batch.clean.device),
-            reward=None,  # the data's, of one candidate
-            recorded={name: found[name].unsqueeze(1) for name in steps},
-        )
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The buffer's trajectories."""
-        return self.buffer.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with the same trajectories."""
-        self.buffer.load_state_dict(state)
-
-
 def _gathered(
     samples: Float[Tensor, "prompt sample *event"], index: Int[Tensor, "prompt candidate"]
 ) -> Float[Tensor, "prompt candidate *event"]:
@@ -458,6 +338,6 @@ def _gathered(
     return samples.gather(1, wide)
 
 
-def _kept(batch: Batch, valid: Bool[Tensor, " prompt"]) -> Batch:
+def valid_rows(batch: Batch, valid: Bool[Tensor, " prompt"]) -> Batch:
     """The valid prompts alone; waits for the device, once per round."""
     return batch.rows(valid.nonzero().squeeze(1))

@@ -18,15 +18,13 @@ from mmalign.rollout.backpropagation import RewardOfSamples
 from mmalign.rollout.collectors import (
     BestOfN,
     Collector,
-    ExpertStates,
     Groups,
     Prompts,
     SampleReward,
-    SelfPlay,
     StepReward,
     Stepwise,
-    Unsampled,
 )
+from mmalign.rollout.data_collectors import ExpertStates, SelfPlay, Unsampled
 from mmalign.rollout.grids import ddim_grid, grid_of
 from mmalign.rollout.pools import PoolRule
 from mmalign.rollout.replay import ReplayBuffer

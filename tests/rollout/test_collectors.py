@@ -9,7 +9,8 @@ from mmalign.batch import Batch, Conditioning, Labels, RowKeys
 from mmalign.likelihood import Ddim, DpmSolver, Step, Transition, log_probability
 from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.rollout import PoolRule, ReplayBuffer, Sampler, ddim_grid
-from mmalign.rollout.collectors import BestOfN, ExpertStates, Groups, Prompts, SelfPlay, Stepwise, Unsampled
+from mmalign.rollout.collectors import BestOfN, Groups, Prompts, Stepwise
+from mmalign.rollout.data_collectors import ExpertStates, SelfPlay, Unsampled
 
 EVENT = (2, 3)
 EMPTY = {"text": torch.full((1, 1), -2.0)}
