@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmalign.audio.family import AudioModel
-from mmalign.audio.waveform_codec import WaveformCodec, load_oobleck
+from mmalign.audio.waveform_model import WaveformModel
 from mmalign.batch import Conditioning, RowKeys
 from mmalign.errors import ConfigError, explain
 
@@ -25,15 +24,13 @@ _RATE, _SAMPLES = 0, 2
 """Columns of a clip's geometry."""
 
 
-class TimedAudioModel(AudioModel):
+class TimedAudioModel(WaveformModel):
     """A model of waveforms in a window, whose conditioning says how long the clip is.
 
     The candidates of a prompt share one length, that of the longest: they answer one request.
     """
 
     told_duration: ClassVar[bool] = True
-
-    autoencoder: WaveformCodec
 
     _asked: float | None = None
 
@@ -48,22 +45,7 @@ class TimedAudioModel(AudioModel):
         return self.default_duration
 
     def _load_codec(self) -> None:
-        replacement = self.settings.vae
-
-        def load(dtype: torch.dtype) -> Any:
-            if replacement is None:
-                return self.source.part("vae", dtype=dtype)
-            return load_oobleck(replacement, dtype=dtype)
-
-        self.autoencoder = WaveformCodec(
-            load,
-            device=self.device,
-            home=self._home,
-            dtype=self.dtype,
-            origin="the model's own VAE" if replacement is None else f"VAE {replacement}",
-        )
-        self.notes.append(self.autoencoder.note)
-        self.sampling_rate, self.channels = self.autoencoder.sampling_rate, self.autoencoder.channels
+        self._open_codec()
         window = self.default_duration if self.audio.duration is None else self.audio.duration
         frames = int(window * self.sampling_rate + 1e-6) // self.autoencoder.hop_length
         if frames < 1 or window > self.longest + 1e-6:

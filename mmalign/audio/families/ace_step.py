@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from mmalign.audio.family import AudioFamily, AudioModel
+from mmalign.audio.family import AudioFamily
 from mmalign.audio.pipeline_saving import save_pipeline_folder
 from mmalign.audio.pipeline_source import AudioPipelineSource, pipeline_opener
 from mmalign.audio.traits import Guide
-from mmalign.audio.waveform_codec import WaveformCodec, load_oobleck
+from mmalign.audio.waveform_model import WaveformModel
 from mmalign.diffusion.clip_reader import padded
 from mmalign.errors import ConfigError, explain
 from mmalign.likelihood.schedules import DeviceTable
@@ -67,7 +67,7 @@ class CaptionTokenizer:
         return self.inner.save_pretrained(folder)
 
 
-class AceStep(AudioModel):
+class AceStep(WaveformModel):
     """A loaded ACE-Step 1.5."""
 
     family: ClassVar[str] = "ace_step"
@@ -77,7 +77,6 @@ class AceStep(AudioModel):
     one_duration: ClassVar[bool] = True
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
 
-    autoencoder: WaveformCodec
     source: AudioPipelineSource
 
     @property
@@ -86,22 +85,7 @@ class AceStep(AudioModel):
         return (8, 1.0) if self.bare_network.config.is_turbo else (50, 7.0)
 
     def _load_codec(self) -> None:
-        replacement = self.settings.vae
-
-        def load(dtype: torch.dtype) -> Any:
-            if replacement is None:
-                return self.source.part("vae", dtype=dtype)
-            return load_oobleck(replacement, dtype=dtype)
-
-        self.autoencoder = WaveformCodec(
-            load,
-            device=self.device,
-            home=self._home,
-            dtype=self.dtype,
-            origin="the model's own VAE" if replacement is None else f"VAE {replacement}",
-        )
-        self.notes.append(self.autoencoder.note)
-        self.sampling_rate, self.channels = self.autoencoder.sampling_rate, self.autoencoder.channels
+        self._open_codec()
         self.latent_shape = self.latent_shape_of(self.audio.duration or DURATION)
         self.num_samples = self.latent_shape[1] * self.autoencoder.hop_length
 

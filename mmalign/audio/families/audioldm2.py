@@ -10,15 +10,15 @@ Source: diffusers pipelines/audioldm2; 2308.05734.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmalign.audio.codec import MelCodec
-from mmalign.audio.family import AudioFamily, AudioModel, frames_of
+from mmalign.audio.family import AudioFamily
 from mmalign.audio.mel import MelFrontEnd
+from mmalign.audio.mel_model import MelModel
 from mmalign.audio.pipeline_saving import save_pipeline_folder
 from mmalign.audio.pipeline_source import AudioPipelineSource, pipeline_opener
 from mmalign.batch import Conditioning
@@ -28,7 +28,7 @@ from mmalign.errors import ConfigError, explain
 __all__ = ["FAMILY", "AudioLDM2"]
 
 
-class AudioLDM2(AudioModel):
+class AudioLDM2(MelModel):
     """A loaded AudioLDM 2 of sound or music (16 kHz)."""
 
     family: ClassVar[str] = "audioldm2"
@@ -41,11 +41,7 @@ class AudioLDM2(AudioModel):
     text_masks: ClassVar[bool] = True
     # FLAN-T5 overflows in float16.
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
-    default_level: ClassVar[Literal["peak", "none"]] = "peak"
-    default_channel: ClassVar[Literal["first", "mean"]] = "first"
-    channels: int = 1
 
-    autoencoder: MelCodec
     source: AudioPipelineSource
 
     @property
@@ -65,22 +61,8 @@ class AudioLDM2(AudioModel):
         replacement = self.settings.vae
         parts = self.source if replacement is None else _open_source(replacement)
         self.front = MelFrontEnd()
-        self.sampling_rate = self.front.sampling_rate
-        self.autoencoder = MelCodec(
-            lambda dtype: parts.part("vae", dtype=dtype),
-            lambda dtype: parts.part("vocoder", dtype=dtype),
-            front=self.front,
-            num_frames=0,
-            device=self.device,
-            home=self._home,
-            dtype=self.dtype,
-            origin="the model's own VAE" if replacement is None else f"VAE {replacement}",
-        )
-        duration = self._default_duration() if self.audio.duration is None else self.audio.duration
-        self.autoencoder.num_frames = self._frames(duration)
-        self.num_samples = self.front.num_samples(self.autoencoder.num_frames)
-        self.latent_shape = self.latent_shape_of(duration)
-        self.notes.append(self.autoencoder.note)
+        origin = "the model's own VAE" if replacement is None else f"VAE {replacement}"
+        self._open_codec(parts, origin=origin)
 
     def _check_parts(self) -> None:
         """Refuse models of speech, and vocoders of other spectrograms than AudioLDM's."""
@@ -108,29 +90,6 @@ class AudioLDM2(AudioModel):
         size = self.source.settings_of("unet")["sample_size"]
         rows = int(size[0] if isinstance(size, list | tuple) else size)
         return rows * self.autoencoder.shrink * self.front.hop_length / self.front.sampling_rate
-
-    def _frames(self, duration: float) -> int:
-        return frames_of(
-            duration,
-            sampling_rate=self.front.sampling_rate,
-            hop_length=self.front.hop_length,
-            multiple=self.autoencoder.shrink,
-        )
-
-    def window_of(self, duration: float) -> float:
-        """The next multiple of the VAE's frames: 10.24 s for 10 s."""
-        hop = self.autoencoder.shrink * self.front.hop_length
-        return math.ceil(duration * self.front.sampling_rate / hop - 1e-6) * hop / self.front.sampling_rate
-
-    def latent_shape_of(self, duration: float) -> tuple[int, ...]:
-        """`(channels, frames / 4, bands / 4)`: (8, 256, 16) for 10.24 s.
-
-        Raises:
-            ConfigError: the duration is no multiple of the VAE's frames.
-        """
-        shrink = self.autoencoder.shrink
-        channels = int(self.autoencoder.config["latent_channels"])
-        return (channels, self._frames(duration) // shrink, self.front.num_mels // shrink)
 
     def check_network(self, network: Any) -> None:
         """The UNet takes the VAE's latents.

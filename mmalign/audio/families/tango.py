@@ -5,18 +5,17 @@ Official repositories and hub ids load as they are; so do folders that `save_mod
 Source: declare-lab/tango; 2304.13731 (Tango), 2404.09956 (Tango 2).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mmalign.audio.checkpoint import load_front_end_config, open_source
-from mmalign.audio.codec import MelCodec
-from mmalign.audio.family import AudioFamily, AudioModel, frames_of
+from mmalign.audio.family import AudioFamily
 from mmalign.audio.mel import MelFrontEnd
+from mmalign.audio.mel_model import MelModel
 from mmalign.errors import ConfigError, explain
 
 __all__ = ["DURATION", "FAMILY", "Tango"]
@@ -25,7 +24,7 @@ DURATION = 10.24
 """Seconds of the clips it was trained on: 1024 frames."""
 
 
-class Tango(AudioModel):
+class Tango(MelModel):
     """A loaded Tango."""
 
     family: ClassVar[str] = "tango"
@@ -33,11 +32,6 @@ class Tango(AudioModel):
     text_masks: ClassVar[bool] = True
     # FLAN-T5 overflows in float16.
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
-    default_level: ClassVar[Literal["peak", "none"]] = "peak"
-    default_channel: ClassVar[Literal["first", "mean"]] = "first"
-    channels: int = 1
-
-    autoencoder: MelCodec
 
     @property
     def default_text_length(self) -> int:
@@ -52,48 +46,13 @@ class Tango(AudioModel):
     def _load_codec(self) -> None:
         front = load_front_end_config(self.source)
         self.front = MelFrontEnd() if front is None else MelFrontEnd.from_config(front)
-        self.sampling_rate = self.front.sampling_rate
         replacement = self.settings.vae
         origin = "the model's own VAE" if replacement is None else f"VAE {replacement}"
         parts = self.source if replacement is None else open_source(replacement)
-        duration = DURATION if self.audio.duration is None else self.audio.duration
-        self.autoencoder = MelCodec(
-            lambda dtype: parts.part("vae", dtype=dtype),
-            lambda dtype: parts.part("vocoder", dtype=dtype),
-            front=self.front,
-            num_frames=0,
-            device=self.device,
-            home=self._home,
-            dtype=self.dtype,
-            origin=origin,
-        )
-        self.autoencoder.num_frames = self._frames(duration)
-        self.num_samples = self.front.num_samples(self.autoencoder.num_frames)
-        self.latent_shape = self.latent_shape_of(duration)
-        self.notes.append(self.autoencoder.note)
+        self._open_codec(parts, origin=origin)
 
-    def _frames(self, duration: float) -> int:
-        return frames_of(
-            duration,
-            sampling_rate=self.front.sampling_rate,
-            hop_length=self.front.hop_length,
-            multiple=self.autoencoder.shrink,
-        )
-
-    def window_of(self, duration: float) -> float:
-        """The next multiple of the VAE's frames: 10.24 s for 10 s."""
-        hop = self.autoencoder.shrink * self.front.hop_length
-        return math.ceil(duration * self.front.sampling_rate / hop - 1e-6) * hop / self.front.sampling_rate
-
-    def latent_shape_of(self, duration: float) -> tuple[int, ...]:
-        """`(channels, frames / 4, bands / 4)`: (8, 256, 16) for 10.24 s.
-
-        Raises:
-            ConfigError: the duration is no multiple of the VAE's frames.
-        """
-        shrink = self.autoencoder.shrink
-        channels = int(self.autoencoder.config["latent_channels"])
-        return (channels, self._frames(duration) // shrink, self.front.num_mels // shrink)
+    def _default_duration(self) -> float:
+        return DURATION
 
     def check_network(self, network: Any) -> None:
         """The UNet takes the VAE's latents and gives as many channels.
