@@ -7,19 +7,17 @@ both models from the same noise.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from mmalign.toy.demo import Clock, Demo, run_demo
+from mmalign.toy.demo import run_demo
+from mmalign.toy.paired_demo import PairedDemo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mmalign.audio.family import AudioModel
     from mmalign.toy.audio_comparison import ClipComparison
-    from mmalign.toy.comparison import Interval
     from mmalign.toy.report import Report
-    from mmalign.train.config import ResolvedRun
-    from mmalign.train.run import RunResult
 
 __all__ = ["AUDIO_RECIPE", "AudioDemo", "main"]
 
@@ -27,7 +25,7 @@ AUDIO_RECIPE = "audio/configs/toy/dpo.yaml"
 
 
 @dataclass(frozen=True)
-class AudioDemo(Demo["ClipComparison"]):
+class AudioDemo(PairedDemo["ClipComparison"]):
     """The demo of sound, and how much work it does.
 
     Args:
@@ -52,6 +50,10 @@ class AudioDemo(Demo["ClipComparison"]):
     promise = "teach a small model of Tango's structure to play sounds in the order asked for"
     duration = "About a minute on one CPU core. No download, no GPU."
     num_threads = 1
+    things = "clips"
+    pairing = "making"
+    making = "playing"
+    real = "Tango"
     libraries = ("mmalign.toy.audio_comparison", "mmalign.toy.audio_pipeline", "mmalign.train.run")
     packages = ("diffusers", "transformers", "peft")
 
@@ -71,52 +73,52 @@ class AudioDemo(Demo["ClipComparison"]):
 
         return ASSETS
 
-    def align(self, run: "ResolvedRun", home: Path, seed: int, clock: Clock) -> "RunResult":
-        """Make pairs, encode them once, train."""
-        import torch
-
-        from mmalign.data.readers import open_rows
+    def write_pairs(self, path: Path, seed: int) -> None:
+        """Chosen clips play the events of their captions in order."""
         from mmalign.toy.audio_pairs import edited_pairs, write_pairs
+
+        write_pairs(edited_pairs(self.num_pairs, seed), path)
+
+    def encode(self, model: "AudioModel", table: Any, folder: Path) -> None:
+        """Clips and captions."""
         from mmalign.toy.encoding import cache_clips
-        from mmalign.train.parts import load_model
-        from mmalign.train.run import train
 
-        with clock.stage("making pairs", "making preference pairs"):
-            write_pairs(edited_pairs(self.num_pairs, seed), home / "pairs.parquet")
-        with clock.stage("encoding pairs", "encoding clips and captions once"):
-            table = open_rows(run.config.data, kind=run.method.data)
-            model = load_model(run, torch.device("cpu"))
-            cache_clips(cast("AudioModel", model), table, home / "cache")
-        with clock.stage("training"):
-            return train(run, model=model, table=table)
+        cache_clips(model, table, folder)
 
-    def compare(self, result: "RunResult", seed: int, clock: Clock) -> "ClipComparison":
-        """Both models' clips of held-out captions, scored."""
-        from mmalign.toy.audio_comparison import ClipComparison
-        from mmalign.toy.audio_pipeline import sample
-        from mmalign.toy.audio_reward import score_clips
+    def held_out(self, seed: int) -> Sequence[str]:
+        """Captions with orders of events that nobody has named."""
         from mmalign.toy.audio_scenes import held_out_prompts
 
-        prompts = held_out_prompts(self.num_prompts, seed=seed)
-        model = cast("AudioModel", result.model)
+        return held_out_prompts(self.num_prompts, seed=seed)
 
-        def play(name: str) -> "list[Tensor]":
-            with clock.stage(f"playing, {name}", f"playing held-out captions, {name}"):
-                return sample(
-                    model,
-                    prompts,
-                    seed=seed,
-                    num_steps=self.num_steps,
-                    guidance_scale=self.guidance_scale,
-                    batch_size=self.batch_size,
-                )
+    def made(self, model: "AudioModel", prompts: Sequence[str], seed: int) -> "list[Tensor]":
+        """Clips."""
+        from mmalign.toy.audio_pipeline import sample
 
-        aligned = play("aligned")
-        with result.trainables.disabled():
-            base = play("base")
-        with clock.stage("scoring"):
-            scores = [score_clips(clips, prompts) for clips in (base, aligned)]
+        return sample(
+            model,
+            prompts,
+            seed=seed,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            batch_size=self.batch_size,
+        )
+
+    def judged(
+        self, prompts: Sequence[str], base: "Sequence[Tensor]", aligned: "Sequence[Tensor]"
+    ) -> "ClipComparison":
+        """By presence and order of events."""
+        from mmalign.toy.audio_comparison import ClipComparison
+        from mmalign.toy.audio_reward import score_clips
+
+        scores = [score_clips(clips, prompts) for clips in (base, aligned)]
         return ClipComparison(prompts, base, aligned, *scores)
+
+    def axes(self) -> Sequence[tuple[str, str]]:
+        """The exact reward, its parts, and the share of perfect clips."""
+        from mmalign.toy.audio_comparison import AXES
+
+        return [(axis, title) for axis, title, _ in AXES]
 
     def settings(self) -> Mapping[str, str]:
         """The sampler's."""
@@ -124,20 +126,6 @@ class AudioDemo(Demo["ClipComparison"]):
             "sampler": f"DDPM, {self.num_steps} steps, guidance {self.guidance_scale:g}",
             "sound of spectrograms": "Griffin and Lim, 32 rounds",
         }
-
-    def results(
-        self, comparison: "ClipComparison"
-    ) -> Sequence[tuple[str, tuple[float, float], "Interval | None"]]:
-        """The exact reward, its parts, and the share of perfect clips."""
-        from mmalign.toy.audio_comparison import AXES
-
-        return [(title, comparison.means(axis), comparison.gain(axis)) for axis, title, _ in AXES]
-
-    def numbers(self, comparison: "ClipComparison") -> dict[str, Any]:
-        """The report's numbers for programs; the same seed gives the same file on one machine."""
-        from mmalign.toy.audio_comparison import AXES
-
-        return comparison.numbers([axis for axis, _, _ in AXES])
 
     def render(self, report: "Report[ClipComparison]") -> str:
         """The page as HTML text."""
@@ -174,11 +162,6 @@ class AudioDemo(Demo["ClipComparison"]):
                 'mmalign sample --run RUN --prompt "a dog barks, then a car passes by"',
             ),
         )
-
-    def next_step(self) -> tuple[str, str]:
-        """The plan of Tango."""
-        explanation, command = self.commands()[1]
-        return f"Real Tango. {explanation}", command
 
 
 def main(output: Path = Path("runs/demo"), seed: int = 0, *, demo: AudioDemo | None = None) -> int:

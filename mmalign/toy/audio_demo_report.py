@@ -7,63 +7,34 @@ from torch import Tensor
 
 from mmalign.toy.audio_comparison import AXES, ClipComparison, spectrogram, wav_bytes
 from mmalign.toy.audio_reward import Score
-from mmalign.toy.comparison import Interval
-from mmalign.toy.report import (
-    Report,
-    axis_card,
-    denoising_curves,
-    footer,
-    headline_card,
-    judge_section,
-    next_section,
-    png_base64,
-    ranked_groups,
-    render_page,
-    tables_section,
-    verdict_section,
-    what_section,
-)
+from mmalign.toy.paired_report import headline, held_out_groups, paired_page, said_of
+from mmalign.toy.report import Report, judge_section, png_base64, what_section
 
 __all__ = ["render_sound_report"]
 
 
 def render_sound_report(report: Report[ClipComparison]) -> str:
     """The page as HTML text."""
-    return render_page(
+    groups = held_out_groups(report.comparison, _figure, thing="caption")
+    return paired_page(
+        report,
         "mmalign demo audio: base against aligned",
-        [
-            *(part(report) for part in (_headline, _what, _clips, denoising_curves)),
-            verdict_section(report.verdict),
-            tables_section(report.settings, report.seconds),
-            _judge(),
-            next_section("Next: real Tango", report.commands),
-            footer(report.versions),
-        ],
+        [_headline(report.comparison), _what(report), groups],
+        judge=_judge(),
+        real="Tango",
     )
 
 
-def _said(order: Interval) -> str:
-    """The headline, no stronger than the interval allows."""
-    if order.low > 0:
-        return "The aligned model keeps the order better than its base"
-    if order.high < 0:
-        return "The aligned model keeps the order worse than its base"
-    return "No difference in order that these captions can show"
-
-
-def _headline(report: Report[ClipComparison]) -> str:
-    comparison = report.comparison
+def _headline(comparison: ClipComparison) -> str:
+    said = said_of(
+        comparison.gain("order"),
+        more="The aligned model keeps the order better than its base",
+        less="The aligned model keeps the order worse than its base",
+        neither="No difference in order that these captions can show",
+    )
+    axes = [(axis, title.capitalize(), meaning) for axis, title, meaning in AXES if axis != "total"]
     remark = " by total reward; ties count half. Both models start from the same noise."
-    card = headline_card(comparison.win_rate(), comparison.outcomes(), things="captions", remark=remark)
-    axes = "".join(
-        axis_card(title.capitalize(), meaning, comparison.means(axis), comparison.gain(axis))
-        for axis, title, meaning in AXES
-        if axis != "total"
-    )
-    return (
-        '<header>\n<p class="eyebrow">mmalign demo &middot; toy world of sound</p>\n'
-        f'<h1>{_said(comparison.gain("order"))}</h1>\n{card}<div class="axes">{axes}</div>\n</header>'
-    )
+    return headline(comparison, said, axes, world="sound", things="captions", remark=remark)
 
 
 def _what(report: Report[ClipComparison]) -> str:
@@ -74,28 +45,6 @@ def _what(report: Report[ClipComparison]) -> str:
         "base and aligned played captions with orders of events that no caption in training had named, from "
         "the same noise, and an exact reward judged both."
     )
-
-
-def _clips(report: Report[ClipComparison]) -> str:
-    comparison = report.comparison
-    return ranked_groups(
-        comparison.differences().tolist(),
-        lambda index: _pair(comparison, index),
-        title="Held-out captions, base beside aligned",
-        thing="caption",
-        value="total reward",
-        harm="The worst there are: where alignment did harm, or nothing.",
-    )
-
-
-def _pair(comparison: ClipComparison, index: int) -> str:
-    prompt = escape(comparison.prompts[index], quote=True)
-    sides = (
-        ("base", comparison.base[index], comparison.base_scores[index]),
-        ("aligned", comparison.aligned[index], comparison.aligned_scores[index]),
-    )
-    figures = "".join(_figure(prompt, name, wave, score) for name, wave, score in sides)
-    return f'<li class="card"><p class="caption">{prompt}</p><div class="pair">{figures}</div></li>'
 
 
 def _figure(prompt: str, name: str, wave: Tensor, score: Score) -> str:

@@ -7,18 +7,17 @@ held-out captions painted by both models from the same noise.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from mmalign.toy.demo import Clock, Demo, run_demo
+from mmalign.toy.demo import run_demo
+from mmalign.toy.paired_demo import PairedDemo
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmalign.diffusion.family import ImageModel
-    from mmalign.toy.comparison import Comparison, Interval
+    from mmalign.toy.comparison import Comparison
     from mmalign.toy.report import Report
-    from mmalign.train.config import ResolvedRun
-    from mmalign.train.run import RunResult
 
 __all__ = ["RECIPE", "ImageDemo", "main"]
 
@@ -26,7 +25,7 @@ RECIPE = "diffusion/configs/toy/dpo.yaml"
 
 
 @dataclass(frozen=True)
-class ImageDemo(Demo["Comparison"]):
+class ImageDemo(PairedDemo["Comparison"]):
     """The demo of images, and how much work it does.
 
     Args:
@@ -51,6 +50,10 @@ class ImageDemo(Demo["Comparison"]):
     promise = "align a small model of SDXL's structure, and see what came of it"
     duration = "A minute or two on two CPU cores. No download, no GPU."
     num_threads = 2
+    things = "pictures"
+    pairing = "painting"
+    making = "painting"
+    real = "SDXL"
     libraries = ("mmalign.toy.comparison", "mmalign.toy.image_pipeline", "mmalign.train.run")
     packages = ("diffusers", "peft")
 
@@ -70,71 +73,53 @@ class ImageDemo(Demo["Comparison"]):
 
         return ASSETS
 
-    def align(self, run: "ResolvedRun", home: Path, seed: int, clock: Clock) -> "RunResult":
-        """Paint pairs, encode them once, train."""
-        import torch
-
-        from mmalign.data.readers import open_rows
-        from mmalign.toy.encoding import cache_latents
+    def write_pairs(self, path: Path, seed: int) -> None:
+        """Chosen pictures follow their captions, inside a dark frame."""
         from mmalign.toy.image_pairs import preference_pairs, write_pickapic
-        from mmalign.train.parts import load_model
-        from mmalign.train.run import train
 
-        with clock.stage("painting pairs", "painting preference pairs"):
-            write_pickapic(preference_pairs(self.num_pairs, seed), home / "pairs.parquet", seed=seed)
-        with clock.stage("encoding pairs", "encoding pictures and captions once"):
-            table = open_rows(run.config.data, kind=run.method.data)
-            model = load_model(run, torch.device("cpu"))
-            cache_latents(cast("ImageModel", model), table, home / "cache")
-        with clock.stage("training"):
-            return train(run, model=model, table=table)
+        write_pickapic(preference_pairs(self.num_pairs, seed), path, seed=seed)
 
-    def compare(self, result: "RunResult", seed: int, clock: Clock) -> "Comparison":
-        """Both models' pictures of held-out captions, scored."""
-        from mmalign.toy.comparison import Comparison
-        from mmalign.toy.image_reward import score_images
+    def encode(self, model: "ImageModel", table: Any, folder: Path) -> None:
+        """Pictures and captions."""
+        from mmalign.toy.encoding import cache_latents
+
+        cache_latents(model, table, folder)
+
+    def held_out(self, seed: int) -> Sequence[str]:
+        """Captions with combinations that nobody has named."""
         from mmalign.toy.scenes import held_out_prompts
 
-        prompts = held_out_prompts(self.num_prompts, seed=seed)
-        model = cast("ImageModel", result.model)
+        return held_out_prompts(self.num_prompts, seed=seed)
 
-        def paint(name: str) -> "list[Image]":
-            with clock.stage(f"painting, {name}", f"painting held-out captions, {name}"):
-                return model.sample(
-                    prompts,
-                    seed=seed,
-                    num_steps=self.num_steps,
-                    guidance_scale=self.guidance_scale,
-                    batch_size=self.batch_size,
-                )
+    def made(self, model: "ImageModel", prompts: Sequence[str], seed: int) -> "list[Image]":
+        """Pictures."""
+        return model.sample(
+            prompts,
+            seed=seed,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            batch_size=self.batch_size,
+        )
 
-        aligned = paint("aligned")
-        with result.trainables.disabled():
-            base = paint("base")
-        with clock.stage("scoring"):
-            scores = [score_images(pictures, prompts) for pictures in (base, aligned)]
+    def judged(
+        self, prompts: Sequence[str], base: "Sequence[Image]", aligned: "Sequence[Image]"
+    ) -> "Comparison":
+        """By the facts of the caption and the frame."""
+        from mmalign.toy.comparison import Comparison
+        from mmalign.toy.image_reward import score_images
+
+        scores = [score_images(pictures, prompts) for pictures in (base, aligned)]
         return Comparison(prompts, base, aligned, *scores)
+
+    def axes(self) -> Sequence[tuple[str, str]]:
+        """The exact reward and its parts."""
+        from mmalign.toy.comparison import AXES
+
+        return [(axis, "total reward" if axis == "total" else axis) for axis in AXES]
 
     def settings(self) -> Mapping[str, str]:
         """The sampler's."""
         return {"sampler": f"Euler, {self.num_steps} steps, guidance {self.guidance_scale:g}"}
-
-    def results(
-        self, comparison: "Comparison"
-    ) -> Sequence[tuple[str, tuple[float, float], "Interval | None"]]:
-        """The exact reward and its parts."""
-        from mmalign.toy.comparison import AXES
-
-        return [
-            ("total reward" if axis == "total" else axis, comparison.means(axis), comparison.gain(axis))
-            for axis in AXES
-        ]
-
-    def numbers(self, comparison: "Comparison") -> dict[str, Any]:
-        """The report's numbers for programs; the same seed gives the same file on one machine."""
-        from mmalign.toy.comparison import AXES
-
-        return comparison.numbers(AXES)
 
     def render(self, report: "Report[Comparison]") -> str:
         """The page as HTML text."""
@@ -168,11 +153,6 @@ class ImageDemo(Demo["Comparison"]):
                 'mmalign sample --run RUN --prompt "a red fox in fresh snow"',
             ),
         )
-
-    def next_step(self) -> tuple[str, str]:
-        """The plan of SDXL."""
-        explanation, command = self.commands()[1]
-        return f"Real SDXL. {explanation}", command
 
 
 def main(output: Path = Path("runs/demo"), seed: int = 0, *, demo: ImageDemo | None = None) -> int:

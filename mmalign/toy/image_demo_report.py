@@ -2,23 +2,12 @@
 
 from html import escape
 
-from mmalign.toy.comparison import Comparison, Interval
+from PIL.Image import Image
+
+from mmalign.toy.comparison import Comparison
 from mmalign.toy.image_reward import Score
-from mmalign.toy.report import (
-    Report,
-    axis_card,
-    denoising_curves,
-    footer,
-    headline_card,
-    judge_section,
-    next_section,
-    png_base64,
-    ranked_groups,
-    render_page,
-    tables_section,
-    verdict_section,
-    what_section,
-)
+from mmalign.toy.paired_report import headline, held_out_groups, paired_page, said_of
+from mmalign.toy.report import Report, judge_section, png_base64, what_section
 
 __all__ = ["render_report"]
 
@@ -31,42 +20,26 @@ _AXES: tuple[tuple[str, str, str], ...] = (
 
 def render_report(report: Report[Comparison]) -> str:
     """The page as HTML text."""
-    return render_page(
+    groups = held_out_groups(report.comparison, _figure, thing="prompt")
+    return paired_page(
+        report,
         "mmalign demo: base against aligned",
-        [
-            *(part(report) for part in (_headline, _what, _pictures, denoising_curves)),
-            verdict_section(report.verdict),
-            tables_section(report.settings, report.seconds),
-            _reward(),
-            next_section("Next: real SDXL", report.commands),
-            footer(report.versions),
-        ],
+        [_headline(report.comparison), _what(report), groups],
+        judge=_reward(),
+        real="SDXL",
     )
 
 
-def _said(interval: Interval) -> str:
-    """The headline, no stronger than the interval allows."""
-    if interval.low > 0.5:
-        return "The aligned model beats its base"
-    if interval.high < 0.5:
-        return "The aligned model is worse than its base"
-    return "No difference that these prompts can show"
-
-
-def _headline(report: Report[Comparison]) -> str:
-    comparison = report.comparison
-    rate = comparison.win_rate()
+def _headline(comparison: Comparison) -> str:
+    said = said_of(
+        comparison.win_rate(),
+        more="The aligned model beats its base",
+        less="The aligned model is worse than its base",
+        neither="No difference that these prompts can show",
+        even=0.5,
+    )
     remark = "; ties count half. Both models start from the same noise."
-    axes = "".join(
-        axis_card(title, meaning, comparison.means(axis), comparison.gain(axis))
-        for axis, title, meaning in _AXES
-    )
-    return (
-        '<header>\n<p class="eyebrow">mmalign demo &middot; toy world of images</p>\n'
-        f"<h1>{_said(rate)}</h1>\n"
-        f"{headline_card(rate, comparison.outcomes(), things='prompts', remark=remark)}"
-        f'<div class="axes">{axes}</div>\n</header>'
-    )
+    return headline(comparison, said, _AXES, world="images", things="prompts", remark=remark)
 
 
 def _what(report: Report[Comparison]) -> str:
@@ -79,31 +52,12 @@ def _what(report: Report[Comparison]) -> str:
     )
 
 
-def _pictures(report: Report[Comparison]) -> str:
-    comparison = report.comparison
-    return ranked_groups(
-        comparison.differences().tolist(),
-        lambda index: _pair(comparison, index),
-        title="Held-out prompts, base beside aligned",
-        thing="prompt",
-        value="total reward",
-        harm="The worst there are: where alignment did harm, or nothing.",
-    )
-
-
-def _pair(comparison: Comparison, index: int) -> str:
-    prompt = escape(comparison.prompts[index], quote=True)
-    sides = (
-        ("base", comparison.base[index], comparison.base_scores[index]),
-        ("aligned", comparison.aligned[index], comparison.aligned_scores[index]),
-    )
-    figures = "".join(
+def _figure(prompt: str, name: str, image: Image, score: Score) -> str:
+    return (
         f'<figure><img alt="{prompt}, painted by the {name} model" width="64" height="64" '
         f'src="data:image/png;base64,{png_base64(image)}"><figcaption>{name} '
         f'<strong class="num">{score.total:.2f}</strong><br>{_facts(score)}</figcaption></figure>'
-        for name, image, score in sides
     )
-    return f'<li class="card"><p class="caption">{prompt}</p><div class="pair">{figures}</div></li>'
 
 
 def _facts(score: Score) -> str:
