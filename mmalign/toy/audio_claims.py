@@ -17,7 +17,8 @@ import torch
 from mmalign.files import append_json_line, read_json_lines
 from mmalign.toy.audio_scenes import held_out_prompts
 from mmalign.toy.audio_trials import BASE, REBUILT, TRIALS, Played, World
-from mmalign.toy.comparison import Interval, bootstrap_mean
+from mmalign.toy.claims import each_seed, paired_difference, said, seeds_of
+from mmalign.toy.comparison import Interval
 from mmalign.toy.guide_tables import renew, table
 
 __all__ = ["GROUPS", "Known", "difference", "main", "stored", "tables"]
@@ -69,19 +70,11 @@ def difference(known: Known, one: str, other: str, axis: str, seeds: Sequence[in
         axis: "order", "presence" or "total".
         seeds: whose captions count.
     """
-    gaps = [known[one, seed].of(axis) - known[other, seed].of(axis) for seed in seeds]
-    drawn = zip(seeds, gaps, strict=True)
-    prompts = [prompt for seed, gap in drawn for prompt in held_out_prompts(len(gap), seed=seed)]
-    return bootstrap_mean(torch.cat(gaps), prompts=prompts)
+    return paired_difference(known, one, other, axis, seeds, _captions)
 
 
-def _shared(known: Known, names: Sequence[str], seeds: Sequence[int]) -> list[int]:
-    """Seeds on which all of these were played."""
-    return [seed for seed in seeds if all((name, seed) in known for name in names)]
-
-
-def _said(found: Interval) -> str:
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _captions(count: int, seed: int) -> list[str]:
+    return held_out_prompts(count, seed=seed)
 
 
 _GAINS = (
@@ -105,19 +98,19 @@ _AGAINST = (
 
 
 def _each(known: Known, one: str, other: str, seeds: Sequence[int]) -> str:
-    return ", ".join(f"{difference(known, one, other, 'order', [seed]).value:+.3f}" for seed in seeds)
+    return each_seed(partial(difference, known, one, other, "order"), seeds)
 
 
 def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
     rows = []
     for name in names:
-        if not (used := _shared(known, (name, BASE), seeds)):
+        if not (used := seeds_of(known, (name, BASE), seeds)):
             continue
         means = (
             torch.cat([known[which, seed].of("order") for seed in used]).mean() for which in (BASE, name)
         )
         counts = sorted({known[name, seed].num_rows for seed in used})
-        gained = [_said(difference(known, name, BASE, axis, used)) for axis in ("order", "presence")]
+        gained = [said(difference(known, name, BASE, axis, used)) for axis in ("order", "presence")]
         rows.append(
             [
                 name,
@@ -135,8 +128,8 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
 def _against(known: Known, sides: Sequence[tuple[str, str]], seeds: Sequence[int]) -> str:
     rows = []
     for one, other in sides:
-        if used := _shared(known, (one, other), seeds):
-            more = [_said(difference(known, one, other, axis, used)) for axis in ("order", "presence")]
+        if used := seeds_of(known, (one, other), seeds):
+            more = [said(difference(known, one, other, axis, used)) for axis in ("order", "presence")]
             each = _each(known, one, other, used)
             rows.append([one, other, " ".join(map(str, used)), more[0], each, more[1]])
     return table(_AGAINST, rows)
@@ -185,7 +178,7 @@ def _run(path: Path, seeds: Sequence[int], groups: Sequence[str], rebuilt: Path 
         known[name, seed] = play()
         _append(path, name, seed, known[name, seed])
         if name != BASE:
-            gain = _said(difference(known, name, BASE, "order", [seed]))
+            gain = said(difference(known, name, BASE, "order", [seed]))
             print(f"{name}, seed {seed}: {gain}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:

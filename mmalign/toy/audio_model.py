@@ -38,7 +38,7 @@ from mmalign.toy.audio_pipeline import (
 from mmalign.toy.audio_reading import tokenizer_of_the_world, train_text_encoder
 from mmalign.toy.audio_scenes import disorder, draw_facts, draw_scene, misheard, render
 from mmalign.toy.audio_vocoder import train_vocoder
-from mmalign.toy.base_training import Trained, log_line
+from mmalign.toy.base_training import Trained, log_line, train_denoiser_of, training_folder
 
 __all__ = [
     "BaseData",
@@ -191,27 +191,22 @@ def train_denoiser(
 
     alphas = DDPMScheduler(**SCHEDULER).alphas_cumprod
     trained = Trained([parts["unet"]], learning_rate=2e-3, decay=0.995)
-    state = _training_folder(output) / "denoiser.safetensors"
-    first = trained.load(state) + 1 if state.exists() else 1
-    started, running = time.time(), 0.0
-    for step in range(first, steps + 1):
-        generator = generator_for(seed, "denoiser", step)
-        rows = torch.randint(0, len(data.mean), (batch_size,), generator=generator)
-        loss = _denoise_loss(parts, data, rows, generator, alphas)
-        trained.update(loss, step=step, steps=steps)
-        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0:
-            log_line("denoiser", step=step, loss=running, seconds=time.time() - started)
-        if step % save_every == 0 or step == steps:
-            trained.save(state, step)
-            with trained.averaged():
-                write_model(parts, output)
-                log_line("held out", step=step, **evaluate(load_base(output), num=num_evaluated))
-    torch._foreach_copy_(trained.values, trained.shadow)
 
+    def keep() -> dict[str, float]:
+        write_model(parts, output)
+        return evaluate(load_base(output), num=num_evaluated)
 
-def _training_folder(output: Path) -> Path:
-    return output.with_name(f"{output.name}.training")
+    train_denoiser_of(
+        trained,
+        lambda rows, generator: _denoise_loss(parts, data, rows, generator, alphas),
+        keep,
+        output,
+        num_rows=len(data.mean),
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        save_every=save_every,
+    )
 
 
 def _kept(path: Path, module: Any, scale: str | None = None) -> Any:
@@ -264,7 +259,7 @@ def train_base(
     captions, and 300 with the wrong ones of `base_data`. One run of this function replaces the stages. Its
     weights are others; docs/audio-world.md says what they play beside the shipped ones.
     """
-    folder = _training_folder(output)
+    folder = training_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     vae = _vae_of(folder, seed, vae_steps, num_clips)
     vocoder = _vocoder_of(folder, seed, vocoder_steps, num_played)

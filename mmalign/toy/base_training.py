@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmalign.files import load_tensors, save_tensors
+from mmalign.seeding import generator_for
 
-__all__ = ["Trained", "cosine_share", "log_line"]
+__all__ = ["Trained", "cosine_share", "log_line", "train_denoiser_of", "training_folder"]
 
 
 def cosine_share(step: int, steps: int, *, warmup: int) -> float:
@@ -86,3 +88,55 @@ class Trained:
             number, kind = name.split(".")
             self.optimizer.state[self.parameters[int(number)]][kind] = moment
         return step
+
+
+def training_folder(output: Path) -> Path:
+    """Where the state of training lies until the model in `output` is done: beside it."""
+    return output.with_name(f"{output.name}.training")
+
+
+def train_denoiser_of(
+    trained: Trained,
+    loss_of: Callable[[Int[Tensor, " row"], torch.Generator], Float[Tensor, ""]],
+    keep: Callable[[], Mapping[str, float]],
+    output: Path,
+    *,
+    num_rows: int,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    save_every: int,
+) -> None:
+    """Train a denoiser in place, on the averaged weights in the end.
+
+    Every `save_every` steps the averaged weights are kept and judged, and the state of training is written to
+    `training_folder(output)`. Where that state exists, training continues from there, with the same draws as
+    if it had never stopped.
+
+    Args:
+        trained: its parameters.
+        loss_of: of rows of the data, with the generator of a step.
+        keep: writes the model as it stands and says how it does on held-out captions.
+        output: folder of the model.
+        num_rows: of the data.
+        seed: of all draws.
+        steps: in all.
+        batch_size: rows per step.
+        save_every: steps.
+    """
+    state = training_folder(output) / "denoiser.safetensors"
+    first = trained.load(state) + 1 if state.exists() else 1
+    started, running = time.time(), 0.0
+    for step in range(first, steps + 1):
+        generator = generator_for(seed, "denoiser", step)
+        rows = torch.randint(0, num_rows, (batch_size,), generator=generator)
+        loss = loss_of(rows, generator)
+        trained.update(loss, step=step, steps=steps)
+        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+        if step % 50 == 0:
+            log_line("denoiser", step=step, loss=running, seconds=time.time() - started)
+        if step % save_every == 0 or step == steps:
+            trained.save(state, step)
+            with trained.averaged():
+                log_line("held out", step=step, **keep())
+    torch._foreach_copy_(trained.values, trained.shadow)

@@ -9,7 +9,6 @@ stored already is not trained again. `tests/toy/test_dialogue_alignment.py` hold
 import argparse
 import contextlib
 import io
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from mmalign.files import append_json_line, read_json_lines
 from mmalign.toy.comparison import Interval
 from mmalign.toy.demo import recipe_path
 from mmalign.toy.dialogue_exam import Answers, Axis, ExamComparison, Writer, draw_exam, take_exam
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="one line of JSON per trial and seed")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    records = _stored(options.output)
+    records = read_json_lines(options.output) if options.output.exists() else []
     known = {(record["trial"], record["seed"]) for record in records}
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
@@ -202,20 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in TRIALS:
                 if (name, seed) not in known:
                     records.append({"trial": name, "seed": seed, "numbers": numbers(world.compare(name))})
-                    _append(options.output, records[-1])
+                    append_json_line(options.output, records[-1])
     print(trials_table([record for record in records if record["seed"] in options.seeds]))
-
-
-def _stored(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

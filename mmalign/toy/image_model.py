@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,16 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from mmalign.seeding import generator_for
-from mmalign.toy.base_training import Trained, cosine_share, log_line
+from mmalign.toy.base_training import Trained, cosine_share, log_line, train_denoiser_of, training_folder
 from mmalign.toy.image_pipeline import LATENT_SIZE, evaluate, new_pipeline, new_vae, save
 from mmalign.toy.scenes import (
     CORRUPTIONS,
     STYLES,
-    Facts,
     corrupt,
     draw_facts,
     draw_scene,
-    is_held_out,
     render_array,
+    training_facts,
 )
 from mmalign.toy.tokenizers import MAX_TOKENS
 
@@ -117,7 +117,7 @@ def base_data(
     for start in range(0, num, 128):
         arrays = []
         for _ in range(min(128, num - start)):
-            facts = _training_facts(rng)
+            facts = training_facts(rng)
             scene = draw_scene(facts, rng, style="framed" if rng.random() < framed_share else "plain")
             if rng.random() < wrong_share:
                 scene = corrupt(scene, facts, rng.choice(CORRUPTIONS), rng)
@@ -131,13 +131,6 @@ def base_data(
         _token_ids(pipeline.tokenizer, captions),
         _token_ids(pipeline.tokenizer_2, captions),
     )
-
-
-def _training_facts(rng: random.Random) -> Facts:
-    while True:
-        facts = draw_facts(rng)
-        if not is_held_out(facts):
-            return facts
 
 
 def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "caption token"]:
@@ -198,27 +191,22 @@ def train_denoiser(
     pipeline.unet.to(memory_format=torch.channels_last)
     modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
     trained = Trained(modules, learning_rate=1.2e-3, decay=0.998)
-    state = _training_folder(output) / "denoiser.safetensors"
-    first = trained.load(state) + 1 if state.exists() else 1
-    started, running = time.time(), 0.0
-    for step in range(first, steps + 1):
-        generator = generator_for(seed, "denoiser", step)
-        rows = torch.randint(0, len(data.latents), (batch_size,), generator=generator)
-        loss = _denoise_loss(pipeline, data, rows, generator)
-        trained.update(loss, step=step, steps=steps)
-        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0:
-            log_line("denoiser", step=step, loss=running, seconds=time.time() - started)
-        if step % save_every == 0 or step == steps:
-            trained.save(state, step)
-            with trained.averaged():
-                save(pipeline, output)
-                log_line("held out", step=step, **evaluate(pipeline, num=num_evaluated))
-    torch._foreach_copy_(trained.values, trained.shadow)
 
+    def keep() -> dict[str, float]:
+        save(pipeline, output)
+        return evaluate(pipeline, num=num_evaluated)
 
-def _training_folder(output: Path) -> Path:
-    return output.with_name(f"{output.name}.training")
+    train_denoiser_of(
+        trained,
+        partial(_denoise_loss, pipeline, data),
+        keep,
+        output,
+        num_rows=len(data.latents),
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        save_every=save_every,
+    )
 
 
 def train_base(
@@ -252,7 +240,7 @@ def train_base(
         num_evaluated=num_evaluated,
     )
     save(pipeline, output)
-    shutil.rmtree(_training_folder(output), ignore_errors=True)
+    shutil.rmtree(training_folder(output), ignore_errors=True)
     return pipeline
 
 

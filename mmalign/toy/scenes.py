@@ -159,6 +159,14 @@ def draw_split(num: int, *, seed: int, held_out: bool) -> list[Facts]:
     return facts
 
 
+def training_facts(rng: random.Random) -> Facts:
+    """Facts that are not held out."""
+    while True:
+        facts = draw_facts(rng)
+        if not is_held_out(facts):
+            return facts
+
+
 def held_out_prompts(num: int, *, seed: int = 0) -> list[str]:
     """`num` different captions whose combinations occur in no training data."""
     return [facts.caption() for facts in draw_split(num, seed=seed, held_out=True)]

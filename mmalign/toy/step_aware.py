@@ -34,12 +34,10 @@ from mmalign.toy.image_pipeline import ASSETS as BASE
 from mmalign.toy.scenes import (
     CORRUPTIONS,
     STYLES,
-    Facts,
     corrupt,
-    draw_facts,
     draw_scene,
-    is_held_out,
     render_array,
+    training_facts,
 )
 from mmalign.toy.tokenizers import MAX_TOKENS, new_tokenizers
 
@@ -109,18 +107,11 @@ def caption_loss(
     return (over_scenes + over_captions) / 2 + step_aware_losses(pair, torch.ones(len(text))).mean()
 
 
-def _training_facts(rng: random.Random) -> Facts:
-    while True:
-        facts = draw_facts(rng)
-        if not is_held_out(facts):
-            return facts
-
-
 def _scenes(rng: random.Random, count: int) -> tuple[list[str], Float[Tensor, "picture 3 height width"]]:
     """Captions, and the pictures of their scenes followed by those of the broken ones, both in any style."""
     captions, right, wrong = [], [], []
     for _ in range(count):
-        facts = _training_facts(rng)
+        facts = training_facts(rng)
         scene = draw_scene(facts, rng, style=rng.choice(STYLES))
         captions.append(facts.caption())
         right.append(render_array(scene))
