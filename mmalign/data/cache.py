@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmalign.batch import PreferenceRow
-from mmalign.errors import CheckpointError, ConfigError, RowError, TrainingError
+from mmalign.data.cache_index import KeyIndex, KeySet, shard_keys
+from mmalign.errors import ConfigError, RowError, TrainingError
 from mmalign.files import read_json, save_tensors, write_json
 
 __all__ = ["CacheIdentity", "CacheWriter", "CandidateLoader", "LatentCache"]
@@ -112,22 +112,6 @@ def _check_identity(folder: Path, expected: CacheIdentity, *, ignore: tuple[str,
         raise ConfigError(message)
 
 
-def _shard_keys(path: Path) -> list[str]:
-    """Keys of a shard, from its header alone."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as shard:
-            keys: list[str] = json.loads(shard.metadata()["keys"])
-            return keys
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        message = (
-            f"{path}: not a complete cache shard ({error}). Delete the file and run `mmalign data cache` "
-            "again."
-        )
-        raise CheckpointError(message) from error
-
-
 class CacheWriter:
     """Fills a cache folder; opening an existing one of the same identity goes on.
 
@@ -154,10 +138,8 @@ class CacheWriter:
             write_json(self.folder / HEADER, {"format": _FORMAT, "identity": identity.described()})
         for leftover in self.folder.glob(".*.partial"):
             leftover.unlink(missing_ok=True)
-        self.known: dict[str, set[str]] = {
-            kind: {
-                key for path in sorted(self.folder.glob(f"{kind}-*.safetensors")) for key in _shard_keys(path)
-            }
+        self.known = {
+            kind: KeySet(shard_keys(path) for path in sorted(self.folder.glob(f"{kind}-*.safetensors")))
             for kind in ("moments", "text")
         }
         self._open: dict[tuple[str, str], dict[str, dict[str, Tensor]]] = {}
@@ -241,7 +223,7 @@ class LatentCache:
         ConfigError: the folder holds no cache, or one made for something else.
     """
 
-    _MAX_HANDLES = 64
+    _MAX_HANDLES = 1024  # maps of files, which the system may drop at any time; opening one reads its keys
 
     def __init__(self, folder: str | Path, *, expect: CacheIdentity | None = None) -> None:
         self.folder = Path(folder)
@@ -255,11 +237,11 @@ class LatentCache:
             _check_identity(self.folder, expect, ignore=("dtype",))
         self.identity = CacheIdentity(**read_json(self.folder / HEADER)["identity"])
         self._forget()
+        # Now, so that loader workers share these pages instead of reading the keys once each.
+        self._entries = KeyIndex(self.folder)
 
     def _forget(self) -> None:
-        self._shards: list[Path] | None = None
-        self._keys = np.empty(0, dtype="S33")
-        self._places = np.empty((0, 2), dtype=np.int32)
+        self._entries: KeyIndex | None = None
         self._handles: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -270,39 +252,29 @@ class LatentCache:
         self.__dict__.update(state)
         self._forget()
 
-    def _index(self) -> list[Path]:
-        """The shards; reads their headers at the first call."""
-        if self._shards is None:
-            shards = sorted(self.folder.glob("*.safetensors"))
-            keys: list[bytes] = []
-            places: list[tuple[int, int]] = []
-            for number, path in enumerate(shards):
-                prefix = path.name[0]  # m or t
-                for row, key in enumerate(_shard_keys(path)):
-                    keys.append((prefix + key).encode())
-                    places.append((number, row))
-            # Sorted arrays instead of a dictionary: a million entries take 40 MB.
-            order = np.argsort(np.array(keys, dtype="S33"), kind="stable")
-            self._keys = np.array(keys, dtype="S33")[order]
-            self._places = np.array(places, dtype=np.int32).reshape(-1, 2)[order]
-            self._shards = shards
-        return self._shards
+    def _index(self) -> KeyIndex:
+        if self._entries is None:
+            self._entries = KeyIndex(self.folder)
+        return self._entries
 
     def __len__(self) -> int:
-        self._index()
-        return int(np.char.startswith(self._keys, b"m").sum())
+        return self._index().count("m")
+
+    @property
+    def index_bytes(self) -> int:
+        """Memory that the keys take."""
+        return self._index().nbytes
 
     def _entry(self, kind: str, key: str) -> tuple[Any, int] | None:
-        shards = self._index()
-        wanted = (kind + key).encode()
-        place = int(np.searchsorted(self._keys, wanted))
-        if place >= len(self._keys) or self._keys[place] != wanted:
+        index = self._index()
+        place = index.find(kind, key)
+        if place is None:
             return None
-        number, row = (int(value) for value in self._places[place])
+        number, row = place
         if number not in self._handles:
             from safetensors import safe_open
 
-            self._handles[number] = safe_open(str(shards[number]), framework="pt")
+            self._handles[number] = safe_open(str(index.shards[number]), framework="pt")
             while len(self._handles) > self._MAX_HANDLES:
                 self._handles.popitem(last=False)
         self._handles.move_to_end(number)

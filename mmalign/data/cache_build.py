@@ -57,6 +57,7 @@ class _Encoder:
     batch_size: int
     ready: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
+    scheduled: set[str] = field(default_factory=set)  # what is being decoded, and what could not be
 
     def take(self, job: _Job) -> None:
         """Accept the images of a row, or count it as bad (once, though its mirror image fails too)."""
@@ -72,6 +73,8 @@ class _Encoder:
         for key, inputs, geometry in zip(job.keys, candidates.inputs, candidates.geometry, strict=True):
             if not self.writer.has_moments(key):
                 self.ready[key] = (inputs, geometry)
+            else:
+                self.scheduled.discard(key)
         while len(self.ready) >= self.batch_size:
             self.encode(list(self.ready)[: self.batch_size])
 
@@ -87,6 +90,7 @@ class _Encoder:
         for number, (key, (_, geometry)) in enumerate(zip(keys, entries, strict=True)):
             own = {name: value[number] for name, value in more.items()}
             self.writer.add_moments(key, mean[number], std[number], geometry, own)
+            self.scheduled.discard(key)  # the writer knows it now
 
 
 def _jobs(
@@ -98,7 +102,7 @@ def _jobs(
     progress: Progress,
 ) -> Iterator[_Job]:
     """Decoding work of every row that is not cached yet."""
-    scheduled: set[str] = set()
+    scheduled = encoder.scheduled
     for index in range(len(table)):
         progress(encoder.writer.identity.medium, index + 1, len(table))
         try:
