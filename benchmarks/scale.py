@@ -319,20 +319,19 @@ def extrapolated(
 
     Args:
         shape: of the network.
-        adapter: "lora" (frozen weights in bfloat16, the adapter in float32) or "none" (all in float32).
+        adapter: "lora" or "none". Weights are gathered in bfloat16, the adapter in float32.
         mode: of the launch.
         gathered: times that a unit is gathered, as counted.
         link: speeds.
         machines: of 8 GPUs.
     """
     gpus = machines * GPUS_PER_MACHINE
-    width = 2 if adapter == "lora" else 4
     trained = 4 * (shape.adapter if adapter == "lora" else shape.units + shape.root)
     if mode == "ddp":
         size, calls = trained, max(1, round(trained / 25e6))
         return 2 * size * (gpus - 1) / gpus, seconds(size, calls, link, machines, ways=2)
     extra = trained if adapter == "lora" else 0
-    weights = gathered * (width * shape.units + extra) + width * shape.root
+    weights = gathered * (2 * shape.units + extra) + 2 * shape.root
     size = weights + trained
     calls = round((gathered + 1) * shape.num_units) + 2
     return size * (gpus - 1) / gpus, seconds(size, calls, link, machines)

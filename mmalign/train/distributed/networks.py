@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -62,7 +63,11 @@ def prepare_network(accelerator: Accelerator, model: TrainedModel, trainables: T
     # Not as an attribute of the module: its own would be part of the network.
     object.__setattr__(network, _SKELETON, skeleton_of(network))
     shard(
-        network, fsdp_settings(accelerator), mesh=_mesh(accelerator), held_whole=_read_apart(model, network)
+        network,
+        fsdp_settings(accelerator),
+        mesh=_mesh(accelerator),
+        held_whole=_read_apart(model, network),
+        gathered_dtype=_half(accelerator) if trainables.lora is None else None,
     )
     return Prepared(network, trainables.relisted())
 
@@ -71,8 +76,19 @@ def prepare_reference(accelerator: Accelerator, reference: Reference) -> Referen
     """A frozen copy, sharded as the trained network is; other references hold no network."""
     if mode_of(accelerator) == "fsdp2" and isinstance(reference, FrozenCopy):
         # No backward pass will want its weights: they need not stay.
-        shard(reference.network, fsdp_settings(accelerator), mesh=_mesh(accelerator), gives_back=True)
+        shard(
+            reference.network,
+            fsdp_settings(accelerator),
+            mesh=_mesh(accelerator),
+            gives_back=True,
+            gathered_dtype=_half(accelerator),
+        )
     return reference
+
+
+def _half(accelerator: Accelerator) -> torch.dtype | None:
+    """What autocast computes products in; None without mixed precision."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
 
 
 def _mesh(accelerator: Accelerator) -> Any:

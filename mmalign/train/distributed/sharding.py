@@ -62,11 +62,12 @@ def shard(
     mesh: Any,
     held_whole: Collection[nn.Parameter] = (),
     gives_back: bool | None = None,
+    gathered_dtype: torch.dtype | None = None,
 ) -> None:
     """Spread a network over the processes, in place.
 
-    Weights keep their dtypes: trained ones are float32, so their gradients are summed in float32. Inputs are
-    not cast: a timestep in bfloat16 would be another one.
+    Trained weights are float32 in their parts, and gradients are summed in float32. Inputs are not cast: a
+    timestep in bfloat16 would be another one.
 
     Args:
         network: whole on every process, on its device or on the CPU; its trained weights are float32.
@@ -75,14 +76,20 @@ def shard(
         mesh: of devices.
         held_whole: frozen parameters that every process keeps, because something reads them outside of the
             network's forward pass. Quantised weights, which cannot be cut, are kept in any case.
+        gathered_dtype: of whole weights; None keeps their own. Under autocast, float32 weights would leave a
+            half-precision copy of themselves in the graph, and all of them together a whole network.
         gives_back: units give their weights back after a forward pass; None is what the settings say.
     """
     gives_back = settings.reshard_after_forward if gives_back is None else gives_back
-    trains = [value.requires_grad for value in network.parameters()]
+    sizes = [(value.numel(), value.requires_grad) for value in network.parameters()]
     ignored = {*held_whole, *(value for value in network.parameters() if not value.is_floating_point())}
     shared: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=gathered_dtype,
+            reduce_dtype=torch.float32 if gathered_dtype else None,
+            cast_forward_inputs=False,
+        ),
         "offload_policy": settings.cpu_offload or OffloadPolicy(),
         "ignored_params": ignored,
     }
@@ -97,7 +104,8 @@ def shard(
         if isinstance(module, FSDPModule) and mesh.device_type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no mean
     # Whole gradients of a network that trains fully would undo the sharding; those of adapters are small.
-    setattr(network, _REDUCES_EVERY_TIME, all(trains))
+    trained = sum(size for size, trains in sizes if trains)
+    setattr(network, _REDUCES_EVERY_TIME, 2 * trained > sum(size for size, _ in sizes))
 
 
 def unsynced(network: nn.Module) -> AbstractContextManager[None]:

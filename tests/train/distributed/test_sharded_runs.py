@@ -1,5 +1,6 @@
 """Runs with sharded weights are the run of one process; cut ones go on with any number of processes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,19 @@ def test_sharded_runs_go_on_with_any_number_of_processes(
     run("cut", before, 2)
     run("cut", after, 4)
     same_state(tmp_path / "cut", tmp_path / "whole", step=4, atol=0.0 if before == after else 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_policy_and_reference_are_equal_at_first_in_half_precision(
+    write_config, launched_with, tmp_path: Path, adapter: str
+) -> None:
+    """Both are gathered in the same dtype, so not even rounding tells them apart."""
+    train = {"steps": 1, "batch_size": 2, "mixed_precision": "bf16"}
+    config = write_config("half", train=train, **({} if adapter == "lora" else FULL))
+    on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
+    record = json.loads((tmp_path / "half" / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["logit"] == record["margin"] == record["drift"] == 0.0
+    assert record["grad_norm"] > 0
+    stored = load_checkpoint(tmp_path / "half" / "checkpoints" / "step-00000001")
+    assert {value.dtype for value in stored.weights.values()} == {torch.float32}
