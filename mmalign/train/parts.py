@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    AutocastKwargs,
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     ProjectConfiguration,
@@ -87,7 +88,10 @@ def make_accelerator(run: ResolvedRun) -> Accelerator:
             # The loop scales by itself; a number from the environment would divide the loss once more.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # Frozen buffers do not change: nothing to broadcast at every forward.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                AutocastKwargs(cache_enabled=_keeps_casts(config.model.gradient_checkpointing)),
+            ],
         )
     except ValueError as error:
         message = f"train.mixed_precision {config.train.mixed_precision}: {error} Use bf16 or no."
@@ -348,7 +352,8 @@ def attach_and_refer(
     """
     config = run.config
     likelihood = likelihood_of(run, model)
-    autocast = _autocast(accelerator, config.train.mixed_precision)
+    keeps_casts = _keeps_casts(config.model.gradient_checkpointing)
+    autocast = _autocast(accelerator, config.train.mixed_precision, keeps_casts=keeps_casts)
 
     def reference_at(moment: str) -> Reference | None:
         return _reference(
@@ -406,11 +411,22 @@ def _base_for_panel(
     return make_reference("adapters_off", network=trainables.network, make_denoise=make_denoise)
 
 
-def _autocast(accelerator: Accelerator, precision: str) -> Callable[[], AbstractContextManager[None]]:
+def _keeps_casts(recomputes: bool) -> bool:
+    """Whether autocast keeps its half-precision copies of trained weights until a forward pass ends.
+
+    Blocks that are recomputed cast their weights anew in any case, so the copies are only in the way: 5 GB of
+    SDXL's whole network.
+    """
+    return not recomputes
+
+
+def _autocast(
+    accelerator: Accelerator, precision: str, *, keeps_casts: bool
+) -> Callable[[], AbstractContextManager[None]]:
     if precision == "no":
         return contextlib.nullcontext
     device_type, dtype = accelerator.device.type, DTYPES[precision]
-    return lambda: torch.autocast(device_type, dtype=dtype)
+    return lambda: torch.autocast(device_type, dtype=dtype, cache_enabled=keeps_casts)
 
 
 def _reference(

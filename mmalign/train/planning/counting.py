@@ -115,7 +115,13 @@ def count_dialogues(run: ResolvedRun, *, device_type: str) -> Counted:
     network = outlined.trainables.network.to("meta")
     half = DTYPES[run.config.train.mixed_precision]
     autocast = None if half is torch.float32 else half
-    policy = trace_pass(network, outlined.forward, autocast=autocast, device_type=device_type)
+    policy = trace_pass(
+        network,
+        outlined.forward,
+        autocast=autocast,
+        device_type=device_type,
+        keeps_casts=not run.config.model.gradient_checkpointing,
+    )
     with switched_off(outlined.trainables.layers):
         reference = trace_pass(
             network,
@@ -186,7 +192,13 @@ def count_media(run: ResolvedRun, *, device_type: str, reward_bytes: int | None 
         predicted: Tensor = model.denoise(*inputs, network=network)
         return predicted
 
-    policy = trace_pass(trainables.network, forward, autocast=autocast, device_type=device_type)
+    policy = trace_pass(
+        trainables.network,
+        forward,
+        autocast=autocast,
+        device_type=device_type,
+        keeps_casts=not run.config.model.gradient_checkpointing,
+    )
     with switched_off(trainables.layers):
         reference = trace_pass(
             trainables.network,

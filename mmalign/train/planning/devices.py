@@ -79,15 +79,20 @@ _NVIDIA = "NVIDIA's data sheet, dense"
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _card("h100", 81559, 989, 494, 3350, f"{_NVIDIA}: H100 SXM"),
-        _card("h200", 143771, 989, 494, 4800, f"{_NVIDIA}: H200 SXM"),
-        _card("a100-80gb", 81920, 312, 156, 2039, f"{_NVIDIA}: A100 SXM 80 GB"),
-        _card("a100-40gb", 40960, 312, 156, 1555, f"{_NVIDIA}: A100 SXM 40 GB"),
-        _card("4090", 24564, 165, 82.6, 1008, "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation"),
+        _card("h100", 81559, 989.0, 494.0, 3350.0, f"{_NVIDIA}: H100 SXM"),
+        _card("h200", 143771, 989.0, 494.0, 4800.0, f"{_NVIDIA}: H200 SXM"),
+        _card("a100-80gb", 81920, 312.0, 156.0, 2039.0, f"{_NVIDIA}: A100 SXM 80 GB"),
+        _card("a100-40gb", 40960, 312.0, 156.0, 1555.0, f"{_NVIDIA}: A100 SXM 40 GB"),
+        _card("4090", 24564, 165.0, 82.6, 1008.0, "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation"),
         _card(
-            "3090", 24576, 71, 35.6, 936, "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation"
+            "3090",
+            24576,
+            71.0,
+            35.6,
+            936.0,
+            "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation",
         ),
-        _card("l40s", 46068, 362, 183, 864, f"{_NVIDIA}: L40S"),
+        _card("l40s", 46068, 362.0, 183.0, 864.0, f"{_NVIDIA}: L40S"),
     )
 }
 """By name. Memory is what the driver reports; an L40S keeps a part of its 48 GB for error correction."""

@@ -63,9 +63,8 @@ def peak_of(run: ResolvedRun, counted: Counted, device: Device) -> Peak:
         stage: Stage = name  # type: ignore[assignment]  # the keys above
         stages[stage] = below + sum(item.num_bytes for item in items)
     highest = max(stages, key=lambda stage: stages[stage])
-    items = (*still, *moments[highest])
     return Peak(
-        items=tuple(item for item in items if item.num_bytes or item.note),
+        items=tuple(item for item in (*still, *moments[highest]) if item.num_bytes or item.note),
         stage=highest,
         stages=stages,
         margin=device.margin(stages[highest]),

@@ -76,7 +76,7 @@ class Narrowed(TorchFunctionMode):
     def __exit__(self, *details: Any) -> None:
         """Forget the casts."""
         self._casts.clear()
-        super().__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]  # torch's
 
     def _narrow(self, value: Any) -> Any:
         if not (isinstance(value, Tensor) and value.dtype == torch.float32):

@@ -94,11 +94,11 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.moment: Moment = "forward"
         self.kernels: list[Kernel] = []
         self.live = self.peak = self.beside = 0
-        self.by_kind: dict[Kind, int] = dict.fromkeys(("activations", "casts", "gradients", "working"), 0)
+        self.by_kind: dict[str, int] = dict.fromkeys(("activations", "casts", "gradients", "working"), 0)
         self.at_peak, self.at_beside = dict(self.by_kind), dict(self.by_kind)
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
         self._alive = known
@@ -235,9 +235,9 @@ def trace_pass(
             parameter.grad = None
     return Pass(
         peak=trace.peak,
-        parts=dict(trace.at_peak),
+        parts={**trace.at_peak},
         beside=trace.beside,
-        beside_parts=dict(trace.at_beside),
+        beside_parts={**trace.at_beside},
         kept=kept,
         kernels=tuple(trace.kernels),
     )
