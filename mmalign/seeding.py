@@ -70,22 +70,24 @@ def philox(key: Int[Tensor, " row"], num_blocks: int, stream: int) -> Int[Tensor
     rounds = torch.arange(_ROUNDS, device=key.device).view(-1, 1, 1)
     low_keys = ((key & _MASK).unsqueeze(1) + rounds * _WEYL[0]) & _MASK
     high_keys = (((key >> 32) & _MASK).unsqueeze(1) + rounds * _WEYL[1]) & _MASK
-    # Words 0 and 2 are multiplied side by side; a round swaps them, so the others and the keys lie swapped.
+    # Words 0 and 2 are multiplied side by side and swapped by a round: the others and the keys lie crosswise.
+    keys = torch.stack([high_keys, low_keys], dim=1)
+    keys[1::2] = keys[1::2].flip(1)
     multiplied = torch.empty(2, key.shape[0], num_blocks, dtype=torch.int64, device=key.device)
-    multiplied[0] = torch.arange(num_blocks, device=key.device)
-    multiplied[1].fill_(stream)
     others, products = torch.zeros_like(multiplied), torch.empty_like(multiplied)
-    for number in range(_ROUNDS):
-        swapped = number % 2
+    (c0, c2), (c3, c1), parts = multiplied.unbind(), others.unbind(), products.unbind()
+    c0.copy_(torch.arange(num_blocks, device=key.device))
+    c2.fill_(stream)
+    # In place, on views made once: a step draws few numbers, and what counts is how many kernels that takes.
+    for number, round_keys in enumerate(keys.unbind()):
+        first, second = _MULTIPLIERS if number % 2 == 0 else _MULTIPLIERS[::-1]
         # int64 products wrap modulo 2**64, so both halves of the unsigned 32 x 32 product survive.
-        torch.mul(multiplied[swapped], _MULTIPLIERS[0], out=products[swapped])
-        torch.mul(multiplied[1 - swapped], _MULTIPLIERS[1], out=products[1 - swapped])
+        torch.mul(c0, first, out=parts[0])
+        torch.mul(c2, second, out=parts[1])
         torch.bitwise_right_shift(products, 32, out=multiplied)
-        multiplied.bitwise_and_(_MASK).bitwise_xor_(others)
-        multiplied[swapped].bitwise_xor_(high_keys[number])
-        multiplied[1 - swapped].bitwise_xor_(low_keys[number])
-        others = products.bitwise_and_(_MASK).flip(0)
-    c0, c1, c2, c3 = multiplied[0], others[1], multiplied[1], others[0]
+        multiplied.bitwise_and_(_MASK).bitwise_xor_(others).bitwise_xor_(round_keys)
+        torch.bitwise_and(parts[0], _MASK, out=c1)
+        torch.bitwise_and(parts[1], _MASK, out=c3)
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 

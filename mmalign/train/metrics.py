@@ -36,6 +36,7 @@ class Meter:
         self.names: list[str] = []
         self.sums: Tensor | None = None
 
+    @torch.no_grad()
     def add(
         self, values: Mapping[str, Float[Tensor, " prompt"]], weights: Mapping[str, Float[Tensor, " prompt"]]
     ) -> None:
@@ -47,8 +48,9 @@ class Meter:
         """
         names = list(values)
         dtype = _accumulator_dtype(values[names[0]].device)
-        stacked = torch.stack([values[name].detach().to(dtype) for name in names])
-        weight = torch.stack([weights.get(name, weights[""]).to(dtype) for name in names])
+        # Stacked first and widened together: two kernels instead of two for every name.
+        stacked = torch.stack([values[name] for name in names]).to(dtype)
+        weight = torch.stack([weights.get(name, weights[""]) for name in names]).to(dtype)
         finite = torch.isfinite(stacked)
         weight = torch.where(finite, weight, 0.0)
         sums = torch.stack([(torch.where(finite, stacked, 0.0) * weight).sum(1), weight.sum(1)])
