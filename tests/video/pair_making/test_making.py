@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -458,3 +459,32 @@ def test_a_folder_of_frames_that_changed_inside_is_read_again(plan_of, tools_of,
     (record,), _ = made(plan, tmp_path / "out", tools_of(None))
     clip = decode_clip(str(tmp_path / "out" / record["chosen"]), where="x", limits=VideoLimits())
     assert clip.fps == pytest.approx(24.0)
+
+
+class HeldStub(ClipStub):
+    """A maker with a session; writes down when it is entered and left."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    @contextmanager
+    def session(self):
+        self.told.append("in")
+        yield
+        self.told.append(f"out after {len(self.calls)}")
+
+
+@pytest.mark.parametrize(("recipe", "calls"), [("groups", 2), ("corrupt_and_denoise", 3)])
+def test_what_making_needs_is_held_for_all_blocks_and_freed_before_scoring(
+    plan_of, tools_of, tmp_path, recipe, calls
+):
+    maker = HeldStub()
+
+    def light(samples):
+        assert maker.told[-1].startswith("out")
+        return brightness(samples)
+
+    scorers = [{"name": "own:light", "title": "light"}]
+    made(plan_of(recipe, scorers=scorers), tmp_path / "out", tools_of(maker, light=light))
+    assert maker.told == ["in", f"out after {calls}"]
