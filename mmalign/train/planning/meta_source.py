@@ -5,6 +5,7 @@ meta device, schedulers as they are, tokenizers where there are any.
 """
 
 import importlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,7 @@ class MetaSource:
             ConfigError: there are none.
         """
         if self.folder is None:
-            return dict(self._settings.get(name, {}))
+            return {**self._defaults_of(name), **self._settings.get(name, {})}
         for file in ("config.json", "scheduler_config.json", "preprocessor_config.json"):
             path = self.folder / name / file
             if path.is_file():
@@ -105,6 +106,19 @@ class MetaSource:
             do="Weights may be missing; the settings of every part are needed.",
         )
         raise ConfigError(message)
+
+    def _defaults_of(self, name: str) -> dict[str, Any]:
+        """What the class of a part of diffusers takes where nothing is said, as its config files spell out."""
+        library, class_name = self.index.get(name) or ("", "")
+        if library != "diffusers":
+            return {}
+        made = _class_of(library, class_name, where=f"model.source {self.source}, part {name}")
+        parameters = inspect.signature(made.__init__).parameters.values()
+        return {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.default is not inspect.Parameter.empty
+        }
 
     def part(self, name: str, *, dtype: torch.dtype | None = None) -> Any:
         """One part: a network on the meta device, a tokenizer, or a scheduler.
