@@ -32,13 +32,13 @@ class VideoDemo(Demo["MotionComparison"]):
 
     Args:
         num_pairs: preference pairs that are made.
-        num_prompts: held-out captions that are compared.
+        num_prompts: held-out captions that are compared, each once; there are 48.
         overrides: `section.key=value` over the recipe.
         recipe: name of its file.
     """
 
     num_pairs: int = 256
-    num_prompts: int = 64
+    num_prompts: int = 48
     overrides: tuple[str, ...] = ()
     recipe: str = VIDEO_RECIPE
 
@@ -89,9 +89,9 @@ class VideoDemo(Demo["MotionComparison"]):
         from mmalign.toy.video_comparison import MotionComparison
         from mmalign.toy.video_pipeline import sample
         from mmalign.toy.video_reward import score_clips
-        from mmalign.toy.video_scenes import held_out_prompts
+        from mmalign.toy.video_scenes import every_held_out
 
-        prompts = held_out_prompts(self.num_prompts, seed=seed)
+        prompts = every_held_out(seed=seed)[: self.num_prompts]
         model = cast("VideoModel", result.model)
 
         def make(name: str) -> "list[Tensor]":

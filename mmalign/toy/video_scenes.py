@@ -9,6 +9,7 @@ The shape moves in one direction through frames 0 to 8 and in another, at a righ
 """
 
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ __all__ = [
     "draw_facts",
     "draw_scene",
     "draw_split",
+    "every_held_out",
     "facts_of",
     "faulty",
     "held_out_prompts",
@@ -186,6 +188,14 @@ def held_out_prompts(num: int, *, seed: int) -> list[str]:
     They are drawn from a few dozen: the same one may come twice.
     """
     return [facts.caption() for facts in draw_split(num, seed=seed, held_out=True)]
+
+
+def every_held_out(*, seed: int) -> list[str]:
+    """Each caption of the held-out side of the split once, in random order."""
+    every = itertools.product(COLOURS, SHAPES, all_turns(), SPEEDS)
+    captions = [facts.caption() for facts in itertools.starmap(Facts, every) if is_held_out(facts)]
+    random.Random(f"every held-out video caption {seed}").shuffle(captions)
+    return captions
 
 
 # --- motion -------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from mmalign.toy.video_scenes import (
     draw_facts,
     draw_scene,
     draw_split,
+    every_held_out,
     facts_of,
     faulty,
     held_out_prompts,
@@ -263,6 +264,13 @@ def test_scores_need_captions_of_this_world() -> None:
 
 
 # --- pairs --------------------------------------------------------------------------------------------------
+
+
+def test_every_held_out_caption_comes_once_and_draws_are_of_them() -> None:
+    captions = every_held_out(seed=1)
+    assert len(captions) == len(set(captions)) == 48
+    assert set(held_out_prompts(500, seed=3)) == set(captions)
+    assert every_held_out(seed=2) != captions == every_held_out(seed=1)
 
 
 def test_the_chosen_clip_is_true_and_labels_say_which_segment_tells() -> None:
