@@ -164,12 +164,44 @@ class DiffusionModel(EncodesRows):
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in conditioning.items()
         }
-        output = network(
-            self.pack(noised.to(dtype)),
-            timestep=self.network_time(timestep),
-            return_dict=False,
-            **self.network_arguments(ready),
-        )[0]
+        output = self.call_network(network, noised.to(dtype), self.network_time(timestep), ready)
+        return self.prediction_of(output, noised, timestep, conditioning)
+
+    def call_network(
+        self,
+        network: nn.Module,
+        noised: Float[Tensor, "row channel *size"],
+        timestep: Shaped[Tensor, " row"],
+        conditioning: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The network's first result.
+
+        Args:
+            network: that is asked.
+            noised: in the network's dtype.
+            timestep: `network_time` of each row.
+            conditioning: rows, floating point ones in the network's dtype.
+        """
+        arguments = self.network_arguments(conditioning)
+        output: Tensor = network(self.pack(noised), timestep=timestep, return_dict=False, **arguments)[0]
+        return output
+
+    def prediction_of(
+        self,
+        output: Tensor,
+        noised: Float[Tensor, "row channel *size"],
+        timestep: Shaped[Tensor, " row"],
+        conditioning: Mapping[str, Tensor],
+    ) -> Float[Tensor, "row channel *size"]:
+        """What the network gave, as a prediction of the latents' shape.
+
+        Args:
+            output: its first result.
+            noised: as `denoise` was given it.
+            timestep: from 0 to 1000, as `denoise` was given it.
+            conditioning: as `denoise` was given it.
+        """
+        del timestep, conditioning
         # A learned variance follows the prediction as further channels; no objective here uses it.
         return self.unpack(output)[:, : noised.shape[1]]
 

@@ -156,42 +156,21 @@ class VideoTraits(GuidedModel):
         timestep: Shaped[Tensor, " row"],
         conditioning: Mapping[str, Tensor],
     ) -> Float[Tensor, "row channel frame height width"]:
-        """What the network gave, as a prediction of the latents' shape.
-
-        Args:
-            output: its first result.
-            noised: as `denoise` was given it.
-            timestep: from 0 to 1000, as `denoise` was given it.
-            conditioning: as `denoise` was given it.
-        """
+        """What the network gave, which is a prediction of the latents' shape."""
         del noised, timestep, conditioning
         return output
 
-    def denoise(
+    def call_network(
         self,
+        network: nn.Module,
         noised: Float[Tensor, "row channel frame height width"],
         timestep: Shaped[Tensor, " row"],
         conditioning: Mapping[str, Tensor],
-        *,
-        network: nn.Module | None = None,
-    ) -> Float[Tensor, "row channel frame height width"]:
-        """The network's prediction in its own space, with whatever adapters are on now.
-
-        Args:
-            noised: noised latents.
-            timestep: what `schedule.network_time` says of each row's noise level, from 0 to 1000.
-            conditioning: rows of what `encode` gave.
-            network: another network of the same kind, for example a frozen copy; default the trained one.
-        """
-        network = self.network if network is None else network
-        dtype = self.input_dtype(network)
-        ready = {
-            name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in conditioning.items()
-        }
-        inputs = self.network_inputs(noised.to(dtype), self.network_time(timestep), ready)
-        output = network(**inputs, return_dict=False)[0]
-        return self.prediction_of(output, noised, timestep, conditioning)
+    ) -> Tensor:
+        """The network's first result, of `network_inputs`."""
+        inputs = self.network_inputs(noised, timestep, conditioning)
+        output: Tensor = network(**inputs, return_dict=False)[0]
+        return output
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
