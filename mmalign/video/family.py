@@ -27,6 +27,7 @@ from mmalign.seeding import row_uniform
 from mmalign.shapes import flatten_candidates, unflatten_candidates
 from mmalign.video.clips import IMAGE, Clip, ClipLoader, VideoReader
 from mmalign.video.codec import VideoCodec
+from mmalign.video.run_sizes import check_clip_size, goes_on_from_pictures
 from mmalign.video.traits import PICTURED, VideoTraits, pictured
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class VideoModel(VideoTraits):
 
     def _load_codec(self) -> None:
         self._set_shift()
-        self.conditioned = self._decide_conditioning()
+        self.conditioned = goes_on_from_pictures(self.video, self.takes_images, self.settings.source)
         self.autoencoder = self._make_codec()
         self.notes.append(self.autoencoder.note)
         config = self.autoencoder.config
@@ -151,42 +152,9 @@ class VideoModel(VideoTraits):
         """What the scheduler calls its shift."""
         return "flow_shift" if "flow_shift" in self.scheduler_config else "shift"
 
-    def _decide_conditioning(self) -> bool:
-        takes, asked = self.takes_images, self.video.conditioning
-        if self.video.image_dropout > 0 and not (takes or asked == "image"):
-            expected = "0: clips of this run go on from no picture"
-            raise ConfigError(explain("video.image_dropout", got=self.video.image_dropout, expected=expected))
-        if asked is None:
-            return bool(takes)
-        if takes is not None and takes != (asked == "image"):
-            made = "image: clips go on from a picture" if takes else "text alone"
-            message = explain(
-                "video.conditioning", got=asked, expected=f"{made}, which {self.settings.source} is made for"
-            )
-            raise ConfigError(message)
-        return asked == "image"
-
     def _check_size(self) -> None:
-        step = self.temporal_ratio
-        if (self.num_frames - 1) % step:
-            nearest = max(1, round((self.num_frames - 1) / step)) * step + 1
-            message = explain(
-                "video.num_frames",
-                got=self.num_frames,
-                expected=f"a multiple of {step} plus 1, as the VAE takes them",
-                do=f"The nearest is {nearest}.",
-            )
-            raise ConfigError(message)
         multiple = self.spatial_ratio * self.patch
-        for name, side in zip(("height", "width"), self.size, strict=True):
-            if side % multiple:
-                message = explain(
-                    f"video.{name}",
-                    got=side,
-                    expected=f"a multiple of {multiple}, by which VAE and network shrink",
-                    do=f"The nearest is {max(1, round(side / multiple)) * multiple}.",
-                )
-                raise ConfigError(message)
+        check_clip_size(self.num_frames, self.size, step=self.temporal_ratio, multiple=multiple)
 
     @property
     def duration(self) -> float:
