@@ -116,12 +116,16 @@ def count_step(config: str, target: str) -> None:
 
 def _sizes(network: torch.nn.Module) -> dict[str, int]:
     """Elements of units and of the rest, as `shard` cuts the network; those held whole are in neither."""
+    from torch.distributed.fsdp import FSDPModule
+
     from mmalign.sharded import is_sharded
     from mmalign.train.distributed.sharding import units_of
 
     any_sharded = any(is_sharded(value) for value in network.parameters())
     held = [value for value in network.parameters() if is_sharded(value) or not any_sharded]
-    units = units_of(network)
+    # What was cut has other class names than what a model lists.
+    cut = [module for module in network.modules() if isinstance(module, FSDPModule) and module is not network]
+    units = cut or units_of(network)
     inside = {value for unit in units for value in unit.parameters()}
     total = sum(value.numel() for value in held)
     in_units = sum(value.numel() for value in held if value in inside)
@@ -180,28 +184,50 @@ def _pairs(folder: Path, model: str) -> Path:
     return path
 
 
-def counted(processes: Iterable[int] = (2, 4)) -> list[tuple[str, str, str, int, int, Counts]]:
-    """(model, adapter, mode, processes, micro-steps, counts) of every combination."""
-    from mmalign.train.launch import launch_file
+Row = tuple[str, str, str, int, int]
+"""Model, what trains, launch, processes, micro-steps."""
 
-    rows = []
+CASES: tuple[Row, ...] = (
+    *(("sd15", "lora", mode, count, 1) for count in (2, 4) for mode in MODES),
+    *(("sd15", "none", mode, 2, 1) for mode in MODES),
+    *(("sd15", adapter, "fsdp2", 2, 2) for adapter in ("lora", "none")),
+    *(("llava", "lora", mode, 2, 1) for mode in MODES),
+)
+
+
+def counted(known: Path | None = None) -> dict[Row, Counts]:
+    """What every case sends.
+
+    Args:
+        known: a file of counts, which are not counted again; each new one is added at once.
+    """
+    rows: dict[Row, Counts] = {}
+    if known is not None and known.exists():
+        stored = json.loads(known.read_text(encoding="utf-8"))
+        rows = {(case[0], case[1], case[2], case[3], case[4]): Counts(**found) for *case, found in stored}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cases = [("sd15", "lora", 1), ("sd15", "none", 1), ("sd15", "lora", 2), ("sd15", "none", 2)]
-        for model, adapter, accumulation in [*cases, ("llava", "lora", 1)]:
-            for mode in MODES:
-                for count in processes if accumulation == 1 else (2,):
-                    config = _config(folder, model, adapter, accumulation)
-                    settings = yaml.safe_load(launch_file(mode).read_text()).get("fsdp_config", {})
-                    variables = {key.upper(): str(value).lower() for key, value in settings.items()}
-                    variables |= {"ACCELERATE_USE_FSDP": "true"} if settings else {}
-                    variables |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"} if settings else {}
-                    target = folder / "counts.json"
-                    on_processes(count, count_step, str(config), str(target), environment=variables)
-                    rows.append(
-                        (model, adapter, mode, count, accumulation, Counts(**json.loads(target.read_text())))
-                    )
-    return rows
+        for case in CASES:
+            if case in rows:
+                continue
+            rows[case] = _one(folder, *case)
+            if known is not None:
+                listed = [[*key, asdict(found)] for key, found in rows.items()]
+                atomic_write(known, json.dumps(listed, indent=1) + "\n")
+    return {case: rows[case] for case in CASES}
+
+
+def _one(folder: Path, model: str, adapter: str, mode: str, processes: int, micro_steps: int) -> Counts:
+    from mmalign.train.launch import launch_file
+
+    config = _config(folder, model, adapter, micro_steps)
+    settings = yaml.safe_load(launch_file(mode).read_text(encoding="utf-8")).get("fsdp_config", {})
+    variables = {key.upper(): str(value).lower() for key, value in settings.items()}
+    if settings:
+        variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    target = folder / "counts.json"
+    on_processes(processes, count_step, str(config), str(target), environment=variables, timeout=600.0)
+    return Counts(**json.loads(target.read_text()))
 
 
 def times_gathered(counts: Counts) -> float:
@@ -340,7 +366,7 @@ def extrapolated(
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def table(rows: list[tuple[str, str, str, int, int, Counts]], sizes: list[Shape]) -> str:
+def table(rows: Mapping[Row, Counts], sizes: list[Shape]) -> str:
     """Both tables as Markdown."""
     lines = [
         "| tiny model | trains | launch | processes | micro-steps | all-gather | of it, times a unit "
@@ -348,7 +374,7 @@ def table(rows: list[tuple[str, str, str, int, int, Counts]], sizes: list[Shape]
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     times: dict[tuple[str, str], float] = {}
-    for model, adapter, mode, count, accumulation, found in rows:
+    for (model, adapter, mode, count, accumulation), found in rows.items():
         often = times_gathered(found)
         if accumulation == 1 and model == "sd15":
             times[adapter, mode] = round(often)
@@ -400,14 +426,11 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--page", type=Path, help="a page with markers, to be renewed")
-    parser.add_argument("--json", type=Path, help="write the counts, too")
+    parser.add_argument("--counts", type=Path, help="keep counts in this file, and use those it holds")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    rows = counted()
-    text = table(rows, shapes())
+    text = table(counted(options.counts), shapes())
     print(text)
-    if options.json is not None:
-        atomic_write(options.json, json.dumps([[*row[:5], asdict(row[5])] for row in rows], indent=1) + "\n")
     if options.page is not None:
         write_page(options.page, text)
 

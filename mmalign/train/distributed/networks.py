@@ -1,6 +1,7 @@
 """The trained network and its frozen copy, prepared for however many processes there are."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,10 +151,9 @@ def for_saving(
             return
         only = None if trainables.lora is None else set(trainables.parameters)
         reshard(network)
-        copied = whole_copy(skeleton, network, keeps=is_main, only=only)
+        copied = whole_copy(copy.deepcopy(skeleton), network, keeps=is_main, only=only)
         with _standing_in(model, network, copied):
             yield is_main
-        copied.to("meta")
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mmalign.testing.processes import on_processes, train_config
@@ -138,3 +140,34 @@ def test_policy_and_reference_are_equal_at_first_in_half_precision(
     assert record["grad_norm"] > 0
     stored = load_checkpoint(tmp_path / "half" / "checkpoints" / "step-00000001")
     assert {value.dtype for value in stored.weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_samples_of_a_sharded_network_are_those_of_one_process(
+    write_config, run_to_end, launched_with, tmp_path: Path
+) -> None:
+    settings = {
+        "train": {"steps": 1, "batch_size": 2, **SMOOTH},
+        "samples": {"prompts": ["a cat"], "num_steps": 1, "guidance_scale": 1.0},
+    }
+    config = write_config("spread", **settings)
+    on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
+    run_to_end("one", **settings | {"train": settings["train"] | {"batch_size": 4}})
+    (got,), (expected,) = (list((tmp_path / name / "samples").glob("*.png")) for name in ("spread", "one"))
+    assert got.name == expected.name
+    ours, theirs = (np.asarray(Image.open(path), dtype=np.int16) for path in (got, expected))
+    assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.slow
+def test_answers_of_a_sharded_network_are_written_once(
+    write_dialogue_config, launched_with, dialogues_file: Path, tmp_path: Path
+) -> None:
+    asked = {"prompt": "What is shown?", "images": [str(dialogues_file.parent / "0.png")]}
+    answers = {"prompts": [asked], "every": 1, "max_new_tokens": 3}
+    config = write_dialogue_config("spread", train={"batch_size": 2}, answers=answers)
+    on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
+    (written,) = list((tmp_path / "spread").glob("*/step-*.json"))
+    (record,) = json.loads(written.read_text())
+    assert record["base"] is not None
+    assert record["policy"] is not None
