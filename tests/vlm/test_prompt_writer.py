@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from pydantic import ValidationError
 
+from mmalign import rewards
 from mmalign.batch import ContentItem, Message, PreferenceRow
 from mmalign.cli.main import main
 from mmalign.data.config import DataConfig
@@ -25,6 +26,7 @@ from mmalign.rewards.sample import Sample, to_pixels
 from mmalign.toy.images import draw_scene, parse_caption, render
 from mmalign.vlm.pair_making.on_policy import OwnAnswers
 from mmalign.vlm.pair_making.painters import FunctionPainter, Tools
+from mmalign.vlm.pair_making.plan import read_pair_plan
 from mmalign.vlm.pair_making.scored_sections import PromptWriterConfig
 from mmalign.vlm.prompt_writer import Rewrites, compared, distances, instructed, painted
 from mmalign.vlm.rewrite_scores import scored
@@ -320,6 +322,18 @@ def test_rows_say_where_they_come_from_and_how_far_they_drifted() -> None:
     (answer,) = rewrite_answers([one], settings(max_distance=0.3))
     assert answer.scores[1:4] == (4.0, 3.0, 1.0)
     assert np.isnan([answer.scores[0], answer.scores[4]]).all()
+
+
+@pytest.mark.parametrize("name", ["prompt_writer", "prompt_writer_videos"])
+def test_plans_of_prompt_writers_name_rewards_and_outputs_that_exist(name: str) -> None:
+    plan = read_pair_plan(Path(__file__).parents[2] / f"vlm/configs/pairs/{name}.yaml")
+    assert plan.prompt_writer is not None
+    films = plan.prompt_writer.painter.medium == "videos"
+    assert films == (name == "prompt_writer_videos")
+    for chosen in plan.prompt_writer.rewards:
+        card = rewards.card(chosen.name)
+        assert card.modality == "image" or (films and card.modality == "video")
+        assert not chosen.output or chosen.output in card.outputs
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
