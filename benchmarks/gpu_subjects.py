@@ -201,9 +201,11 @@ def steps_of(
     """Our step, then the unoptimised one on the same weights: made one after the other, as memory allows."""
     import copy
 
+    from mmalign.testing.accelerator import forget_accelerator
     from mmalign.train.run import prepare
     from mmalign.train.step import preference_step
 
+    forget_accelerator()  # of another precision
     run, model, table = _loaded(subject, folder, device, pairs, precision, dry=dry)
     plain = copy.deepcopy(model.network) if precision == "bf16" else None
     loop, _ = prepare(run, model=model, table=table)
@@ -323,6 +325,9 @@ def language_steps(folder: Path, device: torch.device, *, pairs: int, dry: bool)
 
     import vlm_contestants as peers
 
+    from mmalign.testing.accelerator import forget_accelerator
+
+    forget_accelerator()  # of another precision
     home = _write_language(folder, dry=dry)
     on_cpu = device.type == "cpu"
     precision = {"mixed_precision": "bf16", "device": "cpu" if on_cpu else "auto"}

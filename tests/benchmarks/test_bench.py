@@ -228,6 +228,7 @@ def test_the_page_is_made_of_the_records(tmp_path):
     assert "| a CPU, 1 of 2 cores | `abc` | torch 9 |" in text
 
 
+@pytest.mark.usefixtures("_fresh_accelerator")
 class TestGpu:
     def test_attention_of_every_kernel_is_compared_with_float32(self):
         import gpu
