@@ -108,7 +108,7 @@ class MetaSource:
         raise ConfigError(message)
 
     def _defaults_of(self, name: str) -> dict[str, Any]:
-        """What the class of a part of diffusers takes where nothing is said, as its config files spell out."""
+        """What the class of a part of diffusers takes where nothing is said; config files spell it out."""
         library, class_name = self.index.get(name) or ("", "")
         if library != "diffusers":
             return {}
@@ -173,6 +173,8 @@ def empty_network(network_class: Any, settings: Mapping[str, Any], dtype: torch.
             network = network_class(network_class.config_class(**settings))
     network.to("meta")  # tables that numpy made
     wide = tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
+    if not hasattr(network_class, "from_config") and dtype is not torch.float16:
+        wide = ()  # transformers widens what overflows, and bfloat16 does not
     for name, parameter in network.named_parameters():
         if not any(part in name.split(".") for part in wide):
             parameter.data = parameter.data.to(dtype)
