@@ -23,12 +23,15 @@ def tiny():
     """A model that is smaller than the benchmarks' own, under a name of its own."""
     from tiny_models import TINY, TinyModel, write_photos
 
+    from mmalign.testing.accelerator import forget_accelerator
     from mmalign.testing.tiny import RESOLUTION, write_tiny_sd15
 
+    forget_accelerator()
     image = {"image": {"resolution": RESOLUTION, "flip": False}}
     TINY["test"] = TinyModel("sd15", image, write_tiny_sd15, lambda *given: write_photos(*given, side=40))
     yield "test"
     del TINY["test"]
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module")
