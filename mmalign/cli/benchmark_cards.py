@@ -1,9 +1,11 @@
 """What `mmalign benchmarks` prints: the table of all benchmarks, or one of them whole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mmalign import registry
+from mmalign.cli.card_sections import print_section
 from mmalign.errors import MmalignError
 from mmalign.evals.base import Benchmark
 
@@ -72,20 +74,9 @@ def _print_table(console: "Console", found: dict[str, Benchmark]) -> None:
 def _print_one(console: "Console", name: str, one: Benchmark) -> None:
     """One benchmark: what it needs, how it is run, and how far its numbers are the official ones."""
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    def section(title: str, lines: Sequence[tuple[str, str]]) -> None:
-        if not lines:
-            return
-        console.print(Text(f"\n{title}", style="bold"))
-        grid = Table.grid(padding=(0, 2))
-        for column in range(3):
-            grid.add_column(no_wrap=column == 1, overflow="fold")
-        for line in lines:
-            grid.add_row("", *(Text(cell) for cell in line))
-        console.print(grid)
-
+    section = partial(print_section, console)
     console.print(Text(name, style="bold"))
     console.print(Text(one.title))
     section("models make", [(_KINDS[one.produces], "")])

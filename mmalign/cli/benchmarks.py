@@ -1,5 +1,6 @@
 """`mmalign benchmarks | benchmark`: the options; work is imported when one runs."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ def _add_benchmark(commands: Any, calls: Callable[[str], Any]) -> None:
         "Numbers are printed with those that must stand beside them; several models are compared item by "
         "item with the first. What is stored is not made again.",
     )
+    _add_inputs(parser)
+    _add_making(parser)
+    _add_scoring(parser)
+    parser.set_defaults(handler=calls("mmalign.cli.benchmark_runs:run"))
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="as `mmalign benchmarks` lists it")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="folder with the benchmark's official files"
@@ -55,6 +63,9 @@ def _add_benchmark(commands: Any, calls: Callable[[str], Any]) -> None:
         help="weights of a tool (hub id or folder), a reward's name, or a judge; TOOL=none leaves it out; "
         "tools with a default need not be named",
     )
+
+
+def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder of the results (default: runs/benchmarks/NAME)")
     parser.add_argument(
         "--cache",
@@ -76,6 +87,9 @@ def _add_benchmark(commands: Any, calls: Callable[[str], Any]) -> None:
     )
     parser.add_argument("--steps", type=int, help="sampler steps (default: the model's)")
     parser.add_argument("--guidance-scale", type=float, help="default: the model's")
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of noise and of intervals (default: 0)")
     parser.add_argument("--batch-size", type=int, default=4, help="items per network call (default: 4)")
     parser.add_argument(
@@ -100,7 +114,6 @@ def _add_benchmark(commands: Any, calls: Callable[[str], Any]) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="option=value", help="options of the benchmark, e.g. mode=strict"
     )
-    parser.set_defaults(handler=calls("mmalign.cli.benchmark_runs:run"))
 
 
 def add_commands(commands: Any, calls: Callable[[str], Any]) -> None:

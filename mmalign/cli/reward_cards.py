@@ -1,11 +1,13 @@
 """What `mmalign rewards` prints: the table of all cards, or one card whole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign import rewards
+from mmalign.cli.card_sections import print_section
 from mmalign.errors import MmalignError
 from mmalign.rewards.card import Card
 from mmalign.rewards.weights import Missing, find_weights, missing
@@ -135,20 +137,9 @@ def _short(text: str, width: int) -> str:
 
 def _print_card(console: "Console", card: Card, folder: Path | None) -> None:
     """One card: what it is, what it reads, where its weights are, what it was held against."""
-    from rich.table import Table
     from rich.text import Text
 
-    def section(title: str, lines: Sequence[tuple[str, ...]]) -> None:
-        if not lines:
-            return
-        console.print(Text(f"\n{title}", style="bold"))
-        grid = Table.grid(padding=(0, 2))
-        for column in range(len(lines[0]) + 1):
-            grid.add_column(no_wrap=column < len(lines[0]), overflow="fold")
-        for line in lines:
-            grid.add_row("", *(Text(cell) for cell in line))
-        console.print(grid)
-
+    section = partial(print_section, console)
     console.print(Text(card.name, style="bold"))
     console.print(Text(card.title))
     better = "higher is better" if card.higher_is_better else "lower is better"

@@ -3,10 +3,12 @@
 import ast
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign import methods, registry
+from mmalign.cli.card_sections import print_section
 from mmalign.errors import ConfigError, explain
 from mmalign.files import atomic_write
 from mmalign.methods import Default, Method
@@ -115,24 +117,12 @@ def _method_table(rows: Iterable[Method]) -> "RenderableType":
 
 def _print_method(console: "Console", method: Method) -> None:
     """One row whole: what it is, where it comes from, what we changed, what numbers to use."""
-    from rich.table import Table
     from rich.text import Text
-
-    def section(title: str, lines: Iterable[tuple[str, ...]]) -> None:
-        shown = list(lines)
-        if not shown:
-            return
-        console.print(Text(f"\n{title}", style="bold"))
-        grid = Table.grid(padding=(0, 2))
-        for column in range(len(shown[0]) + 1):
-            grid.add_column(no_wrap=column < len(shown[0]), overflow="fold")
-        for line in shown:
-            grid.add_row("", *(Text(cell) for cell in line))
-        console.print(grid)
 
     from mmalign.cli.catalogue import SYMBOLS, hyperparameters, likelihoods, objective_row, parts
     from mmalign.cli.inputs import inputs
 
+    section = partial(print_section, console)
     families = sorted(set(method.defaults) - {"*"})
     row = objective_row(method)
     taxonomy = method.taxonomy
