@@ -25,6 +25,7 @@ from mmalign.likelihood.head_tiles import (
     tiles,
 )
 from mmalign.likelihood.token_head import TokenStates
+from mmalign.likelihood.token_statistics import entropy_terms, surplus_terms
 
 __all__ = ["HeadStatistic", "head_statistics"]
 
@@ -39,19 +40,8 @@ _Value = Callable[[Tensor, Tensor | None], Tensor]
 _Slope = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
-def _terms(first: Tensor, second: Tensor) -> Tensor:
-    """Terms p (log p - log q) of two log-softmaxes; a token that p excludes adds nothing."""
-    share = first.exp()
-    return torch.where(share > 0, share * (first - second), 0.0)
-
-
-def _own_terms(log_share: Tensor) -> Tensor:
-    share = log_share.exp()
-    return torch.where(share > 0, share * log_share, 0.0)
-
-
 def _kl(policy: Tensor, reference: Tensor | None) -> Tensor:
-    return _terms(_there(reference), policy).sum(1)
+    return surplus_terms(_there(reference), policy).sum(1)
 
 
 def _kl_slope(policy: Tensor, reference: Tensor | None, value: Tensor) -> Tensor:
@@ -60,21 +50,21 @@ def _kl_slope(policy: Tensor, reference: Tensor | None, value: Tensor) -> Tensor
 
 
 def _reverse_kl(policy: Tensor, reference: Tensor | None) -> Tensor:
-    return _terms(policy, _there(reference)).sum(1)
+    return surplus_terms(policy, _there(reference)).sum(1)
 
 
 def _reverse_kl_slope(policy: Tensor, reference: Tensor | None, value: Tensor) -> Tensor:
-    return _terms(policy, _there(reference)) - policy.exp() * value
+    return surplus_terms(policy, _there(reference)) - policy.exp() * value
 
 
 def _entropy(policy: Tensor, reference: Tensor | None) -> Tensor:
     del reference
-    return -_own_terms(policy).sum(1) / math.log(policy.shape[1])
+    return -entropy_terms(policy).sum(1) / math.log(policy.shape[1])
 
 
 def _entropy_slope(policy: Tensor, reference: Tensor | None, value: Tensor) -> Tensor:
     del reference
-    return -_own_terms(policy) / math.log(policy.shape[1]) - policy.exp() * value
+    return -entropy_terms(policy) / math.log(policy.shape[1]) - policy.exp() * value
 
 
 def _log_sum_squares(policy: Tensor, reference: Tensor | None) -> Tensor:

@@ -25,9 +25,11 @@ from mmalign.shapes import require_same_shape
 __all__ = [
     "IGNORED",
     "Direction",
+    "entropy_terms",
     "log_sum_squares",
     "normalised_entropy",
     "sum_by_segment",
+    "surplus_terms",
     "token_log_probs",
     "vocabulary_kl",
 ]
@@ -96,7 +98,7 @@ class _Divergence(torch.autograd.Function):
         parts = []
         for start, stop in _chunks(policy, chunk):
             first = wide(reference[start:stop]).log_softmax(1)
-            parts.append(_surplus(first, wide(policy[start:stop]).log_softmax(1)).sum(1))
+            parts.append(surplus_terms(first, wide(policy[start:stop]).log_softmax(1)).sum(1))
         ctx.save_for_backward(reference, policy)
         ctx.chunk = chunk
         return torch.cat(parts)
@@ -120,7 +122,7 @@ class _ReverseDivergence(torch.autograd.Function):
         parts = []
         for start, stop in _chunks(policy, chunk):
             first = wide(policy[start:stop]).log_softmax(1)
-            parts.append(_surplus(first, wide(reference[start:stop]).log_softmax(1)).sum(1))
+            parts.append(surplus_terms(first, wide(reference[start:stop]).log_softmax(1)).sum(1))
         divergence = torch.cat(parts)
         ctx.save_for_backward(reference, policy, divergence)
         ctx.chunk = chunk
@@ -133,7 +135,7 @@ class _ReverseDivergence(torch.autograd.Function):
         result = torch.empty_like(policy)
         for start, stop in _chunks(policy, ctx.chunk):
             first = wide(policy[start:stop]).log_softmax(1)
-            surplus = _surplus(first, wide(reference[start:stop]).log_softmax(1))
+            surplus = surplus_terms(first, wide(reference[start:stop]).log_softmax(1))
             slope = surplus - first.exp() * divergence[start:stop].unsqueeze(1)
             result[start:stop] = slope * given[start:stop].unsqueeze(1)
         return None, result, None
@@ -172,7 +174,7 @@ class _Entropy(torch.autograd.Function):
         parts = []
         for start, stop in _chunks(logits, chunk):
             log_share = wide(logits[start:stop]).log_softmax(1)
-            parts.append(-_shared(log_share).sum(1))
+            parts.append(-entropy_terms(log_share).sum(1))
         entropy = torch.cat(parts)
         ctx.save_for_backward(logits, entropy)
         ctx.chunk = chunk
@@ -185,18 +187,18 @@ class _Entropy(torch.autograd.Function):
         result = torch.empty_like(logits)
         for start, stop in _chunks(logits, ctx.chunk):
             log_share = wide(logits[start:stop]).log_softmax(1)
-            slope = -_shared(log_share) - log_share.exp() * entropy[start:stop].unsqueeze(1)
+            slope = -entropy_terms(log_share) - log_share.exp() * entropy[start:stop].unsqueeze(1)
             result[start:stop] = slope * given[start:stop].unsqueeze(1)
         return result, None
 
 
-def _surplus(first: Tensor, second: Tensor) -> Tensor:
+def surplus_terms(first: Tensor, second: Tensor) -> Tensor:
     """The terms p (log p - log q) of a divergence; a token that p excludes (logit -inf) adds nothing."""
     share = first.exp()
     return torch.where(share > 0, share * (first - second), 0.0)
 
 
-def _shared(log_share: Tensor) -> Tensor:
+def entropy_terms(log_share: Tensor) -> Tensor:
     """The terms p log p of an entropy, 0 where p is 0."""
     share = log_share.exp()
     return torch.where(share > 0, share * log_share, 0.0)

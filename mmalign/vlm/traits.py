@@ -315,6 +315,12 @@ class VlmTraits:
         return {}
 
 
+def softcap_of(config: Any) -> float | None:
+    """What a config says of the head: Gemma 2 and its kin bound logits by `c tanh(x / c)`; None elsewhere."""
+    value = getattr(config, "final_logit_softcapping", None)
+    return None if value is None else float(value)
+
+
 def rows_of(output: Any) -> Features:
     """Features of all media of a call, one row per visual token, from what a model's encoder returned."""
     values = output.pooler_output

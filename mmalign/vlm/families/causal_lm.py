@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from mmalign.vlm.family import VlmFamily
 from mmalign.vlm.inputs import MediaKind
-from mmalign.vlm.traits import VlmTraits
+from mmalign.vlm.traits import VlmTraits, softcap_of
 
 __all__ = ["FAMILY", "CausalLMTraits"]
 
@@ -26,8 +26,7 @@ class CausalLMTraits(VlmTraits):
     @property
     def softcap(self) -> float | None:
         """Of Gemma 2 and its kin."""
-        value = getattr(self.text_config, "final_logit_softcapping", None)
-        return None if value is None else float(value)
+        return softcap_of(self.text_config)
 
     @property
     def scale(self) -> float:

@@ -11,7 +11,7 @@ from mmalign.batch import Message
 from mmalign.vlm.family import VlmFamily
 from mmalign.vlm.inputs import VlmInputs
 from mmalign.vlm.prompts import Seam
-from mmalign.vlm.traits import VlmTraits
+from mmalign.vlm.traits import VlmTraits, softcap_of
 
 __all__ = ["FAMILY", "PaliGemmaTraits"]
 
@@ -53,8 +53,7 @@ class PaliGemmaTraits(VlmTraits):
     @property
     def softcap(self) -> float | None:
         """Of Gemma 2."""
-        value = getattr(self.text_config, "final_logit_softcapping", None)
-        return None if value is None else float(value)
+        return softcap_of(self.text_config)
 
     def generation_arguments(self, kinds: Int[Tensor, "row position"]) -> dict[str, Tensor]:
         """0: all of it is prompt."""
