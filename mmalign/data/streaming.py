@@ -161,7 +161,12 @@ class StreamTable(RowTable):
         shards = [(shard.url, shard.records) for item in self.opened for shard in item.shards]
         return f"{len(shards)} shards, {fingerprint({'shards': shards})}"
 
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
+        """Raise `ConfigError`.
+
+        Args:
+            what: needs rows by number, for the message.
+        """
         message = explain(
             "data.streaming",
             got=f"true with {what}",
@@ -189,15 +194,15 @@ class StreamTable(RowTable):
     @property
     def sizes(self) -> tuple[int, ...]:
         """Refused."""
-        self._refuse("something that goes through all rows (a stored reference, a cache, a report)")
+        self.refuse("something that goes through all rows (a stored reference, a cache, a report)")
 
     def __getitem__(self, index: int) -> PreferenceRow:
         """Refused."""
-        self._refuse("something that looks rows up")
+        self.refuse("something that looks rows up")
 
     def prompts(self) -> list[str]:
         """Refused."""
-        self._refuse("something that needs all prompts at once")
+        self.refuse("something that needs all prompts at once")
 
     def describe(self) -> str:
         """What was opened, one line per source."""

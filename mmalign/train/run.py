@@ -183,6 +183,8 @@ def prepare(
     config = run.config
     kind = reference_kind(run)
     rows = table.identity if isinstance(table, StreamTable) else len(table)
+    if isinstance(table, StreamTable) and is_online(run) and isinstance(config.rollout, AnswerRolloutConfig):
+        table.refuse("answers sampled by a language model, which look their rows up")
     identity = identity_of(run, layout, kind, rows)
     start_step = 0
     if checkpoint is not None:
@@ -204,7 +206,7 @@ def prepare(
         limit_audio(config.data.audio)
     if (limit_video := getattr(model, "limit_video", None)) is not None:
         limit_video(config.data.video)
-    if (show_rows := getattr(model, "show_rows", None)) is not None and not config.data.streaming:
+    if (show_rows := getattr(model, "show_rows", None)) is not None:
         show_rows(table)  # for corruptions that show another row's picture
     order = make_order(
         table,
