@@ -14,11 +14,11 @@ import yaml
 
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.data.config import DataConfig
-from mmalign.data.derive import stored_candidate, write_rows
 from mmalign.data.media import read_media, safe_path
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.rows import RowReport, issue_of
 from mmalign.data.statistics import Estimate
+from mmalign.data.stored_rows import stored_candidate, write_rows
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.evals.pairs.plan import WeightConfig
 from mmalign.evals.pairs.relabelling import (
