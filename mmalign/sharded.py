@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["is_sharded", "local_part", "place", "replicated", "reshard", "total_norm", "whole"]
+__all__ = ["is_sharded", "local_part", "local_parts", "place", "replicated", "reshard", "total_norm", "whole"]
 
 
 def is_sharded(value: object) -> bool:
@@ -29,6 +29,13 @@ def local_part(value: Tensor) -> Tensor:
         return value
     part: Tensor = value.to_local()  # type: ignore[attr-defined]
     return part
+
+
+def local_parts(values: Sequence[Tensor]) -> list[Tensor]:
+    """`local_part` of tensors that are all plain or all sharded, which the first of them tells."""
+    if not values or not is_sharded(values[0]):
+        return list(values)
+    return [local_part(value) for value in values]
 
 
 @torch.no_grad()
@@ -82,7 +89,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
     Args:
         tensors: all plain, or all sharded in one way.
     """
-    norm = torch.nn.utils.get_total_norm([local_part(tensor) for tensor in tensors])
+    norm = torch.nn.utils.get_total_norm(local_parts(tensors))
     if not tensors or not is_sharded(tensors[0]):
         return norm
     from torch.distributed.tensor import DTensor, Partial, Replicate

@@ -28,7 +28,7 @@ from mmalign.likelihood.stored import ReferenceTable, StoredReference
 from mmalign.likelihood.stored_tokens import StoredTokenReference
 from mmalign.likelihood.token_table import TokenTable
 from mmalign.likelihood.trained_weights import TrainedWeights
-from mmalign.sharded import local_part, place
+from mmalign.sharded import local_parts, place
 
 __all__ = [
     "AdaptersOff",
@@ -188,8 +188,8 @@ class EmaReference:
 
     @torch.no_grad()
     def _move(self, share: Number) -> None:
-        shadow = [local_part(value) for value in self._shadow.values()]
-        torch._foreach_lerp_(shadow, [local_part(value) for value in self._trained.values()], share)
+        shadow = local_parts(list(self._shadow.values()))
+        torch._foreach_lerp_(shadow, local_parts(self._trained.values()), share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by parameter name."""

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmalign.errors import ConfigError, MissingExtraError, explain
-from mmalign.sharded import local_part, replicated, total_norm
+from mmalign.sharded import local_parts, replicated, total_norm
 from mmalign.train.config import TrainConfig
 
 __all__ = ["UpdateStats", "Updater", "make_optimizer", "make_schedule"]
@@ -144,7 +144,7 @@ class Updater:
         factor = mean_factor
         if self.max_grad_norm is not None:
             factor = factor * torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
+        torch._foreach_mul_(local_parts(gradients), factor)
         if self.scaler is not None and is_empty is not None and bool(is_empty):
             self.scaler.update()
         elif self.scaler is not None:

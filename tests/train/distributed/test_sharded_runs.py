@@ -167,7 +167,9 @@ def test_answers_of_a_sharded_network_are_written_once(
     answers = {"prompts": [asked], "every": 1, "max_new_tokens": 3}
     config = write_dialogue_config("spread", train={"batch_size": 2}, answers=answers)
     on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
-    (written,) = list((tmp_path / "spread").glob("*/step-*.json"))
-    (record,) = json.loads(written.read_text())
-    assert record["base"] is not None
-    assert record["policy"] is not None
+    written = sorted(path.name for path in (tmp_path / "spread").glob("*/step-*.json"))
+    assert written == ["step-00000001.json", "step-00000002.json"]
+    for path in (tmp_path / "spread").glob("*/step-*.json"):
+        (record,) = json.loads(path.read_text())
+        assert record["base"] is not None
+        assert record["policy"] is not None
