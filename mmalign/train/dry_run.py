@@ -103,6 +103,7 @@ def describe(
     )
     for note in plan.notes:
         console.print(f"  {note}", highlight=False, markup=False)
+    console.print("  peak, time of a step, disk, and what fits a card: `mmalign plan`", highlight=False)
     return {
         "derived": plan.derived,
         "trained": plan.trainables.count,

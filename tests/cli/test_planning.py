@@ -79,6 +79,7 @@ def test_where_nothing_fits_the_exit_code_says_so(config: Path, capsys: pytest.C
     text = capsys.readouterr().out
     assert "does not fit: the smallest is" in text
     assert "what is left" in text
+    assert "adapter" not in text, "LoRA is another set of weights: only where it is allowed"
 
 
 def test_a_config_of_a_reward_is_sent_to_its_dry_run() -> None:

@@ -8,7 +8,8 @@ from mmalign.errors import ConfigError
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import reference_kind
 from mmalign.train.plan import layout_of
-from mmalign.train.planning.counting import Counted, num_candidates
+from mmalign.train.planning.counted import Counted
+from mmalign.train.planning.counting import num_candidates
 from mmalign.train.planning.devices import Device
 from mmalign.train.planning.timing import encoding_seconds, reference_seconds
 from mmalign.train.rollouts import is_online

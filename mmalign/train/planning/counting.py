@@ -1,84 +1,32 @@
-"""Everything of a run that is counted on shapes: its passes, its encoders, what trains.
+"""A step of a run played through on shapes: its passes, its encoders, what trains.
 
 One forward and backward pass of the policy, one forward pass of the reference, one encoding by the VAE. What
 follows from them, memory and time, is arithmetic on these.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmalign.errors import ConfigError
 from mmalign.likelihood.adapters import switched_off
-from mmalign.train.adapters import Trainables, attach
+from mmalign.train.adapters import attach
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import DTYPES
 from mmalign.train.plan import MemoryItem
+from mmalign.train.planning.counted import Counted, Encoding
+from mmalign.train.planning.language import RELEASED, count_released
 from mmalign.train.planning.outline import Outline, encoding_inputs, outline_of
-from mmalign.train.planning.trace import Kernel, Pass, trace_pass
+from mmalign.train.planning.trace import Kernel, trace_pass
 from mmalign.train.rollout_memory import memory_of_rollouts, rows_with_gradient
 from mmalign.train.rollouts import is_online
 from mmalign.train.token_plan import OutlinedRun, outline_dialogues
 from mmalign.train.token_sections import tokens_of
 
 __all__ = ["Counted", "Encoding", "count", "count_media", "num_candidates", "num_passes"]
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """What turns media and texts into inputs of the network.
-
-    Args:
-        media: one call of the VAE; None where nothing of it could be counted.
-        at_once: candidates of that call.
-        text: kernels of one prompt.
-        modules: by name, on the meta device.
-        numbers: of a candidate's latents as a cache keeps them, mean and deviation.
-        text_numbers: of a prompt's states as a cache keeps them.
-    """
-
-    media: Pass | None
-    at_once: int
-    text: tuple[Kernel, ...]
-    modules: Mapping[str, nn.Module]
-    numbers: int
-    text_numbers: int
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What one setting of a run was counted to need and do.
-
-    Args:
-        trainables: of the network, on the meta device.
-        rows: that the network sees with gradients in one pass.
-        policy: forward and backward of those rows.
-        reference: forward of those rows without gradients, adapters off.
-        encoding: of media and texts; None of language models.
-        more: memory that is there all the time: masks, tiles of logits, queues.
-        frozen_bytes: of frozen weights where they are held narrower than they are counted.
-        elements: of one sample's latents; None of language models.
-        once: further operations of a micro-step: the vision tower.
-        notes: what was assumed.
-    """
-
-    trainables: Trainables
-    rows: int
-    policy: Pass
-    reference: Pass
-    encoding: Encoding | None
-    more: Sequence[MemoryItem] = ()
-    frozen_bytes: int | None = None
-    elements: int | None = None
-    once: tuple[Kernel, ...] = ()
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def trained_bytes(self) -> int:
-        """Of the trained weights, float32."""
-        return sum(value.numel() * value.element_size() for value in self.trainables.parameters.values())
 
 
 def num_candidates(run: ResolvedRun) -> int:
@@ -104,9 +52,15 @@ def count(run: ResolvedRun, *, device_type: str, reward_bytes: int | None = None
     Raises:
         ConfigError: the model's settings cannot be read, or an adapter fits nothing.
     """
-    if tokens_of(run.config) is not None:
+    if tokens_of(run.config) is None:
+        return count_media(run, device_type=device_type, reward_bytes=reward_bytes)
+    released = RELEASED.get(run.config.model.source)
+    if released is None:
         return count_dialogues(run, device_type=device_type)
-    return count_media(run, device_type=device_type, reward_bytes=reward_bytes)
+    try:
+        return count_dialogues(run, device_type=device_type)
+    except ConfigError:  # neither here nor to be had: its sizes are known all the same
+        return count_released(run, released, device_type=device_type)
 
 
 def count_dialogues(run: ResolvedRun, *, device_type: str) -> Counted:

@@ -8,11 +8,14 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch import nn
 
 from mmalign.errors import ConfigError, explain, unknown_name
-from mmalign.train.planning.trace import Kernel
+from mmalign.train.planning.shapes_only import meta_copy
+from mmalign.train.planning.trace import Kernel, trace_pass
 
 __all__ = ["DEVICES", "Device", "device_of", "measured_cpu", "parse_bytes", "seconds_of"]
 
@@ -189,21 +192,28 @@ def _best(run: Callable[[], object], *, rounds: int = 5) -> float:
 
 
 def measured_cpu() -> Device:
-    """This machine's processor, measured: products, copies and the time of an operation that does nothing."""
+    """This machine's processor, measured: products, copies and the time of an operation that does nothing.
+
+    Products are those of a large matrix and of a convolution of a small network, the slower of the two.
+    """
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(768, 768, generator=generator) for _ in range(2))
-    products = 2 * 768**3 / _best(lambda: left @ right)
-    narrow = left.to(torch.bfloat16), right.to(torch.bfloat16)
-    half = 2 * 768**3 / _best(lambda: narrow[0] @ narrow[1], rounds=2)
+    picture, kernel = (torch.randn(*size, generator=generator) for size in ((4, 64, 32, 32), (64, 64, 3, 3)))
+    rates = []
+    for dtype in (torch.bfloat16, torch.float32):
+        one, other, image, weight = (value.to(dtype) for value in (left, right, picture, kernel))
+        matrices = 2 * 768**3 / _best(partial(torch.matmul, one, other))
+        products = 2 * 4 * 64 * 64 * 9 * 30 * 30
+        rates.append(min(matrices, products / _best(partial(torch.conv2d, image, weight))))
     large = torch.empty(2**23)
     target = torch.empty_like(large)
-    bandwidth = 2 * large.nbytes / _best(lambda: target.copy_(large))
+    bandwidth = 2 * large.nbytes / _best(partial(target.copy_, large))
     forward, backward = _host_times()
     return Device(
         "cpu",
         None,
-        half,
-        products,
+        rates[0],
+        rates[1],
         bandwidth,
         host_forward=forward,
         host_backward=backward,
@@ -216,14 +226,15 @@ def measured_cpu() -> Device:
 
 
 def _host_times() -> tuple[float, float]:
-    """Seconds of an operation of a small network, forward in Python and backward without it."""
+    """Seconds of an operation of a network so small that nothing but operations takes time."""
     with torch.random.fork_rng(devices=[]):
-        layers = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(100)))
-    value = torch.ones(2, 4)
-    forward = _best(lambda: layers(value))
-
-    def both() -> None:
-        layers(value).sum().backward()
-
-    backward = max(_best(both) - forward, 0.0)
-    return forward / 100, backward / 300
+        blocks = [
+            layer
+            for _ in range(20)
+            for layer in (nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(4, 4))
+        ]
+    network, value = nn.Sequential(*blocks), torch.ones(1, 8, 4, 4)
+    counted = trace_pass(meta_copy(network), lambda called: called(value.to("meta")))
+    forward = _best(lambda: network(value))
+    both = _best(lambda: network(value).square().sum().backward())
+    return forward / counted.count_of("forward"), max(both - forward, 0.0) / counted.count_of("backward")

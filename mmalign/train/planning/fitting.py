@@ -14,7 +14,8 @@ from typing import Any
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import reference_kind
 from mmalign.train.planning.choices import refusal
-from mmalign.train.planning.counting import Counted, count
+from mmalign.train.planning.counted import Counted
+from mmalign.train.planning.counting import count
 from mmalign.train.planning.devices import Device
 from mmalign.train.planning.memory import Peak, peak_of
 from mmalign.train.planning.run_plan import Variant, device_type_of

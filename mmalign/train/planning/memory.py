@@ -13,7 +13,8 @@ from torch import nn
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import reference_kind
 from mmalign.train.plan import MemoryItem, layout_of, memory_estimate
-from mmalign.train.planning.counting import Counted, num_passes
+from mmalign.train.planning.counted import Counted
+from mmalign.train.planning.counting import num_passes
 from mmalign.train.planning.devices import Device
 from mmalign.train.rollouts import is_online
 

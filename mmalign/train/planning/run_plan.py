@@ -7,7 +7,8 @@ from typing import Any
 from mmalign.train.config import ResolvedRun
 from mmalign.train.plan import MemoryItem, layout_of
 from mmalign.train.planning.choices import Choice, choices_of
-from mmalign.train.planning.counting import Counted, count, num_candidates
+from mmalign.train.planning.counted import Counted
+from mmalign.train.planning.counting import count, num_candidates
 from mmalign.train.planning.devices import Device
 from mmalign.train.planning.memory import Peak, peak_of
 from mmalign.train.planning.timing import StepTime, step_time

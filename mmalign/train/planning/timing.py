@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import reference_kind
 from mmalign.train.plan import layout_of
-from mmalign.train.planning.counting import Counted, num_candidates, num_passes
+from mmalign.train.planning.counted import Counted
+from mmalign.train.planning.counting import num_candidates, num_passes
 from mmalign.train.planning.devices import Device, seconds_of
 from mmalign.train.planning.trace import Kernel
 
