@@ -48,6 +48,7 @@ class Device:
         kernel: least seconds of an operation on the device.
         products: share of the peaks that products reach.
         traffic: share of the bandwidth that the rest reaches.
+        volume: products of convolutions over three axes, FLOP/s; None: as all others.
         source: of the numbers.
     """
 
@@ -62,6 +63,7 @@ class Device:
     kernel: float = 2e-6
     products: float = PRODUCTS
     traffic: float = TRAFFIC
+    volume: float | None = None
     source: str = ""
 
     @property
@@ -174,6 +176,8 @@ def seconds_of(kernels: Iterable[Kernel], device: Device) -> float:
     busy = host = 0.0
     for kernel in kernels:
         rate = (device.half if kernel.half else device.full) * device.products
+        if kernel.volume and device.volume is not None:
+            rate = device.volume
         work = max(kernel.flops / rate, kernel.moved / (device.bandwidth * device.traffic))
         busy += max(work, device.kernel)
         host += device.host_forward if kernel.moment == "forward" else device.host_backward
@@ -192,9 +196,10 @@ def _best(run: Callable[[], object], *, rounds: int = 5) -> float:
 
 
 def measured_cpu() -> Device:
-    """This machine's processor, measured: products, copies and the time of an operation that does nothing.
+    """This machine's processor, measured: products, elementwise work, and operations that do nothing.
 
-    Products are those of a large matrix and of a convolution of a small network, the slower of the two.
+    Products are those of a large matrix and of a convolution of a small network, the slower of the two;
+    elementwise work is an activation, a norm and a sum.
     """
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(768, 768, generator=generator) for _ in range(2))
@@ -205,9 +210,19 @@ def measured_cpu() -> Device:
         matrices = 2 * 768**3 / _best(partial(torch.matmul, one, other))
         products = 2 * 4 * 64 * 64 * 9 * 30 * 30
         rates.append(min(matrices, products / _best(partial(torch.conv2d, image, weight))))
-    large = torch.empty(2**23)
-    target = torch.empty_like(large)
-    bandwidth = 2 * large.nbytes / _best(partial(target.copy_, large))
+    volume, block = (
+        torch.randn(*size, generator=generator) for size in ((1, 16, 5, 64, 64), (16, 16, 3, 3, 3))
+    )
+    solid = 2 * 16 * 16 * 27 * 3 * 62 * 62 / _best(partial(torch.conv3d, volume, block))
+    maps = torch.randn(4, 128, 64, 64, generator=generator)
+    work = (
+        nn.functional.silu,
+        nn.functional.gelu,
+        partial(nn.functional.group_norm, num_groups=32),
+        maps.add,
+    )
+    spent = sum(_best(partial(function, maps)) for function in work)
+    bandwidth = (2 * 3 + 3) * maps.nbytes / spent
     forward, backward = _host_times()
     return Device(
         "cpu",
@@ -221,6 +236,7 @@ def measured_cpu() -> Device:
         kernel=0.0,
         products=1.0,
         traffic=1.0,
+        volume=solid,
         source=f"measured now, {torch.get_num_threads()} of {os.cpu_count()} threads",
     )
 

@@ -38,12 +38,14 @@ class Kernel(NamedTuple):
         moved: bytes it reads and writes, at least.
         half: whether its products are of 16-bit numbers.
         moment: of the pass.
+        volume: a convolution over three axes, which processors are slow at.
     """
 
     flops: int
     moved: int
     half: bool
     moment: Moment
+    volume: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Trace(TorchDispatchMode):
             flops = 0 if formula is None else int(formula(*args, **named, out_val=result))
             half = bool(inputs) and any(value.dtype in _HALF for value in inputs)
             moved = sum(map(_bytes, inputs)) + sum(map(_bytes, fresh or outputs))
-            self.kernels.append(Kernel(flops, moved, half, self.moment))
+            volume = flops > 0 and func._schema.name in _CONVOLUTIONS and inputs[0].ndim == 5
+            self.kernels.append(Kernel(flops, moved, half, self.moment, volume))
         return result
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, *, is_backward: bool) -> None:
@@ -178,6 +181,7 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
+_CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
 _HALF = (torch.bfloat16, torch.float16)
 _NO_WORK = ("aten::empty", "aten::new_empty", "aten::detach", "aten::set_", "aten::resize_")
 
