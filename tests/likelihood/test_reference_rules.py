@@ -9,10 +9,9 @@ from jaxtyping import config
 from torch import Tensor
 
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, ShapeError
+from mmalign.likelihood.bema import BemaRule, BemaState
+from mmalign.likelihood.checkpoint_pool import CheckpointPool
 from mmalign.likelihood.reference_rules import (
-    BemaRule,
-    BemaState,
-    CheckpointPool,
     SyncRule,
     extrapolate,
     geometric_mixture,
