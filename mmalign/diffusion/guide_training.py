@@ -21,8 +21,9 @@ from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.sampler import RowOrder
 from mmalign.devices import best_device
 from mmalign.diffusion.guides import CARD_FILE, HEAD_FILE, guide_schedule, make_reward, save_guide
+from mmalign.diffusion.latent_reward import BackboneReward
 from mmalign.diffusion.model import DiffusionModel
-from mmalign.diffusion.reward_guidance import BackboneReward, fit_step
+from mmalign.diffusion.reward_fitting import fit_step
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, TrainingError, explain
 from mmalign.files import (
     atomic_directory,

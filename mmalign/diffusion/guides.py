@@ -14,8 +14,9 @@ from typing import Any
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from mmalign.diffusion.latent_reward import BackboneReward, block_of
 from mmalign.diffusion.model import DiffusionModel
-from mmalign.diffusion.reward_guidance import BackboneReward, Guide, block_of
+from mmalign.diffusion.reward_guidance import Guide
 from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.files import read_json, write_json
 from mmalign.likelihood.schedules import FlowSchedule

@@ -7,16 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.batch import Batch, Conditioning, Labels, RowKeys
-from mmalign.diffusion.reward_guidance import (
-    BackboneReward,
-    Guide,
-    block_of,
-    fit_reward,
-    guided_denoiser,
-    noised_margin,
-    pair_loss,
-    reward_gradient,
-)
+from mmalign.diffusion.latent_reward import BackboneReward, block_of
+from mmalign.diffusion.reward_fitting import fit_reward, noised_margin, pair_loss
+from mmalign.diffusion.reward_guidance import Guide, guided_denoiser, reward_gradient
 from mmalign.errors import CheckpointError, ConfigError, HyperparameterError, ShapeError
 from mmalign.likelihood import FlowSchedule, UniformTimesteps
 
