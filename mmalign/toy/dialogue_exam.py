@@ -40,7 +40,7 @@ _LONGEST = 48  # tokens; the longest description of the corpus has 36
 
 @runtime_checkable
 class Writer(Protocol):
-    """What answers prompts: `mmalign.vlm.family.VlmModel`."""
+    """What answers prompts: `mmalign.vlm.model.VlmModel`."""
 
     def generate(self, rows: Sequence[PreferenceRow], *, max_new_tokens: int, batch_size: int) -> list[str]:
         """One answer per row, the likeliest."""
