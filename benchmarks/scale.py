@@ -230,12 +230,9 @@ def _one(folder: Path, model: str, adapter: str, mode: str, processes: int, micr
     return Counts(**json.loads(target.read_text()))
 
 
-def times_gathered(counts: Counts) -> float:
-    """How often every unit is gathered in a step, the root being gathered once.
-
-    With gradients that are kept between micro-steps the root is gathered once per micro-step, too.
-    """
-    return 0.0 if counts.gathers == 0 else (counts.gathered - counts.root) / counts.units
+def times_gathered(counts: Counts, micro_steps: int = 1) -> float:
+    """How often every unit is gathered in a step, the root being gathered once per micro-step."""
+    return 0.0 if counts.gathers == 0 else (counts.gathered - micro_steps * counts.root) / counts.units
 
 
 # --- calculated ---------------------------------------------------------------------------------------------
@@ -375,7 +372,7 @@ def table(rows: Mapping[Row, Counts], sizes: list[Shape]) -> str:
     ]
     times: dict[tuple[str, str], float] = {}
     for (model, adapter, mode, count, accumulation), found in rows.items():
-        often = times_gathered(found)
+        often = times_gathered(found, accumulation)
         if accumulation == 1 and model == "sd15":
             times[adapter, mode] = round(often)
         reduced = (found.scattered + found.reduced) / found.trained

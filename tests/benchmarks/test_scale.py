@@ -47,6 +47,7 @@ def test_every_collective_counts_once(scale) -> None:
 def test_units_are_gathered_as_often_as_is_left_when_the_root_is_taken_away(scale) -> None:
     counts = scale.Counts(gathers=7, gathered=3 * 50 + 11, units=50, root=11, num_units=2)
     assert scale.times_gathered(counts) == 3.0
+    assert scale.times_gathered(scale.Counts(gathers=14, gathered=2 * 161, units=50, root=11), 2) == 6.0
     assert scale.times_gathered(scale.Counts(reduces=1, reduced=5)) == 0.0
 
 
