@@ -232,6 +232,9 @@ def _killed(num_rows: int, seed: int, kills: int = 3) -> dict[str, float]:
             time.sleep(draw.uniform(0.0, 0.05))
             process.send_signal(signal.SIGKILL)
             process.communicate()
+            if process.returncode != -signal.SIGKILL:
+                message = f"rows_at_scale: a builder ended with {process.returncode} before it was killed."
+                raise RuntimeError(message)
             reached.append(sum(len(shard_keys(path)) for path in cache.glob("moments-*.safetensors")))
         encoded = _build(rows, cache, shard_bytes=_KILLED_SHARD)
         names = [key for path in cache.glob("moments-*.safetensors") for key in shard_keys(path)]

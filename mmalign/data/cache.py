@@ -223,6 +223,7 @@ class LatentCache:
         ConfigError: the folder holds no cache, or one made for something else.
     """
 
+    _entries: KeyIndex | None
     _MAX_HANDLES = 1024  # maps of files, which the system may drop at any time; opening one reads its keys
 
     def __init__(self, folder: str | Path, *, expect: CacheIdentity | None = None) -> None:
@@ -241,7 +242,7 @@ class LatentCache:
         self._entries = KeyIndex(self.folder)
 
     def _forget(self) -> None:
-        self._entries: KeyIndex | None = None
+        self._entries = None
         self._handles: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
