@@ -308,6 +308,15 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
+def test_a_processor_is_measured_and_has_no_host_to_work_ahead() -> None:
+    found = device_of("cpu", memory=7)
+    assert found.memory == 7
+    assert not found.overlaps
+    assert 0 < found.products <= 1
+    assert min(found.half, found.full, found.bandwidth, found.host_forward, found.host_backward) > 0
+    assert "measured now" in found.source
+
+
 def test_a_stored_reference_and_a_cache_take_their_time_off_the_step(make_run: Callable[..., Any]) -> None:
     live = plan_run(make_run(), A_CARD).time.parts
     stored = plan_run(make_run(reference={"kind": "stored"}), A_CARD).time.parts
