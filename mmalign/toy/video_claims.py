@@ -17,7 +17,8 @@ import torch
 
 from mmalign.files import append_json_line, read_json_lines
 from mmalign.seeding import generator_for
-from mmalign.toy.comparison import Interval, bootstrap_mean
+from mmalign.toy.claims import each_seed, paired_difference, said, seeds_of
+from mmalign.toy.comparison import Interval
 from mmalign.toy.guide_tables import renew, table
 from mmalign.toy.video_pipeline import ASSETS, decoded, load_base
 from mmalign.toy.video_reward import score_clips
@@ -87,19 +88,11 @@ def difference(known: Known, one: str, other: str, axis: str, seeds: Sequence[in
         axis: one of `video_trials.AXES`.
         seeds: whose captions count.
     """
-    gaps = [known[one, seed].of(axis) - known[other, seed].of(axis) for seed in seeds]
-    drawn = zip(seeds, gaps, strict=True)
-    prompts = [prompt for seed, gap in drawn for prompt in held_out_prompts(len(gap), seed=seed)]
-    return bootstrap_mean(torch.cat(gaps), prompts=prompts)
+    return paired_difference(known, one, other, axis, seeds, _captions)
 
 
-def _shared(known: Known, names: Sequence[str], seeds: Sequence[int]) -> list[int]:
-    """Seeds on which all of these were shown."""
-    return [seed for seed in seeds if all((name, seed) in known for name in names)]
-
-
-def _said(found: Interval) -> str:
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _captions(count: int, seed: int) -> list[str]:
+    return held_out_prompts(count, seed=seed)
 
 
 _GAINS = (
@@ -127,7 +120,7 @@ _AGAINST = (
 
 
 def _each(known: Known, one: str, other: str, seeds: Sequence[int]) -> str:
-    return ", ".join(f"{difference(known, one, other, 'total', [seed]).value:+.3f}" for seed in seeds)
+    return each_seed(partial(difference, known, one, other, "total"), seeds)
 
 
 def _counted(values: Sequence[int]) -> str:
@@ -138,7 +131,7 @@ def _counted(values: Sequence[int]) -> str:
 def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
     rows = []
     for name in names:
-        if not (used := _shared(known, (name, BASE), seeds)):
+        if not (used := seeds_of(known, (name, BASE), seeds)):
             continue
         own = [known[name, seed] for seed in used]
         before = torch.cat([known[BASE, seed].of("total") for seed in used]).mean()
@@ -150,11 +143,11 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
                 _counted([shown.num_labels for shown in own]),
                 " ".join(map(str, used)),
                 f"{before:.3f}",
-                _said(gains["total"]),
+                said(gains["total"]),
                 _each(known, name, BASE, used),
-                _said(gains["direction"]),
+                said(gains["direction"]),
                 *(f"{gains[axis].value:+.3f}" for axis in ("smoothness", "identity")),
-                _said(gains["pixels"]),
+                said(gains["pixels"]),
             ]
         )
     return table(_GAINS, rows)
@@ -163,9 +156,9 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
 def _against(known: Known, seeds: Sequence[int]) -> str:
     rows = []
     for one, other in SIDES:
-        if used := _shared(known, (one, other), seeds):
+        if used := seeds_of(known, (one, other), seeds):
             more = [
-                _said(difference(known, one, other, axis, used)) for axis in ("total", "direction", "pixels")
+                said(difference(known, one, other, axis, used)) for axis in ("total", "direction", "pixels")
             ]
             each = _each(known, one, other, used)
             rows.append([one, other, " ".join(map(str, used)), more[0], each, *more[1:]])
@@ -215,7 +208,7 @@ def _base(known: Known, seeds: Sequence[int]) -> str:
     rows = [
         [name, str(seed), *(f"{float(known[name, seed].of(axis).mean()):.3f}" for axis in AXES)]
         for name in (BASE, *GUIDED)
-        for seed in _shared(known, (name,), seeds)
+        for seed in seeds_of(known, (name,), seeds)
     ]
     return table(_BASES, rows)
 
@@ -243,7 +236,7 @@ def _run(path: Path, seeds: Sequence[int], groups: Sequence[str]) -> None:
         if (name, seed) not in known:
             known[name, seed] = show()
             _append(path, name, seed, known[name, seed])
-            gain = _said(difference(known, name, BASE, "total", [seed]))
+            gain = said(difference(known, name, BASE, "total", [seed]))
             print(f"{name}, seed {seed}: {gain}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:

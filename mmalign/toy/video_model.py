@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from mmalign.files import load_tensors, save_tensors
 from mmalign.seeding import generator_for
-from mmalign.toy.base_training import Trained, log_line
+from mmalign.toy.base_training import Trained, log_line, train_denoiser_of, training_folder
 from mmalign.toy.video_pipeline import (
     GUIDANCE_SCALE,
     LATENT_CHANNELS,
@@ -349,27 +350,22 @@ def train_denoiser(
     """
     transformer = parts["transformer"]
     trained = Trained([transformer], learning_rate=1.5e-3, decay=0.995)
-    state = _training_folder(output) / "denoiser.safetensors"
-    first = trained.load(state) + 1 if state.exists() else 1
-    started, running = time.time(), 0.0
-    for step in range(first, steps + 1):
-        generator = generator_for(seed, "denoiser", step)
-        rows = torch.randint(0, len(data.latents), (batch_size,), generator=generator)
-        loss = flow_loss(transformer, data, rows, generator)
-        trained.update(loss, step=step, steps=steps)
-        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0:
-            log_line("denoiser", step=step, loss=running, seconds=time.time() - started)
-        if step % save_every == 0 or step == steps:
-            trained.save(state, step)
-            with trained.averaged():
-                write_model(parts, output)
-                log_line("held out", step=step, **evaluate_parts(parts, num=num_evaluated))
-    torch._foreach_copy_(trained.values, trained.shadow)
 
+    def keep() -> dict[str, float]:
+        write_model(parts, output)
+        return evaluate_parts(parts, num=num_evaluated)
 
-def _training_folder(output: Path) -> Path:
-    return output.with_name(f"{output.name}.training")
+    train_denoiser_of(
+        trained,
+        partial(flow_loss, transformer, data),
+        keep,
+        output,
+        num_rows=len(data.latents),
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        save_every=save_every,
+    )
 
 
 def _vae_of(folder: Path, seed: int, pictures: int, steps: int, num_clips: int) -> Any:
@@ -403,7 +399,7 @@ def train_base(
     Autoencoder and transformer are kept in a folder beside `output` until all is done, so that a stopped run
     goes on.
     """
-    folder = _training_folder(output)
+    folder = training_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     vae = _vae_of(folder, seed, vae_pictures, vae_steps, num_clips)
     texts = train_text_encoder(seed=seed, steps=text_steps)
