@@ -87,6 +87,41 @@ class TestWaits:
             loop._update(batches, is_record=False)
         assert dict(found) == {}
 
+    def test_no_unlogged_step_of_a_language_model_waits_but_for_looks_that_the_cpu_alone_takes(
+        self, folder, monkeypatch
+    ):
+        import host_syncs
+        from contestants import _prepared, settings
+        from tiny_models import TINY
+        from vlm_pairs import Shape, write_model, write_pairs
+
+        home = folder / "language"
+        home.mkdir()
+        write_model(Shape(64, 2, 64, 2, 512, 56), home / "model")
+        write_pairs(home / "model", home / "pairs-8.parquet", 8)
+        loop, loader = _prepared(settings(TINY["vlm"], home, name="waits", pairs=2, cached=False))
+        micro = next(iter(loader))
+        batches, places = loop._batches(itertools.repeat(micro)), set()
+        loop._update(batches, is_record=False)
+        plain = host_syncs._Values.__torch_dispatch__
+
+        def noted(mode, func, types, args=(), kwargs=None):
+            before = mode.found.total()
+            result = plain(mode, func, types, args, kwargs)
+            if mode.found.total() > before:
+                frame = sys._getframe()
+                while "mmalign" not in Path(frame.f_code.co_filename).parent.parts:
+                    frame = frame.f_back
+                places.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+            return result
+
+        monkeypatch.setattr(host_syncs._Values, "__torch_dispatch__", noted)
+        with host_syncs.counted_syncs(host_syncs.host_tensors(micro)) as found:
+            loop._update(batches, is_record=False)
+        # Both are behind `device.type == "cpu"`: ids are looked at where looking costs nothing.
+        assert places <= {("tokens.py", "_mask"), ("token_head.py", "head_log_probs")}
+        assert not set(found) - {"_local_scalar_dense", "equal"}
+
     def test_reads_copies_and_sizes_that_depend_on_values_are_counted(self):
         from host_syncs import counted_syncs
 
