@@ -29,8 +29,9 @@ demo: $(STAMP)  ## align the toy image world, compare, write report.html
 
 # The shape hook checks every annotated tensor but breaks torch.compile(fullgraph=True), hence two calls. The second one
 # opens the files that have such tests and no others: reading all of them would take as long as running these.
+# Compiled files are kept, whatever the environment says: tests start many processes.
 test: $(STAMP)  ## all fast tests
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile \
+	$(OFFLINE) OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile \
 	  -m "not compiled and not slow and not gpu and not browser"
 	$(OFFLINE) $(BIN)/python -m pytest -o addopts="" --import-mode=importlib --strict-markers --strict-config -ra \
 	  -m "compiled and not slow and not gpu" $$(grep -rl "mark\.compiled" tests --include='test_*.py')

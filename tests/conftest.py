@@ -11,15 +11,33 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from jaxtyping import config
+from jaxtyping import _import_hook, config
 
 if TYPE_CHECKING:
     from mmalign.likelihood import VPSchedule
+
+
+def _run_checked_module(self: Any, module: ModuleType) -> None:
+    """Run a module of ours with its annotations checked.
+
+    jaxtyping's own way looks for compiled files under a name of its own as long as the module runs, so also
+    for everything that it imports: thousands of files of other packages were compiled anew at every start.
+    """
+    own_name = partial(_import_hook._optimized_cache_from_source, self._typechecker.get_hash())
+    with patch("importlib._bootstrap_external.cache_from_source", own_name):
+        code = self.get_code(module.__name__)
+    exec(code, module.__dict__)
+
+
+_import_hook._JaxtypingLoader.exec_module = _run_checked_module
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -178,3 +178,10 @@ class TestInvariance:
         purposes = ["noise", "timestep", "vae", "caption_dropout", "augmentation", "noise_candidate"]
         assert len({stream_of(purpose) for purpose in purposes}) == len(purposes)
         assert all(0 <= stream_of(purpose) <= MASK for purpose in purposes)
+
+
+def test_annotations_of_ours_are_checked_while_testing():
+    """What tests/conftest.py does to the hook keeps it: two axes are not one."""
+    with pytest.raises(Exception, match="Type-check error"):
+        row_uniform(torch.zeros(2, 3, dtype=torch.int64), 5, purpose="noise")
+    assert row_uniform(torch.zeros(2, dtype=torch.int64), 5, purpose="noise").shape == (2, 5)
