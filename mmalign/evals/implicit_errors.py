@@ -147,7 +147,7 @@ def measure_errors(
     with store.writer() as writer:
         for rows, micro in _micro_batches(models, table, order, todo, batch_size, num_workers):
             found = _errors_of(models, to_batch(micro, models.loadable, device), order, rows, draws)
-            failed |= {bad.index: bad.message for bad in micro.bad}
+            failed |= {bad.index: bad.message for bad in micro.bad if bad.index is not None}
             for place, row in enumerate(rows):
                 values = found[:, place]
                 if row in failed:
