@@ -45,9 +45,7 @@ class KeySet:
 
     def __init__(self, parts: Iterable[list[str]] = ()) -> None:
         arrays = [np.array(part, dtype="S") for part in parts if part]
-        self._sorted: NDArray[Any] = (
-            np.unique(np.concatenate(arrays)) if arrays else np.empty(0, dtype="S1")
-        )
+        self._sorted: NDArray[Any] = np.unique(np.concatenate(arrays)) if arrays else np.empty(0, dtype="S1")
         self._recent: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
