@@ -8,12 +8,14 @@ from mmalign import rewards
 from mmalign.data.pair_making.sections import RewardChoice
 from mmalign.data.video_writers import write_clip
 from mmalign.errors import CheckpointError
-from mmalign.evals.video import scorers
-from mmalign.evals.video.flow import FlowWatcher
 from mmalign.evals.video.footage import Footage
 from mmalign.evals.video.pixels import PixelWatcher
-from mmalign.evals.video.scorers import vbench_dynamic_degree
-from mmalign.evals.video.watched_reward import WatchedReward
+from mmalign.evals.video.scorers import (
+    vbench_aesthetic_quality,
+    vbench_background_consistency,
+    vbench_dynamic_degree,
+)
+from mmalign.evals.video.watching import Watching
 from mmalign.rewards.chosen import chosen_reward
 from mmalign.rewards.sample import Sample
 from mmalign.testing.benchmark_examples.filmed import sliding
@@ -34,7 +36,6 @@ def test_measures_of_clips_are_rewards_by_name():
     assert [card.name for card in cards] == sorted(NAMES)
     assert {card.modality for card in cards} == {"video"}
     assert all(card.scale and card.title and card.paper for card in cards)
-    assert scorers.__name__ == "mmalign.evals.video.scorers"
 
 
 def test_flickering_of_a_file_and_of_its_frames_is_the_watchers(tmp_path):
@@ -51,32 +52,71 @@ def test_flickering_of_a_file_and_of_its_frames_is_the_watchers(tmp_path):
     assert "expected two frames or more" in still.errors[0]
 
 
-class Rates(FlowWatcher):
-    """Writes down the rate that it is told."""
+class Told(Watching):
+    """Sees what it is told to see, and writes down the rates of clips."""
 
-    def __init__(self):
-        self.rates = []
+    name = "told"
+
+    def __init__(self, seen):
+        self.seen, self.rates = seen, []
 
     def provenance(self):
-        return {"name": "rates"}
+        return {"name": "told"}
 
     def watch(self, clip):
         self.rates.append(clip.fps)
-        return {"dynamic": True, "mean": 2.0, "top": 5.0}
+        return self.seen
 
 
-def test_flow_has_three_numbers_and_frames_a_rate(tmp_path):
-    watcher = Rates()
-    reward = WatchedReward(vbench_dynamic_degree.CARD, watcher, lambda seen: (1.0, seen["mean"], seen["top"]))
+@pytest.fixture
+def built(monkeypatch):
+    """`built(module, loader, seen)`: the reward that a module builds on a watcher that is told what to see."""
+
+    def build(module, loader, seen):
+        watcher, asked = Told(seen), {}
+
+        def load(**options):
+            asked.update(options)
+            return watcher
+
+        monkeypatch.setattr(module, loader, load)
+        given = {"weights": "some/folder", "device": torch.device("cpu"), "dtype": torch.bfloat16}
+        reward = module.build(**given)
+        assert asked == given
+        return reward, watcher
+
+    return build
+
+
+def test_flow_has_three_numbers_and_frames_a_rate(built, tmp_path):
+    seen = {"dynamic": True, "mean": 2.0, "top": 5.0, "moving": 3, "needed": 4, "pairs": 7}
+    reward, watcher = built(vbench_dynamic_degree, "load_flow", seen)
     frames = list(sliding(1))
     path = write_clip(tmp_path / "a.mkv", sliding(1), 5.0)
     found = reward.score(
         [Sample(frames=frames, extras={"fps": 24.0}), Sample(frames=frames), Sample(video=path)]
     )
     assert watcher.rates == [24.0, 8.0, pytest.approx(5.0)]
-    assert found.values[0].tolist() == [1.0, 2.0, 5.0]
     assert found.outputs == ("score", "mean_flow", "top_flow")
+    assert found.values.tolist() == [[1.0, 2.0, 5.0]] * 3
     assert len(reward.fingerprint()) == 64
+    watcher.seen = {**seen, "dynamic": False}
+    assert reward.score([Sample(frames=frames)]).values.tolist() == [[0.0, 2.0, 5.0]]
+
+
+def test_backgrounds_are_the_mean_of_frames_beside_that_of_neighbours(built):
+    seen = {"consistency": [0.5, 0.25, 0.75, 0.9], "neighbours": 0.875}
+    reward, _ = built(vbench_background_consistency, "load_background", seen)
+    found = reward.score([Sample(frames=list(sliding(1)))])
+    assert found.outputs == ("score", "neighbours")
+    assert found.values[0].tolist() == pytest.approx([0.6, 0.875])
+
+
+def test_aesthetic_quality_is_what_the_predictor_saw(built):
+    reward, _ = built(vbench_aesthetic_quality, "load_aesthetic", {"aesthetic": 0.53})
+    found = reward.score([Sample(frames=list(sliding(1)))])
+    assert found.outputs == ("score",)
+    assert found.values.tolist() == [[0.53]]
 
 
 def test_consistency_is_loaded_from_a_folder_and_still_clips_score_one(tmp_path):
