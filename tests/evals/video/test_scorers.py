@@ -70,7 +70,7 @@ class Told(Watching):
 
 @pytest.fixture
 def built(monkeypatch):
-    """`built(module, loader, seen)`: the reward that a module builds on a watcher that is told what to see."""
+    """`built(module, loader, seen)`: the reward of a module on a watcher that is told what to see."""
 
     def build(module, loader, seen):
         watcher, asked = Told(seen), {}
