@@ -93,7 +93,7 @@ class PairedDemo(Demo[ScoredT]):
         prompts = self.held_out(seed)
 
         def made(name: str) -> Sequence[Any]:
-            with clock.stage(f"{self.making}, {name}", f"{self.making} held-out captions, {name}"):
+            with clock.stage(f"{self.making}, {name}", f"{self.making} for held-out captions, {name}"):
                 return self.made(result.model, prompts, seed)
 
         aligned = made("aligned")

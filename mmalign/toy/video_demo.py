@@ -7,27 +7,29 @@ captions made by both models from the same noise.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from mmalign.toy.demo import Clock, Demo, run_demo
+from mmalign.errors import ConfigError, explain
+from mmalign.toy.demo import run_demo
+from mmalign.toy.paired_demo import PairedDemo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmalign.toy.comparison import Interval
     from mmalign.toy.report import Report
     from mmalign.toy.video_comparison import MotionComparison
-    from mmalign.train.config import ResolvedRun
-    from mmalign.train.run import RunResult
     from mmalign.video.family import VideoModel
 
-__all__ = ["VIDEO_RECIPE", "VideoDemo", "main"]
+__all__ = ["NUM_HELD_OUT", "VIDEO_RECIPE", "VideoDemo", "main"]
 
 VIDEO_RECIPE = "video/configs/toy/flow_dpo.yaml"
 
+NUM_HELD_OUT = 48
+"""Captions of the held-out side of the split."""
+
 
 @dataclass(frozen=True)
-class VideoDemo(Demo["MotionComparison"]):
+class VideoDemo(PairedDemo["MotionComparison"]):
     """The demo of video, and how much work it does.
 
     Args:
@@ -35,10 +37,13 @@ class VideoDemo(Demo["MotionComparison"]):
         num_prompts: held-out captions that are compared, each once; there are 48.
         overrides: `section.key=value` over the recipe.
         recipe: name of its file.
+
+    Raises:
+        ConfigError: more captions than there are.
     """
 
     num_pairs: int = 256
-    num_prompts: int = 48
+    num_prompts: int = NUM_HELD_OUT
     overrides: tuple[str, ...] = ()
     recipe: str = VIDEO_RECIPE
 
@@ -46,8 +51,18 @@ class VideoDemo(Demo["MotionComparison"]):
     promise = "teach a small model of Wan's structure to move shapes the way it is asked to"
     duration = "About a minute on one CPU core. No download, no GPU."
     num_threads = 1
+    things = "clips"
+    pairing = "making"
+    making = "making clips"
+    real = "Wan"
     libraries = ("mmalign.toy.video_comparison", "mmalign.toy.video_pipeline", "mmalign.train.run")
     packages = ("diffusers", "transformers", "peft", "av")
+
+    def __post_init__(self) -> None:
+        """Refuse more captions than there are, before anything is made."""
+        if self.num_prompts > NUM_HELD_OUT:
+            expected = f"{NUM_HELD_OUT} or fewer"
+            raise ConfigError(explain("num_prompts", got=self.num_prompts, expected=expected))
 
     def stages(self, report: Path) -> Sequence[str]:
         """What will be done, a line each."""
@@ -65,65 +80,51 @@ class VideoDemo(Demo["MotionComparison"]):
 
         return ASSETS
 
-    def align(self, run: "ResolvedRun", home: Path, seed: int, clock: Clock) -> "RunResult":
-        """Make pairs, encode them once, train."""
-        import torch
-
-        from mmalign.data.readers import open_rows
-        from mmalign.toy.encoding import cache_clips
+    def write_pairs(self, path: Path, seed: int) -> None:
+        """Chosen clips go the way their captions say."""
         from mmalign.toy.video_pairs import edited_pairs, write_pairs
-        from mmalign.train.parts import load_model
-        from mmalign.train.run import train
 
-        with clock.stage("making pairs", "making preference pairs"):
-            write_pairs(edited_pairs(self.num_pairs, seed), home / "pairs.parquet")
-        with clock.stage("encoding pairs", "encoding clips and captions once"):
-            table = open_rows(run.config.data, kind=run.method.data)
-            model = load_model(run, torch.device("cpu"))
-            cache_clips(cast("VideoModel", model), table, home / "cache")
-        with clock.stage("training"):
-            return train(run, model=model, table=table)
+        write_pairs(edited_pairs(self.num_pairs, seed), path)
 
-    def compare(self, result: "RunResult", seed: int, clock: Clock) -> "MotionComparison":
-        """Both models' clips of held-out captions, scored."""
-        from mmalign.toy.video_comparison import MotionComparison
-        from mmalign.toy.video_pipeline import sample
-        from mmalign.toy.video_reward import score_clips
+    def encode(self, model: "VideoModel", table: Any, folder: Path) -> None:
+        """Clips and captions."""
+        from mmalign.toy.encoding import cache_clips
+
+        cache_clips(model, table, folder)
+
+    def held_out(self, seed: int) -> Sequence[str]:
+        """Captions with combinations that nobody has named, each once."""
         from mmalign.toy.video_scenes import every_held_out
 
-        prompts = every_held_out(seed=seed)[: self.num_prompts]
-        model = cast("VideoModel", result.model)
+        return every_held_out(seed=seed)[: self.num_prompts]
 
-        def make(name: str) -> "list[Tensor]":
-            with clock.stage(f"making clips, {name}", f"making clips of held-out captions, {name}"):
-                return sample(model, prompts, seed=seed)
+    def made(self, model: "VideoModel", prompts: Sequence[str], seed: int) -> "list[Tensor]":
+        """Clips."""
+        from mmalign.toy.video_pipeline import sample
 
-        aligned = make("aligned")
-        with result.trainables.disabled():
-            base = make("base")
-        with clock.stage("scoring"):
-            scores = [score_clips(clips, prompts) for clips in (base, aligned)]
+        return sample(model, prompts, seed=seed)
+
+    def judged(
+        self, prompts: Sequence[str], base: "Sequence[Tensor]", aligned: "Sequence[Tensor]"
+    ) -> "MotionComparison":
+        """By direction, smoothness, identity and motion."""
+        from mmalign.toy.video_comparison import MotionComparison
+        from mmalign.toy.video_reward import score_clips
+
+        scores = [score_clips(clips, prompts) for clips in (base, aligned)]
         return MotionComparison(prompts, base, aligned, *scores)
+
+    def axes(self) -> Sequence[tuple[str, str]]:
+        """The exact reward, its parts, the share of right ways, and motion in pixels."""
+        from mmalign.toy.video_comparison import AXES
+
+        return [(axis, title) for axis, title, _ in AXES]
 
     def settings(self) -> Mapping[str, str]:
         """The sampler's."""
         from mmalign.toy.video_pipeline import GUIDANCE_SCALE, NUM_STEPS
 
         return {"sampler": f"UniPC, {NUM_STEPS} steps, guidance {GUIDANCE_SCALE:g}"}
-
-    def results(
-        self, comparison: "MotionComparison"
-    ) -> Sequence[tuple[str, tuple[float, float], "Interval | None"]]:
-        """The exact reward, its parts, the share of right ways, and motion in pixels."""
-        from mmalign.toy.video_comparison import AXES
-
-        return [(title, comparison.means(axis), comparison.gain(axis)) for axis, title, _ in AXES]
-
-    def numbers(self, comparison: "MotionComparison") -> dict[str, Any]:
-        """The report's numbers for programs; the same seed gives the same file on one machine."""
-        from mmalign.toy.video_comparison import AXES
-
-        return comparison.numbers([axis for axis, _, _ in AXES])
 
     def render(self, report: "Report[MotionComparison]") -> str:
         """The page as HTML text."""
@@ -160,11 +161,6 @@ class VideoDemo(Demo["MotionComparison"]):
                 'mmalign sample --run RUN --prompt "a dog runs to the left, then jumps"',
             ),
         )
-
-    def next_step(self) -> tuple[str, str]:
-        """The plan of Wan."""
-        explanation, command = self.commands()[1]
-        return f"Real Wan. {explanation}", command
 
 
 def main(output: Path = Path("runs/demo"), seed: int = 0, *, demo: VideoDemo | None = None) -> int:

@@ -4,21 +4,8 @@ from html import escape
 
 from torch import Tensor
 
-from mmalign.toy.comparison import Interval
-from mmalign.toy.report import (
-    Report,
-    axis_card,
-    denoising_curves,
-    footer,
-    headline_card,
-    judge_section,
-    next_section,
-    ranked_groups,
-    render_page,
-    tables_section,
-    verdict_section,
-    what_section,
-)
+from mmalign.toy.paired_report import headline, held_out_groups, paired_page, said_of
+from mmalign.toy.report import Report, judge_section, what_section
 from mmalign.toy.video_comparison import AXES, MotionComparison, moving, strip
 from mmalign.toy.video_reward import Score
 
@@ -29,41 +16,27 @@ _CARDS = ("direction", "identity", "motion")
 
 def render_motion_report(report: Report[MotionComparison]) -> str:
     """The page as HTML text."""
-    return render_page(
-        "mmalign demo video: base against aligned",
-        [
-            *(part(report) for part in (_headline, _what, _motion, _clips, denoising_curves)),
-            verdict_section(report.verdict),
-            tables_section(report.settings, report.seconds),
-            _judge(),
-            next_section("Next: real Wan", report.commands),
-            footer(report.versions),
-        ],
-    )
-
-
-def _said(direction: Interval) -> str:
-    """The headline, no stronger than the interval allows."""
-    if direction.low > 0:
-        return "The aligned model goes where it is told more often than its base"
-    if direction.high < 0:
-        return "The aligned model goes where it is told less often than its base"
-    return "No difference in direction that these captions can show"
-
-
-def _headline(report: Report[MotionComparison]) -> str:
     comparison = report.comparison
+    groups = held_out_groups(comparison, _figure, thing="caption")
+    return paired_page(
+        report,
+        "mmalign demo video: base against aligned",
+        [_headline(comparison), _what(report), _motion(comparison), groups],
+        judge=_judge(),
+        real="Wan",
+    )
+
+
+def _headline(comparison: MotionComparison) -> str:
+    said = said_of(
+        comparison.gain("direction"),
+        more="The aligned model goes where it is told more often than its base",
+        less="The aligned model goes where it is told less often than its base",
+        neither="No difference in direction that these captions can show",
+    )
+    axes = [(axis, title.capitalize(), meaning) for axis, title, meaning in AXES if axis in _CARDS]
     remark = " by total reward; ties count half. Both models start from the same noise."
-    card = headline_card(comparison.win_rate(), comparison.outcomes(), things="captions", remark=remark)
-    axes = "".join(
-        axis_card(title.capitalize(), meaning, comparison.means(axis), comparison.gain(axis))
-        for axis, title, meaning in AXES
-        if axis in _CARDS
-    )
-    return (
-        '<header>\n<p class="eyebrow">mmalign demo &middot; toy world of video</p>\n'
-        f'<h1>{_said(comparison.gain("direction"))}</h1>\n{card}<div class="axes">{axes}</div>\n</header>'
-    )
+    return headline(comparison, said, axes, world="video", things="captions", remark=remark)
 
 
 def _what(report: Report[MotionComparison]) -> str:
@@ -76,16 +49,15 @@ def _what(report: Report[MotionComparison]) -> str:
     )
 
 
-def _motion(report: Report[MotionComparison]) -> str:
+def _motion(comparison: MotionComparison) -> str:
     """Whether the gain was bought with stillness, as judges of whole clips reward."""
-    comparison = report.comparison
     (before, after), gain = comparison.means("pixels"), comparison.gain("pixels")
-    if gain.high < 0:
-        said = "The aligned model moves less than its base: part of the gain may be calm."
-    elif gain.low > 0:
-        said = "The aligned model moves more than its base."
-    else:
-        said = "The amount of motion did not change by more than these captions can show."
+    said = said_of(
+        gain,
+        more="The aligned model moves more than its base.",
+        less="The aligned model moves less than its base: part of the gain may be calm.",
+        neither="The amount of motion did not change by more than these captions can show.",
+    )
     return (
         '<section>\n<h2>Did it keep moving?</h2>\n<p class="muted">Clips can look better because less '
         f'happens in them, so motion stands beside every gain here.</p><div class="card"><p>{said}</p>'
@@ -93,28 +65,6 @@ def _motion(report: Report[MotionComparison]) -> str:
         f'<p class="small muted num">{gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}; '
         "0.9 is slow, 1.6 is quick</p></div>\n</section>"
     )
-
-
-def _clips(report: Report[MotionComparison]) -> str:
-    comparison = report.comparison
-    return ranked_groups(
-        comparison.differences().tolist(),
-        lambda index: _pair(comparison, index),
-        title="Held-out captions, base beside aligned",
-        thing="caption",
-        value="total reward",
-        harm="The worst there are: where alignment did harm, or nothing.",
-    )
-
-
-def _pair(comparison: MotionComparison, index: int) -> str:
-    prompt = escape(comparison.prompts[index], quote=True)
-    sides = (
-        ("base", comparison.base[index], comparison.base_scores[index]),
-        ("aligned", comparison.aligned[index], comparison.aligned_scores[index]),
-    )
-    figures = "".join(_figure(prompt, name, clip, score) for name, clip, score in sides)
-    return f'<li class="card"><p class="caption">{prompt}</p><div class="pair">{figures}</div></li>'
 
 
 def _figure(prompt: str, name: str, clip: Tensor, score: Score) -> str:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mmalign.errors import ConfigError
 from mmalign.toy.report import Report
 from mmalign.toy.video_comparison import AXES, MotionComparison, moving, strip
-from mmalign.toy.video_demo import VideoDemo
+from mmalign.toy.video_demo import NUM_HELD_OUT, VideoDemo
 from mmalign.toy.video_demo_report import render_motion_report
 from mmalign.toy.video_pairs import edited_pairs
-from mmalign.toy.video_scenes import FPS, NUM_FRAMES
+from mmalign.toy.video_scenes import FPS, NUM_FRAMES, every_held_out
 
 RECORDS = [
     {"step": step, "loss": 0.69, "implicit_accuracy": 0.5, "logit": 0.1, "grad_norm": 1.0, "drift": 0.1}
@@ -118,3 +119,10 @@ def test_bytes_of_a_clip_are_those_of_its_pixels(comparison: MotionComparison) -
     picture.seek(5)
     frame = torch.tensor(list(picture.convert("RGB").tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255.0
     assert float((frame - clip[5]).abs().mean()) < 0.03
+
+
+def test_more_captions_than_there_are_are_refused_before_anything_is_made() -> None:
+    assert len(every_held_out(seed=3)) == NUM_HELD_OUT == VideoDemo().num_prompts
+    assert VideoDemo(num_prompts=5).held_out(3) == every_held_out(seed=3)[:5]
+    with pytest.raises(ConfigError, match="num_prompts: got 49, expected 48 or fewer"):
+        VideoDemo(num_prompts=49)
