@@ -53,12 +53,14 @@ class DecodedClip:
         fps: frames per second of these frames.
         notes: what is suspicious about the clip, names of `VIDEO_NOTES`.
         moments: seconds from the clip's first frame at which these frames stand in the file.
+        shown_size: (height, width) of the first of them before anything was done to it; None if not known.
     """
 
     frames: UInt8[Tensor, "frame 3 height width"]
     fps: float
     notes: tuple[str, ...] = ()
     moments: tuple[float, ...] = ()
+    shown_size: tuple[int, int] | None = None
 
     @property
     def seconds(self) -> float:
@@ -136,6 +138,7 @@ def decode_clip(
             float(timeline.fps if rate is None else rate),
             noted(clip, first),
             tuple(float(timeline.moments[place]) for place in places),
+            (first.values.shape[0], first.values.shape[1]),
         )
 
 

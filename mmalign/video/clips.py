@@ -206,10 +206,8 @@ class ClipLoader:
         """
         del flipped
         clips, picture, _ = _split(encoded)
-        sizes: list[tuple[int, int]] = []
 
         def cut(frame: UInt8[Tensor, "3 source_height source_width"]) -> UInt8[Tensor, "3 height width"]:
-            sizes.append((frame.shape[1], frame.shape[2]))
             return covering(frame.unsqueeze(0), self.size).squeeze(0)
 
         inputs, facts = [], []
@@ -223,12 +221,8 @@ class ClipLoader:
             stored_fps=_stored_rate(row),
             each=cut,
         )
-        seen = iter(sizes)
         for clip in decoded:
-            size = next(seen)
-            for _ in range(len(set(clip.moments)) - 1):
-                next(seen)
-            frames = clip.frames
+            size, frames = clip.shown_size or clip.size, clip.frames
             if self.with_image:
                 first = self._shown(picture, row) if picture else frames[:1]
                 frames = torch.cat([first, frames])

@@ -1,8 +1,11 @@
 """Clips of rows: sizes, parts of longer clips, frame folders, pictures they go on from, names in caches."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -156,3 +159,40 @@ def test_the_rows_own_picture_belongs_to_the_beginning_of_clips(tmp_path: Path, 
     # Without a picture of the row's own the model goes on from the first frame that is shown.
     (values,) = shown(clips.load(row(counting(13))).inputs)
     assert values[0] == values[1]
+
+
+def without_a_picture(place: int, *, size: tuple[int, int], num_frames: int = 20) -> bytes:
+    """A clip of 5 frames a second, one packet of which holds no picture ("not coded" in MPEG-4).
+
+    Args:
+        place: of that packet.
+        size: (height, width).
+        num_frames: counted by the file.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=5, options={"g": "1"})
+        (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
+        packets = []
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 10 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 5)
+            packets += stream.encode(frame)
+        for number, packet in enumerate([*packets, *stream.encode(None)]):
+            given = packet
+            if number == place:
+                given = av.Packet(b"\x00\x00\x01\xb6\x51\x00\x00\x00")
+                given.stream, given.time_base = packet.stream, packet.time_base
+                given.pts, given.dts, given.duration = packet.pts, packet.dts, packet.duration
+            container.mux(given)
+    return file.getvalue()
+
+
+def test_sizes_stay_with_their_clips_where_one_must_be_decoded_twice() -> None:
+    pair = row(without_a_picture(2, size=(64, 48)), counting(7), counting(7, size=(36, 40)))
+    found = loader().load(pair)
+    assert found.geometry[:, :2].tolist() == [[64, 48], [32, 48], [40, 36]]
+    assert found.geometry[:, 4:].tolist() == [[32, 48]] * 3
+    assert shown(found.inputs)[1] == [0, 10, 20, 30, 40]
+    # The frame that is not there is replaced by its neighbour: the clip was decoded twice.
+    assert shown(found.inputs)[0] == pytest.approx([0, 10, 10, 30, 40], abs=3)
