@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from mmalign import registry
+from mmalign.evals.benchmarks.vbench import DIMENSIONS
 from mmalign.rewards import card as card_of
 from mmalign.video.pair_making.plan import VIDEO_RECIPES, read_video_plan
+from mmalign.video.pair_making.selection import TOTAL, with_total
 
 PLANS = sorted((Path(__file__).parents[3] / "video/configs/pairs").glob("*.yaml"))
 
@@ -19,6 +21,33 @@ def test_a_plan_is_valid_and_explains_itself(path):
     assert f"mmalign pairs make video/configs/pairs/{path.name}" in head
     if plan.model is not None:
         assert registry.modality(plan.model.family) == "video"
+
+
+def test_lines_of_plans_fit_a_screen():
+    everywhere = (Path(__file__).parents[3]).glob("*/configs/pairs/*.yaml")
+    assert [path.name for path in everywhere if max(map(len, path.read_text().splitlines())) > 110] == []
+
+
+def test_every_part_of_omniscore_has_its_ends_and_semantics_those_of_a_cosine():
+    plan = read_video_plan(next(path for path in PLANS if path.stem == "omniscore"))
+    selection = plan.selection
+    assert set(selection.ranges) == set(selection.weights) == {one.column for one in plan.scorers}
+    ends = {
+        "subject": "subject consistency",
+        "background": "background consistency",
+        "flicker": "temporal flickering",
+        "dynamic": "dynamic degree",
+        "aesthetic": "aesthetic quality",
+    }
+    for title, name in ends.items():
+        assert selection.ranges[title] == (DIMENSIONS[name].low, DIMENSIONS[name].high), title
+    # A CLIPScore of 2.5 times VBench's greatest cosine of a text and a clip is 1; no title counts for more.
+    text = DIMENSIONS["overall consistency"]
+    assert selection.ranges["semantics"] == pytest.approx((2.5 * text.low, 2.5 * text.high))
+    best = {title: greatest for title, (_, greatest) in selection.ranges.items()}
+    assert with_total(best, selection)[TOTAL] == pytest.approx(1.0)
+    quality = sum(weight for title, weight in selection.weights.items() if title != "semantics")
+    assert quality == 4 * selection.weights["semantics"]
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
