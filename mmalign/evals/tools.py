@@ -22,6 +22,7 @@ from mmalign.evals.video.consistency import load_background, load_subject
 from mmalign.evals.video.flow import load_flow
 from mmalign.evals.video.pixels import load_pixels
 from mmalign.evals.video.quality import load_clip_rewards
+from mmalign.evals.video.style import load_style
 from mmalign.rewards.base import Reward
 from mmalign.rewards.clip_backbones import load_backbone
 from mmalign.rewards.clip_models import DualEncoder
@@ -133,6 +134,7 @@ TOOLS: Mapping[str, Callable[..., Any]] = {
     "subject": load_subject,
     "background": load_background,
     "aesthetic": load_aesthetic,
+    "style": load_style,
     "flow": load_flow,
     "pixels": load_pixels,
 }

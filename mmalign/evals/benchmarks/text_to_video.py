@@ -19,6 +19,7 @@ from mmalign.evals.prompts import read_prompts
 from mmalign.evals.video.dimensions import MEASURED, require_dimensions
 from mmalign.evals.video.footage import file_of
 from mmalign.evals.video.quality import ClipRewards, outputs_of
+from mmalign.evals.video.style import Styles
 from mmalign.evals.video.watching import Watched, Watcher
 from mmalign.rewards.sample import Sample
 
@@ -28,8 +29,9 @@ _PROMPT_FILES = tuple(
     f"prompts{ending}" for ending in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 )
 _VBENCH = "VBench_full_info.json"
-_KEPT = ("image",)
-"""Fields of a prompt's record that models read: the picture a clip goes on from."""
+_STYLE = "appearance_style"
+_KEPT = ("image", _STYLE)
+"""Fields of a prompt's record that are read: the picture a clip goes on from, the words of its style."""
 
 
 def read_items(folder: Path, *, prompts: str = "") -> list[Item]:
@@ -85,16 +87,32 @@ def _counts(answer: Answer, dimension: str) -> bool:
     return not dimension or listed is None or dimension.replace(" ", "_") in listed
 
 
-def _look(watcher: Watcher, answers: Sequence[Answer]) -> _Seen:
+def _look(name: str, watcher_of: Callable[[Answer], Watcher | None], answers: Sequence[Answer]) -> _Seen:
+    """What is seen of every clip; nothing at all, {}, where no watcher is meant for it."""
     found: list[Watched | None] = []
     problems: dict[str, None] = {}
     for answer in answers:
-        seen = watcher.see(file_of(answer.media)) if answer.error is None and answer.media else None
+        watcher, seen = watcher_of(answer), None
+        if answer.error is None and answer.media:
+            seen = {} if watcher is None else watcher.see(file_of(answer.media))
         if isinstance(seen, str):
             problems[seen] = None
             seen = None
         found.append(seen)
-    return _Seen(watcher.name, answers, found, tuple(problems))
+    return _Seen(name, answers, found, tuple(problems))
+
+
+def _looked(tool: Watcher | Styles, answers: Sequence[Answer]) -> _Seen:
+    """What a tool sees: one of styles has a watcher for every style, and none where a prompt has no style."""
+    if isinstance(tool, Watcher):
+        return _look(tool.name, lambda _: tool, answers)
+    styles = {style: tool.of(style) for style in sorted({_style(one) for one in answers} - {""})}
+    return _look(tool.name, lambda answer: styles.get(_style(answer)), answers)
+
+
+def _style(answer: Answer) -> str:
+    """The words of the style that a clip was asked for in; "" where there are none."""
+    return str(answer.item.expected.get(_STYLE) or "")
 
 
 def _average(
@@ -124,6 +142,20 @@ def _likeness(title: str, seen: _Seen, beside: tuple[str, ...]) -> Iterator[Metr
     near = seen.values(lambda found: found["neighbours"])
     name = f"temporal consistency ({seen.name})"
     yield _average(name, near, "mean cosine of neighbouring frames, 1 is still", beside=beside)
+
+
+def _styled(seen: _Seen, beside: tuple[str, ...]) -> Metric:
+    """VBench's appearance style, over all frames of all clips that were asked for in a style."""
+    title = "appearance style"
+    clips = [
+        (answer.item.id, None if found is None else found["style"])
+        for answer, found in zip(seen.answers, seen.found, strict=True)
+        if _style(answer) and _counts(answer, title)
+    ]
+    frames = [value for _, clip in clips if clip is not None for value in clip]
+    parts = [(item, math.nan if clip is None else math.fsum(clip) / len(clip)) for item, clip in clips]
+    unit = "mean cosine of a frame and the words of its style, over all frames of all clips"
+    return metric(f"{title} ({seen.name})", mean(frames), unit, per_item=parts, beside=beside)
 
 
 def _motion(flow: _Seen | None, pixels: _Seen | None) -> list[Metric]:
@@ -193,15 +225,17 @@ def _score(
     subject: Watcher | None = None,
     background: Watcher | None = None,
     aesthetic: Watcher | None = None,
+    style: Styles | None = None,
     rewards: ClipRewards | None = None,
     dimensions: str = "",
 ) -> Outcome:
-    tools = {
+    tools: dict[str, Watcher | Styles | None] = {
         "pixels": pixels,
         "flow": flow,
         "subject": subject,
         "background": background,
         "aesthetic": aesthetic,
+        "style": style,
     }
     if pixels is None and flow is None:
         do = "Quality without motion is not printed: clips that stand still have more of it."
@@ -209,7 +243,7 @@ def _score(
     there = [name for name, tool in tools.items() if tool is not None]
     require_dimensions([one for one in dimensions.split(",") if one.strip()], there)
     ordered = sorted(answers, key=lambda answer: (answer.item.id, answer.copy))
-    seen = {name: _look(tool, ordered) for name, tool in tools.items() if tool is not None}
+    seen = {name: _looked(tool, ordered) for name, tool in tools.items() if tool is not None}
     motion = _motion(seen.get("flow"), seen.get("pixels"))
     beside = tuple(one.name for one in motion if not one.name.startswith("top flow"))
     metrics: list[Metric] = [] if rewards is None else list(_rated(rewards, ordered, beside))
@@ -220,13 +254,15 @@ def _score(
         looks = seen["aesthetic"].values(lambda one: one["aesthetic"], "aesthetic quality")
         title = f"aesthetic quality ({seen['aesthetic'].name})"
         metrics.append(_average(title, looks, "VBench's, about 0.1 to 1", beside=beside))
+    if "style" in seen:
+        metrics.append(_styled(seen["style"], beside))
     if "pixels" in seen:
         steady = seen["pixels"].values(lambda one: one["flickering"], "temporal flickering")
         unit = "0 to 1, VBench's, meant for static scenes, 1 is still"
         metrics.append(_average("temporal flickering", steady, unit, beside=beside))
     metrics += motion
     counts = _counted(ordered, seen, metrics if rewards is not None else (), rewards)
-    notes = [*_notes(seen, there), *(() if rewards is None else rewards.notes)]
+    notes = [*_notes(seen, there, ordered), *(() if rewards is None else rewards.notes)]
     return Outcome(tuple(metrics), counts, tuple(notes))
 
 
@@ -254,13 +290,16 @@ def _counted(
     return {"clips": sum(whole), "failed": len(whole) - sum(whole), **found}
 
 
-def _notes(seen: Mapping[str, _Seen], there: Sequence[str]) -> Iterator[str]:
+def _notes(seen: Mapping[str, _Seen], there: Sequence[str], answers: Sequence[Answer]) -> Iterator[str]:
     measured = [name for name, tool in MEASURED.items() if tool in there]
     yield (
         f"{len(measured)} of VBench's {len(DIMENSIONS)} dimensions are measured here "
         f"({', '.join(measured)}): that is no VBench total, which the benchmark vbench computes from the "
         "official package's results."
     )
+    styled = sum(bool(_style(answer)) for answer in answers)
+    if styled and "style" not in there:
+        yield f"{styled} clips were asked for in a style: tools.style=vit-b-32 measures appearance style."
     for name, found in seen.items():
         yield from (f"{name}: {problem}" for problem in found.problems[:3])
 
@@ -285,6 +324,7 @@ BENCHMARK = Benchmark(
         "subject consistency": "DINO ViT-B/16, whole frames; background: CLIP ViT-B/32, centre",
         "dynamic degree": "RAFT (things), 20 updates, every round(fps / 8)th frame",
         "aesthetic quality": "LAION v1 on CLIP ViT-L/14, all frames, / 10",
+        "appearance style": "CLIP ViT-B/32 (tools.style), all frames, by Pillow; prompts with a style alone",
         "temporal flickering": "all clips, unless the prompts are VBench's",
         "clips": "mp4 as they are stored; frames, size, rate and sampler are in every model's recipe",
     },

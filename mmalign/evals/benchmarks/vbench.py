@@ -15,7 +15,7 @@ from typing import Any
 from mmalign.errors import ConfigError, RowError, explain
 from mmalign.evals.base import Answer, Benchmark, Item, Outcome
 from mmalign.evals.benchmarks._harness import metric, official_file
-from mmalign.evals.benchmarks._records import mean, read_json_records, read_value
+from mmalign.evals.benchmarks._records import Record, mean, read_json_records, read_value
 
 __all__ = [
     "BENCHMARK",
@@ -240,7 +240,7 @@ def _dimension(where: str, entry: object, source: str) -> DimensionScore:
 
 
 def read_items(folder: Path) -> list[Item]:
-    """Prompts of `VBench_full_info.json`, each with the dimensions it is for.
+    """Prompts of `VBench_full_info.json`, each with the dimensions it is for, and its style where it has one.
 
     Raises:
         ConfigError: the file is not there.
@@ -252,10 +252,22 @@ def read_items(folder: Path) -> list[Item]:
             f"vbench/{number:05d}",
             record.text("prompt_en"),
             group=record.texts("dimension")[0] if record.texts("dimension") else "",
-            expected={"dimensions": list(record.texts("dimension"))},
+            expected={"dimensions": list(record.texts("dimension")), **_style(record)},
         )
         for number, record in enumerate(read_json_records(path))
     ]
+
+
+def _style(record: Record) -> dict[str, str]:
+    """The words that the official package holds frames against, by the name of the dimension."""
+    if record.get("auxiliary_info") is None:
+        return {}
+    found = record.part("auxiliary_info")
+    name = "appearance_style"
+    if isinstance(found.get(name), Mapping):
+        found = found.part(name)
+    style = found.optional_text(name)
+    return {name: style} if style else {}
 
 
 # ------------------------------------------------------------------------------------------------ the harness

@@ -32,6 +32,7 @@ __all__ = [
     "FrameEncoder",
     "load_background",
     "load_subject",
+    "short_name",
     "vbench_pixels",
 ]
 
@@ -109,7 +110,7 @@ class DinoFrames:
         first = config.model_type == "vit"
         self.size = int(config.image_size) if first else 224
         kind = "DINO" if first else "DINOv2"
-        self.name = f"{kind} {_short(config.hidden_size, config.patch_size)}"
+        self.name = f"{kind} {short_name(config.hidden_size, config.patch_size)}"
         self._options = {"interpolate_pos_encoding": True} if first else {}
 
     @torch.inference_mode()
@@ -151,7 +152,7 @@ class ClipFrames:
         return {"weights": settings["weights"], "pixels": f"shorter side {size}, bicubic, centre"}
 
 
-def _short(width: int, patch: int) -> str:
+def short_name(width: int, patch: int) -> str:
     """`ViT-B/16` of a network's width and patch."""
     return f"ViT-{_SIZES.get(width, width)}/{patch}"
 
@@ -265,5 +266,5 @@ def load_background(
         backbone, weights=weights, reward="background consistency", device=device, dtype=dtype, text=False
     )
     vision = encoder.network.config
-    name = f"CLIP {_short(vision.hidden_size, vision.patch_size)}"
+    name = f"CLIP {short_name(vision.hidden_size, vision.patch_size)}"
     return ConsistencyWatcher(ClipFrames(encoder, name=name))

@@ -13,6 +13,7 @@ MEASURED: Mapping[str, str] = {
     "temporal flickering": "pixels",
     "dynamic degree": "flow",
     "aesthetic quality": "aesthetic",
+    "appearance style": "style",
 }
 """Dimension to the tool that measures it."""
 
@@ -28,11 +29,15 @@ MISSING: Mapping[str, str] = {
     "spatial relationship": _GRIT,
     "human action": "UMT (l16_ptk710_ftk710_ftk400_f16_res224.pth), a classifier with code of its own",
     "scene": "Tag2Text (tag2text_swin_14m.pth), a captioner with code of its own",
-    "appearance style": "CLIP ViT-B/32 against the style prompts of the official package",
     "temporal style": _VICLIP,
     "overall consistency": _VICLIP,
 }
 """Dimension to what the official package measures it with, which is not here."""
+
+_NAMED = {
+    "style": "It is loaded where it is named: tools.style=vit-b-32 (of the hub), or a folder of CLIP's."
+}
+"""What to do about tools without a default."""
 
 
 def require_dimensions(asked: Sequence[str], tools: Sequence[str]) -> None:
@@ -61,6 +66,9 @@ def require_dimensions(asked: Sequence[str], tools: Sequence[str]) -> None:
             raise ConfigError(message)
         if MEASURED[name] not in tools:
             message = explain(
-                f"VBench {name}", got=f"tools.{MEASURED[name]}=none", expected="the tool that measures it"
+                f"VBench {name}",
+                got=f"tools.{MEASURED[name]}=none",
+                expected="the tool that measures it",
+                do=_NAMED.get(MEASURED[name], ""),
             )
             raise ConfigError(message)

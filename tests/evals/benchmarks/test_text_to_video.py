@@ -102,6 +102,60 @@ def test_vbenchs_prompts_count_for_their_dimensions_alone(folder, tmp_path):
     assert math.isnan(found["background consistency (quarters)"].value)  # no prompt is for it
 
 
+class Lengths:
+    """Holds clips against a style by the number of its letters; frame k counts k more."""
+
+    name = "letters"
+
+    def of(self, style):
+        class Watcher(StepWatcher):
+            def watch(self, clip):
+                return {"style": [(len(style) + k) / 100 for k in range(len(clip.frames))]}
+
+        return Watcher()
+
+
+def test_appearance_style_is_the_mean_over_frames_of_clips_with_a_style(tmp_path):
+    styles = [{"appearance_style": {"appearance_style": style}} for style in ("ink", "oil paint")]
+    rows = [
+        {"prompt_en": "a lake, ink", "dimension": ["appearance_style"], "auxiliary_info": styles[0]},
+        {"prompt_en": "a fox", "dimension": ["subject_consistency"]},
+        {"prompt_en": "a fox, oil", "dimension": ["appearance_style"], "auxiliary_info": styles[1]},
+        {"prompt_en": "a hill", "dimension": ["appearance_style"]},
+        {"prompt_en": "a red car", "dimension": ["color"], "auxiliary_info": {"color": {"color": "red"}}},
+    ]
+    (tmp_path / "VBench_full_info.json").write_text(json.dumps(rows))
+    items = read_items(tmp_path)
+    clips = [sliding(n, frames=frames) for n, frames in enumerate((3, 5, 7, 2, 2))]
+    paths = [write_clip(tmp_path / f"{n}.mkv", clip, 8.0) for n, clip in enumerate(clips)]
+    answers = [Answer(item, media=(path,)) for item, path in zip(items, paths, strict=True)]
+    outcome = BENCHMARK.score(answers, style=Lengths(), pixels=PixelWatcher(), dimensions="appearance_style")
+    (found,) = [one for one in outcome.metrics if one.name == "appearance style (letters)"]
+    ink, oil = [0.03, 0.04, 0.05], [(9 + k) / 100 for k in range(7)]
+    assert found.value == pytest.approx((sum(ink) + sum(oil)) / 10)
+    assert found.per_item == pytest.approx({items[0].id: 0.04, items[2].id: 0.12})
+    assert found.beside == ("mean frame difference",)
+    assert (outcome.counts["clips"], outcome.counts["clips style could not see"]) == (5, 0)
+    (tmp_path / "0.mkv").write_bytes(b"no clip")
+    outcome = BENCHMARK.score(answers, style=Lengths(), pixels=PixelWatcher())
+    assert outcome.counts["clips style could not see"] == 1
+    (found,) = [one for one in outcome.metrics if one.name == "appearance style (letters)"]
+    assert math.isnan(found.per_item[items[0].id])
+    assert found.value == pytest.approx(sum(oil) / 7)
+    outcome = BENCHMARK.score(answers, pixels=PixelWatcher())
+    assert any("2 clips were asked for in a style: tools.style=vit-b-32" in note for note in outcome.notes)
+
+
+def test_own_prompts_may_name_a_style_and_count_where_they_do(tmp_path):
+    rows = [{"prompt": "a", "appearance_style": "ink"}, {"prompt": "b"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = read_items(tmp_path)
+    path = write_clip(tmp_path / "a.mkv", sliding(1, frames=3), 8.0)
+    answers = [Answer(item, media=(path,)) for item in items]
+    outcome = BENCHMARK.score(answers, style=Lengths(), pixels=PixelWatcher())
+    assert named(outcome)["appearance style (letters)"].per_item == pytest.approx({items[0].id: 0.04})
+
+
 def test_clips_nobody_can_see_are_counted_and_the_rest_measured(folder, tmp_path):
     items = read_items(folder)
     answers = EXAMPLE.answers(items)

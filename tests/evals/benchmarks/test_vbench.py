@@ -202,3 +202,18 @@ def test_a_frame_is_held_against_the_first_and_the_one_before():
     assert frame_similarities(features).tolist() == pytest.approx([0.0, half / 2])
     still = torch.ones(3, 7)
     assert frame_similarities(still).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_styles_of_prompts_are_read_nested_or_plain_and_refused_in_words(tmp_path):
+    path = tmp_path / "VBench_full_info.json"
+
+    def expected(style):
+        info = {"auxiliary_info": {"appearance_style": style}}
+        path.write_text(json.dumps([{"prompt_en": "a", "dimension": ["appearance_style"], **info}]))
+        return vbench.read_items(tmp_path)[0].expected
+
+    assert expected({"appearance_style": "ink"})["appearance_style"] == "ink"
+    assert expected("ink")["appearance_style"] == "ink"
+    assert set(expected(None)) == {"dimensions"}
+    with pytest.raises(RowError, match="appearance_style: got 7, expected text"):
+        expected({"appearance_style": 7})

@@ -1,11 +1,13 @@
 """What looks at clips: VBench's rules on known clips, networks from disk, what cannot be seen."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from torchvision.models.optical_flow import raft_large
-from transformers import CLIPVisionModelWithProjection, ViTConfig, ViTModel
+from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from mmalign.data.video_writers import write_clip
 from mmalign.errors import CheckpointError, ConfigError, RowError, UnknownNameError
@@ -16,6 +18,8 @@ from mmalign.evals.video.dimensions import MEASURED, MISSING, require_dimensions
 from mmalign.evals.video.flow import FlowWatcher, load_flow
 from mmalign.evals.video.footage import Footage, read_footage
 from mmalign.evals.video.pixels import PixelWatcher, frame_difference
+from mmalign.evals.video.style import StyleWatcher, load_style
+from mmalign.rewards.pixels import CLIP_MEAN, CLIP_STD
 from mmalign.rewards.sample import Sample
 from mmalign.testing.benchmark_examples.filmed import MeanColours, StepWatcher, sliding
 from mmalign.testing.reward_checkpoints.clip import write_clip_folder
@@ -175,6 +179,43 @@ def test_backgrounds_are_seen_by_clip_without_antialiasing(tmp_path):
     assert watcher.name.startswith("CLIP ViT-")
 
 
+def test_style_is_the_cosine_of_every_frame_and_the_words_of_the_style(tmp_path):
+    folder = write_clip_folder(tmp_path / "clip", seed=7, weight_file="pytorch_model.bin")
+    styles, frames = load_style(weights=folder), sliding(4, frames=3)
+    words = "van gogh style"
+    network, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    pictures = []
+    for frame in frames:  # 32 x 48 pixels to 28 x 42, of which columns 7 to 34 are the centre
+        picture = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize((42, 28), Image.Resampling.BICUBIC)
+        pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[..., 7:35] / 255)
+    mean, std = torch.tensor([CLIP_MEAN, CLIP_STD]).view(2, 3, 1, 1)
+    ids = tokenizer(words, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        found = network(input_ids=ids, pixel_values=(torch.stack(pictures) - mean) / std)
+    expected = found.logits_per_image[:, 0] / network.logit_scale.exp()
+    seen = styles.of(words).watch(Footage(frames, 8.0))["style"]
+    assert seen == pytest.approx(expected.tolist(), abs=1e-5)
+    other = styles.of("in cyberpunk").watch(Footage(frames, 8.0))["style"]
+    assert other != pytest.approx(seen, abs=1e-3)
+    assert styles.name == "CLIP ViT-20/14"
+    assert styles.of(words).provenance()["style"] == words
+
+
+def test_a_style_is_seen_once_per_clip_and_words(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mkv", sliding(1), 5.0)
+    styles = load_style(weights=write_clip_folder(tmp_path / "clip", seed=7, weight_file="pytorch_model.bin"))
+    with ToolStore(tmp_path / "store") as store:
+        kept = store.wrap("style", styles)
+        assert kept.name == styles.name
+        first, second = kept.of("ink").see(path), kept.of("oil").see(path)
+    assert first != second
+    monkeypatch.setattr(StyleWatcher, "watch", lambda *_: pytest.fail("seen twice"))
+    with ToolStore(tmp_path / "store", ask=False) as store:
+        assert store.wrap("style", styles).of("oil").see(path) == second
+        with pytest.raises(CheckpointError, match="style: 1 of 1 are not there yet"):
+            store.wrap("style", styles).of("chalk").see(path)
+
+
 def test_what_was_seen_is_stored_and_what_could_not_be_is_not(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mkv", sliding(1), 5.0)
     broken = tmp_path / "b.mkv"
@@ -200,5 +241,10 @@ def test_dimensions_that_are_not_measured_say_what_they_lack():
         require_dimensions(["motion_smoothness"], ["flow"])
     with pytest.raises(ConfigError, match=r"dynamic degree: got 'tools\.flow=none'"):
         require_dimensions(["dynamic degree"], ["pixels"])
+    with pytest.raises(
+        ConfigError, match=r"appearance style: got 'tools\.style=none'.*tools\.style=vit-b-32"
+    ):
+        require_dimensions(["appearance_style"], ["pixels"])
+    require_dimensions(["appearance_style"], ["style"])
     with pytest.raises(UnknownNameError, match="VBench dimension"):
         require_dimensions(["beauty"], [])
