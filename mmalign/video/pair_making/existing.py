@@ -71,6 +71,7 @@ def existing(
             named_pictures(item[0].row),
             *rate_of(item[0].row, [one for one, _ in item[1]]),
         ],
+        alone=True,
     )
     groups = []
     for (group, held), record in zip(asked, records, strict=True):

@@ -180,6 +180,7 @@ def _run(
             named_pictures(row),
             *rate_of(row, row.candidates),
         ],
+        alone=True,
     )
     there = []
     for row, record in zip(rows, records, strict=True):

@@ -16,7 +16,7 @@ from mmalign.data.config import DataConfig, VideoLimits
 from mmalign.data.readers import open_rows
 from mmalign.data.video_facts import look_at_clip
 from mmalign.data.video_media import decode_clip
-from mmalign.errors import ConfigError
+from mmalign.errors import ConfigError, RowError
 from mmalign.testing.clip_pairs import ClipStub, brightness, drawn, frames_in, records
 from mmalign.testing.video_families import moving_clip
 from mmalign.video.clips import Clip
@@ -279,6 +279,39 @@ def test_clips_that_were_refused_are_looked_at_again_under_other_limits(plan_of,
     assert (found, counts["too_many_frames"]) == ([], 2)
     found, counts = run()
     assert (len(found), counts["too_many_frames"]) == (1, 0)
+
+
+def test_of_a_block_of_existing_clips_those_that_could_not_be_read_are_read_again_alone(
+    plan_of, tmp_path, monkeypatch
+):
+    from mmalign.video.pair_making import existing as module
+
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(moving_clip(number, num_frames=7))
+    lines = [
+        {"prompt": "one", "samples": [{"video": f"{n}.png", "score": n} for n in (0, 1)]},
+        {"prompt": "two", "samples": [{"video": f"{n}.png", "score": n} for n in (2, 3)]},
+    ]
+    path = tmp_path / "groups.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    plan = plan_of("existing_clips", scorers=None, data={"source": str(path)})
+    asked, away = [], {"2.png"}
+
+    def read(media, *rest, real=module.as_one_file):
+        asked.append(Path(media).name)
+        if asked[-1] in away:
+            message = "Permission denied"
+            raise RowError(message, reason="unreadable_file")
+        return real(media, *rest)
+
+    monkeypatch.setattr(module, "as_one_file", read)
+    found, counts = made(plan, tmp_path / "out", None)
+    assert ([record["prompt"] for record in found], counts["unanswered"]) == (["one"], 1)
+    away.clear()
+    asked.clear()
+    found, counts = made(plan, tmp_path / "out", None)
+    assert asked == ["2.png", "3.png"]
+    assert ([record["prompt"] for record in found], counts["unanswered"]) == (["one", "two"], 0)
 
 
 def test_clips_of_other_pictures_do_not_meet_and_pairs_keep_theirs(plan_of, tools_of, tmp_path):

@@ -11,6 +11,7 @@ from mmalign.data.readers import open_rows
 from mmalign.data.video_damage import damaged
 from mmalign.data.video_media import decode_clip
 from mmalign.data.video_writers import encode_clip
+from mmalign.errors import RowError
 from mmalign.seeding import generator_for
 from mmalign.testing.clip_pairs import ClipStub, frames_in, records
 from mmalign.testing.video_families import moving_clip
@@ -134,3 +135,27 @@ def test_the_picture_of_a_row_goes_with_its_pairs(plan_of, tmp_path):
     assert (tmp_path / "out" / found[0]["image"]).read_bytes() == (tmp_path / "first.png").read_bytes()
     read = next(iter(open_rows(DataConfig(source=str(tmp_path / "out/rows.jsonl")))))
     assert len(read.images) == 1
+
+
+def test_of_a_block_the_clip_that_could_not_be_read_is_corrupted_alone_by_the_next_run(
+    plan_of, tools_of, tmp_path
+):
+    class Away(ClipStub):
+        def corrupt(self, row, level, keys, seed):
+            if row.prompt == PROMPTS[1] and self.killed_at == 0:
+                message = "Permission denied"
+                raise RowError(message, reason="unreadable_file")
+            return ClipStub.corrupt(self, row, level, keys, seed)
+
+        def _called(self, keys):
+            self.calls.append(keys)
+
+    plan = plan_of("corrupt_and_denoise", corrupt={"real": "chosen"})
+    whole, _ = made(plan, tmp_path / "whole", tools_of(ClipStub()))
+    found, counts = made(plan, tmp_path / "out", tools_of(Away(killed_at=0)))
+    assert {record["prompt"] for record in found} == {PROMPTS[0], PROMPTS[2]}
+    assert counts["unanswered"] == 1
+    again = Away()
+    found, counts = made(plan, tmp_path / "out", tools_of(again))
+    assert [{key.rpartition("/")[0] for key in keys} for keys in again.calls] == [{whole[2]["made_from"]}]
+    assert (found, counts["unanswered"]) == (whole, 0)
