@@ -1,8 +1,9 @@
 """How time and memory grow: with rows of the data, candidates, frames of a clip, words of an answer.
 
-Each is measured at some sizes, each twice the one before, and a power law is fitted: `cost = a * size ** p`.
-An exponent of 1 is linear; 0 does not grow. A base that does not grow (the loaded model) is not taken off, so
-exponents of small sizes are low; the last two sizes alone say where it is going.
+Each is measured at some sizes, about twice the one before (clips have 4 n + 1 frames), and a power law is
+fitted: `cost = a * size ** p`. An exponent of 1 is linear; 0 does not grow. A base that does not grow (the
+loaded model) is not taken off, so exponents of small sizes are low; the last two sizes alone say where it is
+going.
 
     rows      opening a parquet file and its order, time and Python memory
     list      Plackett-Luce over k candidates, scores [512, k], forward and backward

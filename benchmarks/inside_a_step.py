@@ -142,10 +142,12 @@ def breakdown(
         warm_up: steps before them.
         options: of `contestants.settings`.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     config = settings(
         TINY[name], folder, name=f"inside {len(list(folder.iterdir()))}", pairs=pairs, **options
     )
-    config["train"] |= {"steps": warm_up + steps}
+    # One more than is measured: a run's last step is always logged, whatever `log.every` says.
+    config["train"] |= {"steps": warm_up + steps + 1}
     loop, loader = _prepared(config)
     watch = Watch()
     found: dict[str, float] = {}

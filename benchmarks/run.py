@@ -26,6 +26,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,12 +202,19 @@ MEASUREMENTS: dict[str, Callable[[Path, Profile], dict[str, Any]]] = {
 
 
 def run(names: list[str], *, profile: str, folder: Path, output: Path) -> list[dict[str, Any]]:
-    """Measure, show and write: a record per name, written as soon as it is there."""
+    """Measure, show and write: a record per name, written as soon as it is there.
+
+    A measurement that raises is written with its `error` in place of values; the others go on.
+    """
     torch.set_num_threads(1)
     where, found = records.machine(), []
     for name in names:
         started = time.perf_counter()
-        values = MEASUREMENTS[name](folder, PROFILES[profile])
+        try:
+            values = MEASUREMENTS[name](folder, PROFILES[profile])
+        except Exception as error:  # minutes of other measurements hang on it; `main` exits with 1
+            traceback.print_exc()
+            values = {"error": f"{type(error).__name__}: {error}"}
         values = {**values, "wall_seconds": round(time.perf_counter() - started, 1)}
         record = records.record(name, values, profile=profile, where=where)
         records.append(output, [record])
@@ -218,6 +226,9 @@ def run(names: list[str], *, profile: str, folder: Path, output: Path) -> list[d
 def show(record: Mapping[str, Any]) -> None:
     """A record for a terminal."""
     print(f"\n{record['id']} ({record['values']['wall_seconds']} s)", flush=True)
+    if "error" in record["values"]:
+        print(f"  failed: {record['values']['error']}")
+        return
     if str(record["id"]).startswith("objectives"):
         costs = {name: row["over_ms"] for name, row in record["values"].items() if isinstance(row, dict)}
         dearest = max(costs, key=lambda name: costs[name])
@@ -240,13 +251,30 @@ def _chosen(only: list[str]) -> list[str]:
 
 
 def _compare(first: Path, second: Path) -> None:
-    old, new = records.read(first), records.read(second)
-    rows = records.compare(old, new)
+    """Print ratios.
+
+    Raises:
+        SystemExit: a file is missing, or the two share no measurement.
+    """
+    try:
+        old, new = records.read(first), records.read(second)
+        rows = records.compare(old, new)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"compare: {error}")
     print(f"{'measurement':72s} {first.name:>14s} {second.name:>14s}  second / first")
     for name, before, after, over in rows:
         print(f"{name:72s} {before:>14s} {after:>14s}  {over}")
     for line in records.other_machine(old[-1], new[-1]):
         print(f"measured elsewhere: {line}")
+
+
+def _on_gpu(only: list[str], output: Path | None) -> None:
+    """gpu.py with what was asked for, and with the threads that one core's timings took away."""
+    os.environ.pop("OMP_NUM_THREADS", None)
+    torch.set_num_threads(os.cpu_count() or 1)
+    import gpu
+
+    gpu.main([*(["--only", *only] if only else []), *(["--output", str(output)] if output else [])])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -267,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--profile", choices=[*PROFILES, "gpu"], default="cpu")
     parser.add_argument("--only", nargs="*", default=[], help="beginnings of names")
     parser.add_argument(
-        "--output", type=Path, default=RESULTS, help=f"records are added (default: {RESULTS})"
+        "--output", type=Path, help=f"records are added (default: {RESULTS}; of a GPU, gpu.jsonl beside it)"
     )
     parser.add_argument("--folder", type=Path, help="scratch, kept; models that are there are used again")
     parser.add_argument(
@@ -277,20 +305,23 @@ def main(arguments: list[str] | None = None) -> None:
     if options.page is not None:
         import performance_page
 
-        performance_page.renew_page(options.page, options.output)
+        performance_page.renew_page(options.page, options.output or RESULTS)
         return
     if options.profile == "gpu":
-        import gpu
-
-        gpu.main([])
+        _on_gpu(options.only, options.output)
         return
+    output = options.output or RESULTS
+    names = _chosen(options.only)
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
-        run(_chosen(options.only), profile=options.profile, folder=options.folder, output=options.output)
+        found = run(names, profile=options.profile, folder=options.folder, output=output)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            run(_chosen(options.only), profile=options.profile, folder=Path(folder), output=options.output)
-    print(f"\nadded to {options.output}")
+            found = run(names, profile=options.profile, folder=Path(folder), output=output)
+    print(f"\nadded to {output}")
+    failed = [str(record["id"]) for record in found if "error" in record["values"]]
+    if failed:
+        sys.exit(f"benchmarks: {', '.join(failed)} failed, see above.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     help          `mmalign --help`
     first step    `mmalign train` on a tiny model, to the end of its first step
-    trl           `import trl`, its DPOTrainer on a tiny language model, one step: what the same takes there
+    trl           `import trl`, its DPOTrainer on the same language model and rows, as many pairs, one step
 
 Wall seconds, the least of some rounds: a start that another process slowed down is not the start's own.
 """
@@ -43,25 +43,33 @@ def _train_command(settings: dict[str, Any], path: Path) -> list[str]:
     return [sys.executable, "-m", "mmalign", "train", str(path)]
 
 
-def measure(folder: Path, *, rounds: int) -> dict[str, float]:
-    """Seconds of each; and our first step over TRL's, on the same language model and rows."""
+def _settings(name: str, folder: Path) -> dict[str, Any]:
+    """A run's configuration; the language model's has the files and the pairs per step that TRL gets."""
     import vlm_step
     from contestants import settings
     from tiny_models import TINY
 
+    if name != "vlm":
+        return settings(TINY[name], folder / name, name="start", pairs=1, cached=False)
+    vlm_step.write_inputs(folder / "trl", vlm_step.SHAPES["llava"])
+    config = settings(TINY[name], folder / "trl", name="start", pairs=vlm_step.PAIRS, cached=False)
+    config["data"]["source"] = str(folder / "trl" / "pairs.parquet")
+    return config
+
+
+def measure(folder: Path, *, rounds: int) -> dict[str, float]:
+    """Seconds of each; and our first step over TRL's, on the same language model and rows."""
     result = {"help": seconds_of([sys.executable, "-m", "mmalign", "--help"], max(rounds, 3))}
     for name in ("sdxl", "vlm"):
-        config = settings(TINY[name], folder / name, name="start", pairs=1, cached=False)
+        config = _settings(name, folder)
         path = folder / f"{name}.yaml"
         found = []
         for number in range(rounds):
-            output = str(folder / name / f"start {number}")
-            config["train"] |= {"steps": 1, "batch_size": 1, "output": output, "checkpoint_every": 2}
+            output = str(folder / f"start {name} {number}")
+            config["train"] |= {"steps": 1, "output": output, "checkpoint_every": 2}
             found.append(seconds_of(_train_command(config, path), 1))
         result[f"first step, {name}"] = min(found)
-    source = folder / "trl"
-    vlm_step.write_inputs(source, vlm_step.SHAPES["llava"])
-    script = _TRL.format(here=str(Path(__file__).parent), folder=str(source))
+    script = _TRL.format(here=str(Path(__file__).parent), folder=str(folder / "trl"))
     result["first step, trl"] = seconds_of([sys.executable, "-c", script], rounds)
     result["over trl"] = result["first step, vlm"] / result["first step, trl"]
     return result
