@@ -4,8 +4,9 @@ A subject is a family's tiny model (tokenizer, schedule, adapter targets) whose 
 of true size, and inputs of true shape: cached latents and text states. With `dry` the tiny network stays.
 """
 
+import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ class Step:
         gradient: leaves the gradient of the same fixed batch in `parameters`.
         parameters: the adapter's weights by name.
         network: whose blocks may be compiled.
+        repeated: FLOPs of the forward pass that checkpointing takes twice: arithmetic of no use.
+        dropped: updates dropped so far because they were not finite.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Step:
     gradient: Callable[[], object]
     parameters: Mapping[str, nn.Parameter]
     network: Any
+    repeated: Callable[[], int] | None = None
+    dropped: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,29 +90,30 @@ def _image_encoders(device: torch.device) -> Callable[[int], Tensor]:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        scaling_factor=0.13025,
-    )
+    # Weights are made where they are used: a CPU takes long to draw them.
+    with torch.device(device):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            scaling_factor=0.13025,
+        )
+        texts = [
+            CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=width,
+                    intermediate_size=4 * width,
+                    num_hidden_layers=depth,
+                    num_attention_heads=heads,
+                )
+            )
+            for width, depth, heads in ((768, 12, 12), (1280, 32, 20))
+        ]
     del vae.decoder
     vae.to(device).requires_grad_(False)
-    sizes = ((768, 12, 12), (1280, 32, 20))
-    texts = [
-        CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=depth,
-                num_attention_heads=heads,
-            )
-        )
-        .to(device, torch.bfloat16)
-        .requires_grad_(False)
-        for width, depth, heads in sizes
-    ]
+    for text in texts:
+        text.to(device, torch.bfloat16).requires_grad_(False)
 
     @torch.no_grad()
     def encode(pairs: int) -> Tensor:
@@ -197,9 +203,11 @@ def _loaded(
 
 def steps_of(
     subject: Denoiser, folder: Path, device: torch.device, *, pairs: int, precision: str = "bf16", dry: bool
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Our step, then the unoptimised one on the same weights: made one after the other, as memory allows."""
     import copy
+
+    from vlm_contestants import policy_flops
 
     from mmalign.testing.accelerator import forget_accelerator
     from mmalign.train.run import prepare
@@ -207,7 +215,8 @@ def steps_of(
 
     forget_accelerator()  # of another precision
     run, model, table = _loaded(subject, folder, device, pairs, precision, dry=dry)
-    plain = copy.deepcopy(model.network) if precision == "bf16" else None
+    # Not on the card until its turn comes: it would count as memory of ours.
+    plain = copy.deepcopy(model.network).to("cpu") if precision == "bf16" else None
     loop, _ = prepare(run, model=model, table=table)
     batch = _batch(subject, model, pairs, device, dry=dry)
     batches = itertools.repeat(batch)
@@ -216,10 +225,21 @@ def steps_of(
     def gradient() -> None:
         (preference_step(loop.parts, batch).loss / pairs).backward()
 
-    yield Step("mmalign", lambda: one_step(loop, batches), gradient, parameters, loop.trainables.network)
+    def repeated() -> int:
+        return policy_flops(loop, batch)
+
+    yield Step(
+        "mmalign",
+        lambda: one_step(loop, batches),
+        gradient,
+        parameters,
+        loop.trainables.network,
+        repeated if subject.checkpointing else None,
+        lambda: float(loop.dropped[0]),
+    )
     if plain is None:
         return
-    yield _unoptimised(subject, loop, batch, plain, dry=dry)
+    yield _unoptimised(subject, loop, batch, plain.to(device), dry=dry)
 
 
 def _unoptimised(subject: Denoiser, loop: Any, batch: Any, copied: Any, *, dry: bool) -> Step:
@@ -306,20 +326,31 @@ def _write_language(folder: Path, *, dry: bool) -> Path:
 
 @contextmanager
 def _made_on(device: torch.device) -> Iterator[None]:
-    """Weights of language models are made on the device instead of being read."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    """Weights of language models are made on the device instead of being read, the same in every precision.
+
+    Both classes that read them are patched: ours asks the automatic one, TRL the one that the config names.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
     def made(source: Any, *_: Any, config: Any = None, dtype: Any = None, **__: Any) -> Any:
         config = config or AutoConfig.from_pretrained(str(source))
+        config.name_or_path = str(source)
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
-            return AutoModelForImageTextToText.from_config(config, dtype=dtype or torch.bfloat16)
+            model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+        return model.to(wanted) if isinstance(wanted, torch.dtype) else model
 
-    with mock.patch.object(AutoModelForImageTextToText, "from_pretrained", made):
+    with (
+        mock.patch.object(AutoModelForImageTextToText, "from_pretrained", made),
+        mock.patch.object(LlavaForConditionalGeneration, "from_pretrained", made),
+    ):
         yield
 
 
-def language_steps(folder: Path, device: torch.device, *, pairs: int, dry: bool) -> Iterator[Step]:
+def language_steps(
+    folder: Path, device: torch.device, *, pairs: int, dry: bool
+) -> Generator[Step, None, None]:
     """DPO of a LLaVA of seven billion weights: ours with shared prefixes, then TRL's trainer if there."""
     from importlib.util import find_spec
 
@@ -333,7 +364,11 @@ def language_steps(folder: Path, device: torch.device, *, pairs: int, dry: bool)
     precision = {"mixed_precision": "bf16", "device": "cpu" if on_cpu else "auto"}
     with nullcontext() if dry else _made_on(device), mock.patch.object(peers, "PAIRS", pairs):
         own = peers.mmalign_contestant(home, stored=False, checkpointing=True, train=precision)
-        yield Step(own.name, own.step, own.gradient, own.parameters, None)
+        yield Step(own.name, own.step, own.gradient, own.parameters, None, own.repeated)
+        del own  # and its network: the next one is measured alone
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         if find_spec("trl") is None:
             return
         trl = peers.trl_contestant(

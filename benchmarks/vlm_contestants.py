@@ -26,12 +26,14 @@ class Contestant:
         parameters: the adapter's weights, by their names within the language model.
         gradient: leaves the gradient of one micro-batch in them.
         step: one optimiser step.
+        repeated: FLOPs of the forward pass that checkpointing takes twice; None where nothing counts them.
     """
 
     name: str
     parameters: dict[str, nn.Parameter]
     gradient: Callable[[], None]
     step: Callable[[], None]
+    repeated: Callable[[], int] | None = None
 
 
 def _by_layer(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -40,6 +42,21 @@ def _by_layer(network: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }
+
+
+def policy_flops(loop: Any, batch: Any) -> int:
+    """FLOPs of the policy's forward pass: half of a step's two without gradients, where nothing is repeated.
+
+    Args:
+        loop: with a live reference, which is the same network with its adapters off.
+        batch: encoded.
+    """
+    from inside_a_step import flops_of
+
+    from mmalign.train.step import preference_step
+
+    with torch.no_grad():
+        return flops_of(lambda: preference_step(loop.parts, batch)) // 2
 
 
 def mmalign_contestant(
@@ -91,7 +108,12 @@ def mmalign_contestant(
         if is_record:
             loop.meter.read(lambda sums: sums)
 
-    return Contestant(name, _by_layer(loop.trainables.network), gradient, step)
+    def repeated() -> int:
+        return policy_flops(loop, next(batches))
+
+    return Contestant(
+        name, _by_layer(loop.trainables.network), gradient, step, repeated if checkpointing else None
+    )
 
 
 def trl_contestant(
