@@ -156,6 +156,30 @@ def _growth(found: Mapping[str, Any]) -> str:
     return _table(["what grows", "sizes", "exponent of time (last two sizes)", "of memory"], rows)
 
 
+def _gpu(found: Mapping[str, Any]) -> str:
+    """Machine, steps, attention and gradients measured by gpu.py; nothing where it never ran."""
+    if not found:
+        return ""
+    import gpu
+
+    rows: list[dict[str, Any]] = [{"id": name, **each["values"]} for name, each in found.items()]
+    parts = [_machine(found), gpu.table(rows)]
+    kernels = [
+        [name, value if isinstance(value, str) else f"{value:.1e}"]
+        for row in rows
+        if row["id"] == "attention"
+        for name, value in row.items()
+        if name not in ("id", "error", "left_out")
+    ]
+    if kernels:
+        parts.append(_table(["attention kernel", "largest relative error, or why not"], kernels))
+    gaps = [(row["id"], row["gradient_difference"]) for row in rows if "gradient_difference" in row]
+    if gaps:
+        cells = [[name, gap if isinstance(gap, str) else f"{gap:.1e}"] for name, gap in gaps]
+        parts.append(_table(["gradients", "relative difference"], cells))
+    return "\n\n".join(parts)
+
+
 PARTS_OF_THE_PAGE = {
     "machine": _machine,
     "steps": _steps,
@@ -169,14 +193,27 @@ PARTS_OF_THE_PAGE = {
 
 
 def renew_page(page: Path, results: Path) -> None:
-    """Put the tables of the last record of every measurement between the page's markers."""
+    """Put the tables of the last record of every measurement between the page's markers.
+
+    Args:
+        page: Markdown.
+        results: records; those of a GPU are read from it, and from `gpu.jsonl` beside it.
+    """
     import growth
 
     from mmalign.files import atomic_write
     from mmalign.toy.guide_tables import renew
 
-    found = records.latest(each for each in records.read(results) if each["profile"] == "cpu")
-    renew(page, {f"bench_{name}": make(found) for name, make in PARTS_OF_THE_PAGE.items()})
+    beside = results.with_name("gpu.jsonl")
+    both = [path for path in dict.fromkeys((results, beside)) if path == results or path.exists()]
+    every = [each for path in both for each in records.read(path)]
+    # One that failed does not hide the one before.
+    found = records.latest(
+        each for each in every if each["profile"] == "cpu" and "error" not in each["values"]
+    )
+    on_gpu = records.latest(each for each in every if each["profile"] == "gpu")
+    parts = {name: make(found) for name, make in PARTS_OF_THE_PAGE.items()} | {"gpu": _gpu(on_gpu)}
+    renew(page, {f"bench_{name}": text for name, text in parts.items()})
     if "growth" in found:
         picture = page.parent / _CURVE
         picture.parent.mkdir(parents=True, exist_ok=True)
