@@ -248,7 +248,7 @@ class StreamOrder:
 
     def _forget(self) -> None:
         self._open: dict[tuple[int, int], Lane] = {}
-        self._mixed: dict[int, list[NDArray[np.int64]]] = {}
+        self._mixed: dict[int, dict[int, NDArray[np.int64]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is open."""
@@ -272,21 +272,34 @@ class StreamOrder:
         opened = self.table.opened
         if len(opened) == 1:
             return 0, number
-        blocks = self._mixed.setdefault(lane, [])
+        block, within = divmod(number, _BLOCK)
+        counts = self._counts(lane, block)
+        before, after = counts[within], counts[within + 1]
+        source = int(np.argmax(after - before))
+        return source, int(before[source])
+
+    def _counts(self, lane: int, block: int) -> NDArray[np.int64]:
+        """Rows of each source before every row of a block of a lane, and behind its last.
+
+        Two blocks are kept: a run goes forward, and looks back a micro-batch at most.
+        """
+        blocks, opened = self._mixed.setdefault(lane, {}), self.table.opened
+        known = [number for number in blocks if number <= block]
+        at = max(known, default=-1)
+        counts = blocks[at] if known else np.zeros((1, len(opened)), dtype=np.int64)
         offset = derive_seed(self.seed, "mixture", lane) / 2.0**63
         shares = np.cumsum([item.source.weight * (item.records or 0) for item in opened])
-        while len(blocks) * _BLOCK <= number:
-            start = len(blocks) * _BLOCK
+        while at < block:
+            at += 1
             # Multiples of the golden ratio fill every stretch evenly: shares hold over a few hundred rows.
-            drawn = (offset + _GOLDEN * np.arange(start, start + _BLOCK)) % 1.0
+            drawn = (offset + _GOLDEN * np.arange(at * _BLOCK, (at + 1) * _BLOCK)) % 1.0
             chosen = np.searchsorted(shares / shares[-1], drawn, side="right")
-            counts = np.cumsum(chosen[:, None] == np.arange(len(opened)), axis=0)
-            blocks.append(counts + (blocks[-1][-1] if blocks else 0))
-        block, within = divmod(number, _BLOCK)
-        before = blocks[block - 1][-1] if block else np.zeros(len(opened), dtype=np.int64)
-        before = blocks[block][within - 1] if within else before
-        source = int(np.argmax(blocks[block][within] - before))
-        return source, int(before[source])
+            steps = np.cumsum(chosen[:, None] == np.arange(len(opened)), axis=0)
+            counts = np.concatenate([counts[-1:], counts[-1] + steps])
+            blocks[at] = counts
+            for old in [number for number in blocks if number < at - 1]:
+                del blocks[old]
+        return counts
 
     def _lane(self, source: int, lane: int, *, state: LaneState | None, scratch: bool = False) -> Lane:
         opened = self.table.opened[source]

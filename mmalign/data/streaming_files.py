@@ -3,6 +3,7 @@
 Rows behind a network that is down are no bad rows: leaving them out would lose them without a word.
 """
 
+import contextlib
 import io
 import sys
 import time
@@ -23,6 +24,18 @@ _EXTRAS = {
     **dict.fromkeys(("http", "https"), "http"),
     **dict.fromkeys(("abfs", "abfss", "az", "adl"), "azure"),
 }
+_NETWORK_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),
+)
+"""Packages behind addresses, where they are loaded, and what they raise besides `OSError`."""
+
 _Result = TypeVar("_Result")
 
 
@@ -65,13 +78,10 @@ def file_system(url: str) -> tuple[Any, str]:
 def _failures() -> tuple[type[BaseException], ...]:
     """What a network may raise; the packages of other protocols have errors of their own."""
     found: list[type[BaseException]] = [OSError, TimeoutError]
-    for package, name in (
-        ("aiohttp", "ClientError"),
-        ("httpx", "HTTPError"),
-        ("botocore.exceptions", "BotoCoreError"),
-    ):
-        if package in sys.modules:
-            found.append(getattr(sys.modules[package], name))
+    for package, name in _NETWORK_ERRORS:
+        kind = getattr(sys.modules.get(package), name, None)
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            found.append(kind)
     return tuple(found)
 
 
@@ -117,12 +127,19 @@ class SteadyFile(io.RawIOBase):
         self._size = int(attempted(self._open_again, url))
 
     def _open_again(self) -> int:
+        """Size of the file, opened on a new connection."""
+        self._let_go()
         system, path = file_system(self.url)
-        if self._inner is not None:
-            self._inner.close()
         self._inner = system.open(path, "rb")
         size = getattr(self._inner, "size", None)
         return int(system.size(path) if size is None or callable(size) else size)
+
+    def _let_go(self) -> None:
+        """Close the connection; one that is broken may fail at that, too, and nothing is lost."""
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            with contextlib.suppress(ValueError, *_failures()):
+                inner.close()
 
     def readable(self) -> bool:
         """True."""
@@ -150,15 +167,18 @@ class SteadyFile(io.RawIOBase):
             return b""
 
         def once() -> bytes:
+            # The pause lies between a failure and the new connection, which may fail as well.
+            if self._inner is None:
+                self._open_again()
             try:
                 self._inner.seek(self._position)
                 data: bytes = self._inner.read(wanted)
+                if len(data) < wanted:
+                    message = f"got {len(data)} bytes, expected {wanted}"
+                    raise OSError(message)
             except _failures():
-                self._open_again()
+                self._let_go()
                 raise
-            if len(data) < wanted:
-                message = f"got {len(data)} bytes, expected {wanted}"
-                raise OSError(message)
             return data
 
         data = attempted(once, self.url)
@@ -173,6 +193,5 @@ class SteadyFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close the connection."""
-        if not self.closed and self._inner is not None:
-            self._inner.close()
+        self._let_go()
         super().close()

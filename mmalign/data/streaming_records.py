@@ -64,6 +64,19 @@ class PartRecords:
     def __len__(self) -> int:
         return len(self.content)
 
+    def drop_media(self) -> None:
+        """Forget the columns of encoded media."""
+        if isinstance(self.content, list):
+            self.content = [
+                {name: value for name, value in record.items() if name not in self.heavies}
+                if isinstance(record, dict)
+                else record
+                for record in self.content
+            ]
+        else:
+            there = [name for name in self.content.column_names if name in self.heavies]
+            self.content = self.content.drop_columns(there)
+
     def column(self, name: str) -> NDArray[Any]:
         """All values of one column; None where a record lacks it."""
         if not isinstance(self.content, list):
@@ -144,6 +157,7 @@ class Maker:
         self._plain = PartRecords(
             None, records.name, 0, records.columns, records.root, records.heavies, records.lists
         )
+        records.drop_media()  # they would stay in memory for the whole run
 
     def _require_media(self) -> None:
         """Media are in the shards, or on a disk."""

@@ -21,7 +21,7 @@ from mmalign.data.config import SourceConfig
 from mmalign.data.sources import shards_of_split
 from mmalign.data.streaming_files import Damage, SteadyFile, attempted, file_system
 from mmalign.data.streaming_tar import is_tar, tar_parts
-from mmalign.errors import ConfigError
+from mmalign.errors import ConfigError, explain
 
 __all__ = ["PART", "Shard", "list_shards", "open_shard"]
 
@@ -75,10 +75,25 @@ def list_shards(source: SourceConfig, *, count: bool = True) -> list[Shard]:
         return [Shard(url, "tar", sizes.get(PurePosixPath(url).name)) for url in urls]
     if not count:
         return [Shard(url, "parquet") for url in urls]
+    shards, expected = list[Shard](), list[str]()
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return [
-            Shard(url, "parquet", rows) for url, rows in zip(urls, pool.map(_footer_rows, urls), strict=True)
-        ]
+        for url, (rows, columns) in zip(urls, pool.map(_footer, urls), strict=True):
+            expected = expected or columns
+            _require_columns(url, columns, expected, urls[0])
+            shards.append(Shard(url, "parquet", rows))
+    return shards
+
+
+def _require_columns(url: str, columns: Sequence[str], expected: Sequence[str], first: str) -> None:
+    """Raise unless a shard has the columns of the first one: rows of all are made in the same way."""
+    if missing := [name for name in expected if name not in columns]:
+        message = explain(
+            url,
+            got=", ".join(columns),
+            expected=f"the column {', '.join(missing)}, too, which {first} has",
+            do="Name shards of one kind (a pattern with *), or write this one again.",
+        )
+        raise ConfigError(message)
 
 
 def _addresses(source: SourceConfig) -> list[str]:
@@ -136,30 +151,66 @@ def _without_braces(path: str) -> list[str]:
 
 
 def _listed_sizes(urls: Sequence[str]) -> dict[str, int]:
-    """Samples of tar shards by file name, as a file beside them tells; empty where none does."""
+    """Samples of tar shards by file name, as a file beside them tells; empty where there is none.
+
+    Raises:
+        ConfigError: it cannot be understood.
+        TrainingError: the network gave up.
+    """
     folder = urls[0].rpartition("/")[0]
     for name in ("sizes.json", "index.json"):
-        system, path = file_system(f"{folder}/{name}")
-        try:
-            with system.open(path, "rb") as file:
-                content = json.loads(file.read())
-        except (OSError, ValueError):
+        url = f"{folder}/{name}"
+        content = _content_if_there(url)
+        if content is None:
             continue
-        if isinstance(content, Mapping) and isinstance(content.get("shardlist"), list):
-            listed = content["shardlist"]
-            return {PurePosixPath(item["url"]).name: int(item["nsamples"]) for item in listed}
-        if isinstance(content, Mapping):
-            return {str(key): int(value) for key, value in content.items() if isinstance(value, int)}
+        try:
+            return _sizes_in(json.loads(content))
+        except (ValueError, TypeError, KeyError) as error:
+            message = explain(
+                url,
+                got=content[:60],
+                expected="samples by shard ({shard name: samples}, or webdataset's shardlist of url, nsamples; "
+                f"{type(error).__name__}: {error})",
+                do="Write it again, or remove it: without it, lengths are unknown and set train.steps.",
+            )
+            raise ConfigError(message) from error
     return {}
 
 
-def _footer_rows(url: str) -> int:
+def _content_if_there(url: str) -> bytes | None:
+    system, path = file_system(url)
+
+    def read() -> bytes | None:
+        try:
+            return bytes(system.cat_file(path))
+        # Stores that do not let one list a bucket say that what is not there may not be read.
+        except (FileNotFoundError, PermissionError):
+            return None
+
+    return attempted(read, url)
+
+
+def _sizes_in(content: Any) -> dict[str, int]:
+    """Raises ValueError, TypeError or KeyError for what says no sizes."""
+    if not isinstance(content, Mapping):
+        message = "expected a mapping"
+        raise TypeError(message)
+    if isinstance(content.get("shardlist"), list):
+        pairs = [(PurePosixPath(item["url"]).name, item["nsamples"]) for item in content["shardlist"]]
+    else:
+        pairs = [(str(name), value) for name, value in content.items()]
+    return {name: int(value) for name, value in pairs}
+
+
+def _footer(url: str) -> tuple[int, list[str]]:
+    """(rows, columns) of a parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with SteadyFile(url) as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
+            opened = pq.ParquetFile(file)
+            return int(opened.metadata.num_rows), list(opened.schema_arrow.names)
     except (OSError, pa.ArrowException) as error:
         message = f"{url}: not a complete parquet file ({error}). Upload it again."
         raise ConfigError(message) from error
@@ -194,7 +245,11 @@ def _parquet_parts(
     import pyarrow.parquet as pq
 
     with SteadyFile(shard.url) as raw:
-        file = pq.ParquetFile(raw)
+        try:
+            file = pq.ParquetFile(raw)
+        except (OSError, pa.ArrowException) as error:
+            yield Damage(f"{shard.name}:0", f"{shard.url}: not a complete parquet file ({error}).")
+            return
         first = 0
         for group in range(file.metadata.num_row_groups):
             rows = int(file.metadata.row_group(group).num_rows)
@@ -216,6 +271,8 @@ def _parquet_parts(
                     if low < high:
                         yield at + low, pa.Table.from_batches([batch.slice(low, high - low)])
                     at += batch.num_rows
+                    if stop is not None and at >= stop:
+                        return  # the rest of the group is another reader's
             except (OSError, pa.ArrowException) as error:
                 message = f"{shard.url}: rows {at} to {first - 1} cannot be read ({error})."
                 yield Damage(f"{shard.name}:{at}", message)

@@ -28,6 +28,25 @@ _KINDS = {
 _BUFFER = 2**20
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header is there and sound, or an error.
+
+    By itself `tarfile` takes a broken header, and a file that ends before the zeros which end an archive, for
+    the end: what follows would be lost without a word.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
+        """The next member. Raises tarfile.ReadError where none can be read."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # not in the stubs
+                raise  # zeros: the end
+            message = f"no sound header at byte {archive.offset}, and not the end of the archive: {error}"
+            raise tarfile.ReadError(message) from error
+
+
 def is_tar(name: str) -> bool:
     """Whether a file's name is that of a tar file."""
     return name.lower().endswith(_ENDINGS)
@@ -81,12 +100,14 @@ class _Sample:
         return {"key": self.key, **self.record}
 
 
-def _samples(file: Any, name: str, start: int) -> Iterator[dict[str, Any] | RowError]:
-    """Samples from number `start` on; earlier ones are passed by."""
+def _samples(file: Any, name: str, start: int, stop: int | None) -> Iterator[dict[str, Any] | RowError]:
+    """Samples from number `start` to the one before `stop`; earlier ones are passed by."""
     number, current = -1, None
     # As a stream: no member is looked up twice, so an address without random access will do.
-    with tarfile.open(fileobj=file, mode="r|*", bufsize=_BUFFER) as archive:
-        for member in archive:
+    with tarfile.open(fileobj=file, mode="r|*", bufsize=_BUFFER, tarinfo=_Member) as archive:
+        while (member := archive.next()) is not None:
+            # The library keeps what it has seen, of a whole shard.
+            archive.members.clear()  # type: ignore[attr-defined]  # not in its stubs
             key, field = _name_parts(member.name)
             if not member.isreg() or not key or not field:
                 continue
@@ -94,6 +115,8 @@ def _samples(file: Any, name: str, start: int) -> Iterator[dict[str, Any] | RowE
                 if current is not None and number >= start:
                     yield current.finished(f"{name}:{number}")
                 number, current = number + 1, _Sample(key)
+                if number == stop:
+                    return
             if number >= start:
                 found = archive.extractfile(member)
                 current.add(field, found.read() if found is not None else b"")
@@ -116,9 +139,7 @@ def tar_parts(url: str, name: str, *, start: int, stop: int | None, part: int) -
     first, held = start, list[Any]()
     with SteadyFile(url) as file:
         try:
-            for sample in _samples(file, name, start):
-                if stop is not None and first + len(held) >= stop:
-                    break
+            for sample in _samples(file, name, start, stop):
                 held.append(sample)
                 if len(held) == part:
                     yield first, held

@@ -2,20 +2,24 @@
 
 import io
 import json
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from mmalign.data import DataConfig, open_rows
+from mmalign.data import DataConfig, open_rows, streaming
 from mmalign.data import streaming_files as files
 from mmalign.data.streaming import StreamOrder, StreamTable
+from mmalign.data.streaming_shards import Shard
 from mmalign.errors import ConfigError, MissingExtraError, RowError, TrainingError
 
 TURN, LANES = 2, 3
@@ -129,20 +133,26 @@ def test_a_row_moves_no_further_ahead_than_the_buffer_is_long(memory):
     assert max(moved) > 5  # some wait long: the draw is geometric
 
 
-def test_readers_of_their_own_turns_open_different_records(memory):
+def test_readers_of_their_own_turns_open_different_records(memory, monkeypatch):
     """Two processes with two workers each: nobody reads what another one reads."""
     count = put_shards(memory, sizes=(24, 24, 24, 24), group=6)
     table = open_rows(config_of("memory://set", shuffle_buffer=1))
     whole = ids(order_of(table, lanes=4), range(count))
     got: dict[int, str] = {}
-    opened = []
+    real, opened = streaming.open_shard, []
+
+    def noting(shard, columns, *, start, stop):
+        opened.append((shard.url, start, stop))
+        return real(shard, columns, start=start, stop=stop)
+
+    monkeypatch.setattr(streaming, "open_shard", noting)
     for reader in range(4):
         order = order_of(table, lanes=4)
         own = [position for position in range(count) if position // TURN % 4 == reader]
         got |= dict(zip(own, ids(order, own), strict=True))
-        opened.append(len(order.states_of(own)))
     assert [got[position] for position in range(count)] == whole
-    assert opened == [1, 1, 1, 1]
+    read = [(url, number) for url, start, stop in opened for number in range(start, stop)]
+    assert len(read) == len(set(read)) == count
 
 
 @pytest.mark.parametrize("start", [1, 6, 29, 48, 53, 95, 131])
@@ -231,6 +241,22 @@ def test_sources_are_mixed_by_weight_and_records(memory):
     for position in range(77):
         order_now = resumed.row(position)
         assert order_now.row.id == got[position]
+
+
+def test_what_decides_the_mixture_does_not_grow_and_goes_back_a_little(memory):
+    put_parquet(memory, "/one/a.parquet", texts(30))
+    put_parquet(memory, "/two/b.parquet", texts(10, 100))
+    sources = [{"path": "memory://one", "media": "text"}, {"path": "memory://two", "media": "text"}]
+    table = open_rows(DataConfig.model_validate({"sources": sources, "streaming": True}))
+    order, block = order_of(table, lanes=1), streaming._BLOCK
+    rising = [order.place(position) for position in range(0, 9 * block, 97)]
+    assert [len(blocks) for blocks in order._mixed.values()] == [2]
+    assert order.place(8 * block - 1) == order_of(table, lanes=1).place(8 * block - 1)
+    assert [order.place(position) for position in range(0, 9 * block, 97)] == rising
+    numbers = [order.place(position)[::2] for position in range(3 * block)]
+    for source in (0, 1):  # every row of a source once, also where blocks meet
+        own = [number for found, number in numbers if found == source]
+        assert own == list(range(len(own)))
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -443,6 +469,57 @@ def test_a_damaged_shard_loses_what_is_behind_the_damage_and_says_so(memory, nam
     assert errors == []
 
 
+@pytest.mark.parametrize("damage", ["header", "cut"])
+def test_a_tar_file_that_stops_being_one_between_two_members_says_so(memory, damage):
+    whole = tar_bytes([text_sample(number) for number in range(9)])
+    if damage == "cut":
+        memory.pipe_file("/set/a.tar", whole[: 512 * 2 * 6])
+    else:
+        memory.pipe_file("/set/a.tar", whole[: 512 * 2 * 6] + b"x" * 512 + whole[512 * 2 * 6 + 512 :])
+    memory.pipe_file("/set/b.tar", tar_bytes([text_sample(number) for number in range(9, 15)]))
+    order = order_of(open_rows(config_of("memory://set", shuffle=False)), lanes=1, shuffle=False)
+    issues, _, _ = gathered(order, 11)
+    # What the last sound sample still had is not known.
+    assert ids(order_of(order.table, lanes=1, shuffle=False), range(11)) == [
+        f"row-{number}" for number in [0, 1, 2, 3, 4, *range(9, 15)]
+    ]
+    assert [issue.reason for issue in issues] == ["damaged_shard"]
+    assert "broken at sample 5" in issues[0].message
+
+
+def test_members_that_were_read_are_not_kept(memory, monkeypatch):
+    memory.pipe_file("/set/a.tar", tar_bytes([text_sample(number) for number in range(70)]))
+    held, real = [], tarfile.TarFile.extractfile
+
+    def noting(self, member):
+        held.append(len(self.members))
+        return real(self, member)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", noting)
+    list(streaming.open_shard(Shard("memory://set/a.tar", "tar"), None))
+    assert len(held) == 70
+    assert max(held) <= 1
+
+
+def test_a_reader_of_a_part_of_a_shard_reads_no_further(memory, monkeypatch):
+    memory.pipe_file("/set/a.tar", tar_bytes([text_sample(number) for number in range(9)])[: 512 * 2 * 5])
+    shard = Shard("memory://set/a.tar", "tar")
+    parts = list(streaming.open_shard(shard, None, start=1, stop=4))
+    assert [(first, len(found)) for first, found in parts] == [(1, 3)]
+    put_parquet(memory, "/set/b.parquet", texts(300), group=300)
+    decoded, real = [], pq.ParquetFile.iter_batches
+
+    def noting(self, **settings):
+        for batch in real(self, **settings):
+            decoded.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
+    parts = list(streaming.open_shard(Shard("memory://set/b.parquet", "parquet"), None, stop=70))
+    assert sum(len(found) for _, found in parts) == 70
+    assert sum(decoded) == 128  # two parts of 64
+
+
 def test_a_network_that_fails_now_and_then_is_asked_again_and_loses_nothing(memory, monkeypatch):
     count = put_shards(memory)
     table = open_rows(config_of("memory://set"))
@@ -472,6 +549,95 @@ def test_a_network_that_fails_now_and_then_is_asked_again_and_loses_nothing(memo
     monkeypatch.setattr(files.SteadyFile, "_open_again", flaky)
     assert ids(order_of(table), range(count)) == expected
     assert sum(calls.values()) > 8
+
+
+class ShakyStore(LocalFileSystem):
+    """A disk behind a network: `failing` counts the opens and reads that are still to fail."""
+
+    protocol = "shaky"
+    failing = 0
+    broken = "error"
+
+    @classmethod
+    def fails(cls):
+        cls.failing -= 1
+        return cls.failing >= 0
+
+    def open(self, path, mode="rb", **_):
+        if self.fails():
+            message = "no route to host"
+            raise ConnectionResetError(message)
+        store, inner = self, open(path, mode)  # noqa: SIM115 - the reader closes it
+
+        class Connection:
+            size = Path(path).stat().st_size
+            seek = inner.seek
+            close = inner.close
+
+            def read(self, length):
+                if store.fails():
+                    inner.close()
+                    if store.broken == "short":
+                        return b""
+                    message = "connection reset"
+                    raise ConnectionResetError(message)
+                return inner.read(length)
+
+        return Connection()
+
+
+@pytest.fixture
+def shaky(tmp_path, monkeypatch):
+    """A file on the shaky disk."""
+    fsspec.register_implementation("shaky", ShakyStore, clobber=True)
+    monkeypatch.setattr(files, "_PAUSES", (0.0,) * 4)
+    monkeypatch.setattr(ShakyStore, "failing", 0)
+    (tmp_path / "file").write_bytes(b"0123456789")
+    return files.SteadyFile(f"shaky://{tmp_path}/file")
+
+
+@pytest.mark.parametrize("broken", ["error", "short"])
+@pytest.mark.parametrize("failures", [1, 2, 3, 4])
+def test_a_read_is_tried_again_where_the_new_connection_fails_too(shaky, monkeypatch, failures, broken):
+    assert shaky.read(3) == b"012"
+    monkeypatch.setattr(ShakyStore, "failing", failures)
+    monkeypatch.setattr(ShakyStore, "broken", broken)
+    assert shaky.read(4) == b"3456"
+    assert shaky.read() == b"789"
+    shaky.close()
+
+
+def test_a_network_that_goes_away_in_a_read_ends_the_run_with_its_own_words(shaky, monkeypatch):
+    monkeypatch.setattr(ShakyStore, "failing", 1000)
+    for _ in range(2):  # the file can be asked again, and says the same
+        with pytest.raises(TrainingError, match=r"reading failed 5 times .*no route to host"):
+            shaky.read(3)
+    shaky.close()
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("httpx2", "HTTPError"),
+        ("gcsfs.retry", "HttpError"),
+        ("azure.core.exceptions", "AzureError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+        ("botocore.exceptions", "ClientError"),
+    ],
+)
+def test_errors_of_the_packages_behind_addresses_are_failures_of_the_network(monkeypatch, package, name):
+    kind = type(name, (Exception,), {})
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{name: kind}))
+    monkeypatch.setattr(files, "_PAUSES", (0.0,))
+    tries = iter([kind("busy"), None])
+
+    def read():
+        error = next(tries)
+        if error is not None:
+            raise error
+        return 7
+
+    assert files.attempted(read, "x://y") == 7
 
 
 def test_a_network_that_stays_away_ends_the_run_and_drops_no_row(memory, monkeypatch):
@@ -515,6 +681,63 @@ def test_lengths_come_from_footers_and_from_sizes_beside_tar_files(memory):
     listed = [{"url": "000.tar", "nsamples": 3}, {"url": "001.tar", "nsamples": 4}]
     memory.pipe_file("/tars/index.json", json.dumps({"shardlist": listed}).encode())
     assert len(open_rows(config_of("memory://tars"))) == 7
+
+
+@pytest.mark.parametrize(
+    "content", [b"{broken", b"[3, 4]", b'{"shardlist": [{"url": "000.tar"}]}', b'{"000.tar": null}']
+)
+def test_sizes_that_cannot_be_understood_are_named(memory, content):
+    memory.pipe_file("/tars/000.tar", tar_bytes([text_sample(n) for n in range(3)]))
+    memory.pipe_file("/tars/sizes.json", content)
+    with pytest.raises(ConfigError, match=r"sizes.json: got .*expected samples by shard.*[Ww]rite it again"):
+        open_rows(config_of("memory://tars"))
+
+
+def test_sizes_are_asked_for_again_when_the_network_fails(memory, monkeypatch):
+    memory.pipe_file("/tars/000.tar", tar_bytes([text_sample(n) for n in range(3)]))
+    memory.pipe_file("/tars/sizes.json", b'{"000.tar": 3}')
+    monkeypatch.setattr(files, "_PAUSES", (0.0,))
+    real, calls = type(memory).cat_file, []
+
+    def flaky(self, path, **settings):
+        calls.append(path)
+        if len(calls) == 1:
+            message = "connection reset"
+            raise ConnectionResetError(message)
+        return real(self, path, **settings)
+
+    monkeypatch.setattr(type(memory), "cat_file", flaky)
+    assert len(open_rows(config_of("memory://tars"))) == 3
+
+
+def test_a_shard_without_a_column_of_the_first_is_named(memory):
+    put_parquet(memory, "/set/a.parquet", texts(3))
+    other = [{name: value for name, value in row.items() if name != "rejected"} for row in texts(3, 3)]
+    put_parquet(memory, "/set/b.parquet", other)
+    with pytest.raises(
+        ConfigError, match=r"b.parquet: got .*expected the column rejected, too, which .*a.parquet has"
+    ):
+        open_rows(config_of("memory://set/*.parquet"))
+
+
+def test_a_parquet_file_that_broke_after_it_was_listed_is_damage(memory):
+    put_shards(memory, sizes=(6, 5))
+    table = open_rows(config_of("memory://set", shuffle=False))
+    memory.pipe_file("/set/train-00000.parquet", b"PAR1 and nothing else that was there before")
+    issues, _, _ = gathered(order_of(table, lanes=1, shuffle=False), 5)
+    assert [(issue.reason, issue.row) for issue in issues] == [("damaged_shard", "0")]
+
+
+def test_the_media_of_the_first_records_are_not_kept(memory):
+    put_parquet(memory, "/set/a.parquet", pictures(6, [1.0] * 6))
+    members = {"chosen.png": picture(1), "rejected.png": picture(2), "txt": b"a prompt"}
+    memory.pipe_file("/tars/a.tar", tar_bytes([("0", members), ("1", members)]))
+    tables = [open_rows(config_of(f"memory://{name}", media="image")) for name in ("set", "tars")]
+    parquet, tar = [table.parts[0].records.content for table in tables]
+    assert parquet.num_rows == 5  # those of the first group
+    assert not {"jpg_0", "jpg_1"} & set(parquet.column_names)
+    assert tar == [{"key": name, "caption": "a prompt"} for name in "01"]
+    assert all(order_of(table, lanes=1).row(0).row.candidates for table in tables)
 
 
 def test_tar_shards_of_unknown_length_give_every_row_once_per_pass_of_their_lane(memory):
