@@ -9,6 +9,7 @@ Shards are safetensors files, written whole or not at all and read memory-mapped
 most the shard it was filling, and running it again goes on.
 """
 
+import contextlib
 import hashlib
 import json
 import time
@@ -32,6 +33,7 @@ __all__ = ["CacheIdentity", "CacheWriter", "CandidateLoader", "LatentCache"]
 HEADER = "cache.json"
 _MORE = "more."
 _FORMAT = 1
+_LEFTOVER_SECONDS = 3600.0
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -112,6 +114,14 @@ def _check_identity(folder: Path, expected: CacheIdentity, *, ignore: tuple[str,
         raise ConfigError(message)
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove shards that a killed builder did not finish; another one may be writing the younger ones."""
+    for leftover in folder.glob(".*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed in the meantime
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
+
+
 class CacheWriter:
     """Fills a cache folder; opening an existing one of the same identity goes on.
 
@@ -136,8 +146,7 @@ class CacheWriter:
             _check_identity(self.folder, identity)
         else:
             write_json(self.folder / HEADER, {"format": _FORMAT, "identity": identity.described()})
-        for leftover in self.folder.glob(".*.partial"):
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(self.folder)
         self.known = {
             kind: KeySet(shard_keys(path) for path in sorted(self.folder.glob(f"{kind}-*.safetensors")))
             for kind in ("moments", "text")

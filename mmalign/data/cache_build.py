@@ -57,7 +57,8 @@ class _Encoder:
     batch_size: int
     ready: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
-    scheduled: set[str] = field(default_factory=set)  # what is being decoded, and what could not be
+    scheduled: set[str] = field(default_factory=set)  # what is being decoded, or waits to be encoded
+    skipped: list[tuple[int, bool]] = field(default_factory=list)  # (row, flipped) that waited for those
 
     def take(self, job: _Job) -> None:
         """Accept the images of a row, or count it as bad (once, though its mirror image fails too)."""
@@ -69,6 +70,8 @@ class _Encoder:
                 self.report.kept -= 1
                 self.report.read -= 1
                 self.report.add_bad(issue_of(error, job.where))
+            # Of the others of this row, rows that share them may still want the moments.
+            self.scheduled.difference_update(key for key in job.keys if key not in self.ready)
             return
         for key, inputs, geometry in zip(job.keys, candidates.inputs, candidates.geometry, strict=True):
             if not self.writer.has_moments(key):
@@ -77,6 +80,19 @@ class _Encoder:
                 self.scheduled.discard(key)
         while len(self.ready) >= self.batch_size:
             self.encode(list(self.ready)[: self.batch_size])
+
+    def take_all(self, jobs: Iterator[_Job], *, most: int) -> None:
+        """Accept the images of many rows, `most` of which are decoded at a time, and encode all of them."""
+        waiting: deque[_Job] = deque()
+        for job in jobs:
+            waiting.append(job)
+            # A bounded queue: decoded images of a whole data set do not fit into memory.
+            if len(waiting) > most:
+                self.take(waiting.popleft())
+        while waiting:
+            self.take(waiting.popleft())
+        if self.ready:
+            self.encode(list(self.ready))
 
     def encode(self, keys: list[str]) -> None:
         """Encode some of the images that are ready."""
@@ -114,12 +130,31 @@ def _jobs(
         encoder.report.add_kept()
         for flipped in flips:
             keys = loader.keys(encoded, flipped=flipped)
-            if all(encoder.writer.has_moments(key) or key in scheduled for key in keys):
-                continue
-            scheduled.update(keys)
-            # Decoding releases the interpreter lock; reading rows stays on this thread, as parquet readers
-            # need.
+            missing = [key for key in keys if not encoder.writer.has_moments(key)]
+            if not all(key in scheduled for key in missing):
+                scheduled.update(missing)
+                # Decoding releases the interpreter lock; reading rows stays on this thread, as parquet
+                # readers need.
+                yield _Job(keys, row.source, pool.submit(loader.centered, row, encoded, flipped=flipped))
+            elif missing:
+                encoder.skipped.append((index, flipped))
+
+
+def _jobs_again(
+    table: RowTable, loader: CandidateLoader, encoder: _Encoder, pool: ThreadPoolExecutor
+) -> Iterator[_Job]:
+    """Decoding work of rows that waited for the images of another row, which could not be read after all."""
+    waited, encoder.skipped = encoder.skipped, []
+    for index, flipped in waited:
+        row = table[index]
+        encoded = loader.encoded(row)
+        keys = loader.keys(encoded, flipped=flipped)
+        missing = [key for key in keys if not encoder.writer.has_moments(key)]
+        if not all(key in encoder.scheduled for key in missing):
+            encoder.scheduled.update(missing)
             yield _Job(keys, row.source, pool.submit(loader.centered, row, encoded, flipped=flipped))
+        elif missing:
+            encoder.skipped.append((index, flipped))
 
 
 def _no_progress(what: str, done: int, total: int) -> None:
@@ -176,17 +211,11 @@ def build_cache(
     writer = CacheWriter(folder, identity, shard_bytes=shard_bytes, flush_seconds=flush_seconds)
     encoder = _Encoder(model, writer, RowReport(), batch_size)
     _encode_prompts(table, model, writer, text_batch_size, progress)
-    waiting: deque[_Job] = deque()
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        for job in _jobs(table, loader, encoder, pool, (False, True) if flip else (False,), progress):
-            waiting.append(job)
-            # A bounded queue: decoded images of a whole data set do not fit into memory.
-            if len(waiting) > 4 * num_threads:
-                encoder.take(waiting.popleft())
-        while waiting:
-            encoder.take(waiting.popleft())
-    if encoder.ready:
-        encoder.encode(list(encoder.ready))
+        flips = (False, True) if flip else (False,)
+        encoder.take_all(_jobs(table, loader, encoder, pool, flips, progress), most=4 * num_threads)
+        while encoder.skipped:
+            encoder.take_all(_jobs_again(table, loader, encoder, pool), most=4 * num_threads)
     writer.flush()
     return encoder.report
 
