@@ -48,6 +48,7 @@ class Device:
         kernel: least seconds of an operation on the device.
         products: share of the peaks that products reach.
         traffic: share of the bandwidth that the rest reaches.
+        plain: products of float32 without TF32, FLOP/s; None: as `full`.
         volume: products of convolutions over three axes, FLOP/s; None: as all others.
         source: of the numbers.
     """
@@ -63,41 +64,53 @@ class Device:
     kernel: float = 2e-6
     products: float = PRODUCTS
     traffic: float = TRAFFIC
+    plain: float | None = None
     volume: float | None = None
     source: str = ""
 
-    @property
-    def usable(self) -> int | None:
-        """Bytes for tensors, after context, workspaces and what the allocator loses."""
-        return None if self.memory is None else int((self.memory - CONTEXT) / (1 + FRAGMENTS))
+    def without_tf32(self) -> "Device":
+        """The device where float32 products are not rounded to TF32 (`train.allow_tf32=false`)."""
+        return self if self.plain is None else replace(self, full=self.plain)
 
     def margin(self, peak: int) -> int:
         """Bytes beside a peak of tensors: context, workspaces, what the allocator loses; none on a CPU."""
-        return 0 if self.memory is None else CONTEXT + int(FRAGMENTS * peak)
+        return 0 if self.memory is None or self.name == "cpu" else CONTEXT + int(FRAGMENTS * peak)
 
 
-def _card(name: str, mebibytes: int, half: float, full: float, bandwidth: float, source: str) -> Device:
-    return Device(name, mebibytes * 2**20, half * 1e12, full * 1e12, bandwidth * 1e9, source=source)
+def _card(
+    name: str, mebibytes: int, half: float, full: float, plain: float, bandwidth: float, source: str
+) -> Device:
+    rates = (half * 1e12, full * 1e12, bandwidth * 1e9)
+    return Device(name, mebibytes * 2**20, *rates, plain=plain * 1e12, source=source)
 
 
 _NVIDIA = "NVIDIA's data sheet, dense"
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _card("h100", 81559, 989.0, 494.0, 3350.0, f"{_NVIDIA}: H100 SXM"),
-        _card("h200", 143771, 989.0, 494.0, 4800.0, f"{_NVIDIA}: H200 SXM"),
-        _card("a100-80gb", 81920, 312.0, 156.0, 2039.0, f"{_NVIDIA}: A100 SXM 80 GB"),
-        _card("a100-40gb", 40960, 312.0, 156.0, 1555.0, f"{_NVIDIA}: A100 SXM 40 GB"),
-        _card("4090", 24564, 165.0, 82.6, 1008.0, "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation"),
+        _card("h100", 81559, 989.0, 494.0, 67.0, 3350.0, f"{_NVIDIA}: H100 SXM"),
+        _card("h200", 143771, 989.0, 494.0, 67.0, 4800.0, f"{_NVIDIA}: H200 SXM"),
+        _card("a100-80gb", 81920, 312.0, 156.0, 19.5, 2039.0, f"{_NVIDIA}: A100 SXM 80 GB"),
+        _card("a100-40gb", 40960, 312.0, 156.0, 19.5, 1555.0, f"{_NVIDIA}: A100 SXM 40 GB"),
+        _card(
+            "4090",
+            24564,
+            165.0,
+            82.6,
+            82.6,
+            1008.0,
+            "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation",
+        ),
         _card(
             "3090",
             24576,
             71.0,
             35.6,
+            35.6,
             936.0,
             "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation",
         ),
-        _card("l40s", 46068, 362.0, 183.0, 864.0, f"{_NVIDIA}: L40S"),
+        _card("l40s", 46068, 362.0, 183.0, 91.6, 864.0, f"{_NVIDIA}: L40S"),
     )
 }
 """By name. Memory is what the driver reports; an L40S keeps a part of its 48 GB for error correction."""
@@ -107,8 +120,9 @@ def device_of(text: str, *, memory: int | None = None) -> Device:
     """The device of a word: a name of the table, `cpu`, or `NAME=memory:24GB,half:165,bandwidth:1008`.
 
     Args:
-        text: as on the command line; half and full are TFLOP/s, bandwidth GB/s, and what is left out is that
-            of an H100 (of a name of the table: its own).
+        text: as on the command line; half, full and plain (float32 without TF32) are TFLOP/s, bandwidth
+            GB/s, and what is left out is that of an H100 (of a name of the table: its own;
+            of `cpu`: measured).
         memory: bytes in the place of the device's.
 
     Raises:
@@ -117,19 +131,20 @@ def device_of(text: str, *, memory: int | None = None) -> Device:
     """
     name, _, written = text.partition("=")
     name = name.lower()
-    if name == "cpu":
-        return replace(measured_cpu(), memory=memory)
-    if name not in DEVICES and not written:
+    if name != "cpu" and name not in DEVICES and not written:
         raise unknown_name("device", name, [*DEVICES, "cpu"])
-    device = replace(DEVICES.get(name, DEVICES["h100"]), name=name)
+    device = measured_cpu() if name == "cpu" else replace(DEVICES.get(name, DEVICES["h100"]), name=name)
+    measured = device.source
     for item in filter(None, written.split(",")):
         key, _, value = item.partition(":")
         device = _with(device, key, value, text)
+    if name == "cpu" and written:
+        device = replace(device, source=f"{measured}; {written} as given")
     return device if memory is None else replace(device, memory=memory)
 
 
 def _with(device: Device, key: str, value: str, text: str) -> Device:
-    units = {"half": 1e12, "full": 1e12, "bandwidth": 1e9}
+    units = {"half": 1e12, "full": 1e12, "plain": 1e12, "bandwidth": 1e9}
     try:
         if key == "memory":
             return replace(device, memory=parse_bytes(value), source="as given")
@@ -142,7 +157,7 @@ def _with(device: Device, key: str, value: str, text: str) -> Device:
     message = explain(
         f"--device {text}",
         got=key,
-        expected="memory, half, full (TFLOP/s) or bandwidth (GB/s)",
+        expected="memory, half, full, plain (TFLOP/s) or bandwidth (GB/s)",
         do="For example --device mine=memory:24GB,half:165,bandwidth:1008.",
     )
     raise ConfigError(message)

@@ -16,7 +16,7 @@ from mmalign.train.rollouts import is_online
 from mmalign.train.steps import with_steps
 from mmalign.train.token_plan import opened_rows
 
-__all__ = ["RunPlan", "Variant", "plan_run"]
+__all__ = ["RunPlan", "Variant", "device_for", "plan_run"]
 
 Variant = Callable[[Sequence[str]], ResolvedRun]
 """The same run with further `section.key=value`; raises ConfigError where they do not go together."""
@@ -115,6 +115,8 @@ def plan_run(
     Raises:
         ConfigError: the model's settings cannot be read, or an adapter fits nothing.
     """
+    rates = device
+    device = device_for(run, rates)
     table, notes = opened_rows(run)
     num_rows = None if table is None else len(table)
     if num_rows is not None:
@@ -122,6 +124,8 @@ def plan_run(
     counted = count(run, device_type=device_type_of(device), reward_bytes=reward_bytes)
     if is_online(run):
         notes.append("time: sampling and rewards are not in it; the step trains on what is in the queue")
+    if device is not rates:
+        notes.append("time: train.allow_tf32=false: the rate in float32 is that without TF32")
     notes.append("time: loading rows is not in it; nor is waiting for other devices")
     return RunPlan(
         run=run,
@@ -134,6 +138,11 @@ def plan_run(
         choices=choices_of(run, counted, device, num_rows=num_rows, variant=variant),
         notes=list(dict.fromkeys([*counted.notes, *notes])),
     )
+
+
+def device_for(run: ResolvedRun, device: Device) -> Device:
+    """The device with the rates that the run's settings let it reach."""
+    return device if run.config.train.allow_tf32 else device.without_tf32()
 
 
 def device_type_of(device: Device) -> str:
@@ -153,7 +162,9 @@ def disk_of(run: ResolvedRun, counted: Counted, num_rows: int | None) -> tuple[M
         texts = rows * counted.encoding.text_numbers * _LATENT_BYTES
         found.append(MemoryItem("cache of texts, at most", texts, per or "less where prompts repeat"))
     if run.config.reference.kind == "stored":
-        draws = run.config.reference.draws_per_row
+        draws = (
+            1 if counted.encoding is None else run.config.reference.draws_per_row
+        )  # nothing is drawn of tokens
         size = rows * draws * (8 + 4 * num_candidates(run))
         found.append(MemoryItem("stored reference", size, per or f"{draws} draws per row"))
     trained = counted.trained_bytes
