@@ -1,7 +1,8 @@
 """The highest memory of a run, part by part, from what was counted.
 
-A micro-step has three moments: media are encoded, the policy runs forward and backward, weights are updated.
-What is there all the time lies below each of them; the highest of the three is the run's peak.
+A micro-step has four moments: media and texts are encoded, the reference scores, the policy runs forward and
+backward, weights are updated. What is there all the time lies below each of them; the highest of the four is
+the run's peak.
 """
 
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ from mmalign.train.plan import MemoryItem, layout_of, memory_estimate
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.counting import num_passes
 from mmalign.train.planning.devices import Device
+from mmalign.train.planning.timing import scores_reference
 from mmalign.train.rollouts import is_online
 
 __all__ = ["Peak", "peak_of"]
 
-Stage = Literal["encoding", "policy", "update"]
+Stage = Literal["encoding", "reference", "policy", "update"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def peak_of(run: ResolvedRun, counted: Counted, device: Device) -> Peak:
     still = _still(run, counted)
     moments = {
         "encoding": _while_encoding(run, counted),
+        "reference": _while_comparing(run, counted),
         "policy": _while_learning(run, counted),
         "update": _while_updating(run, counted),
     }
@@ -85,12 +88,27 @@ def live_encoders(run: ResolvedRun, counted: Counted) -> dict[str, nn.Module]:
     return dict(counted.encoding.modules)
 
 
+_COPY = "reference (frozen)"
 _OF_THE_PASS = ("gradients", "activations", "largest recomputed block")
 
 
 def _still(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
     """What is there at every moment: the estimate of a dry run without what belongs to the pass."""
-    estimate = memory_estimate(
+    found = [item for item in _estimate(run, counted) if not item.component.startswith(_OF_THE_PASS)]
+    if _copy_waits(run):
+        found = [
+            MemoryItem(item.component, 0, item.note) if item.component == _COPY else item for item in found
+        ]
+    buffers = sum(value.numel() * value.element_size() for value in counted.trainables.network.buffers())
+    found.append(MemoryItem("tables of the network", buffers))
+    if layout_of(run).world_size > 1:
+        found.append(MemoryItem("buckets of gradients for other devices", counted.trained_bytes))
+    return [*found, *counted.more]
+
+
+def _estimate(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+    """As a dry run has it, activations left open."""
+    return memory_estimate(
         run,
         counted.trainables,
         encoders=live_encoders(run, counted),
@@ -98,17 +116,11 @@ def _still(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
         reference_kind=reference_kind(run),
         frozen_bytes=counted.frozen_bytes,
     )
-    found = [item for item in estimate if not item.component.startswith(_OF_THE_PASS)]
-    if run.config.reference.offload and reference_kind(run) == "frozen":
-        found = [
-            MemoryItem(item.component, 0, item.note) if item.component == "reference (frozen)" else item
-            for item in found
-        ]
-    buffers = sum(value.numel() * value.element_size() for value in counted.trainables.network.buffers())
-    found.append(MemoryItem("tables of the network", buffers))
-    if layout_of(run).world_size > 1:
-        found.append(MemoryItem("buckets of gradients for other devices", counted.trained_bytes))
-    return [*found, *counted.more]
+
+
+def _copy_waits(run: ResolvedRun) -> bool:
+    """Whether a frozen copy is on the CPU but while it scores."""
+    return run.config.reference.offload and reference_kind(run) == "frozen"
 
 
 def _gradients(run: ResolvedRun, counted: Counted) -> int:
@@ -118,17 +130,45 @@ def _gradients(run: ResolvedRun, counted: Counted) -> int:
 
 
 def _while_encoding(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+    """The VAE first, then all text encoders together; those that wait on the CPU come and leave."""
     encoding = counted.encoding
-    gradients = counted.trained_bytes if run.config.train.accumulation > 1 else 0
-    found = [MemoryItem("gradients", gradients, "of earlier micro-steps")]
-    if encoding is not None and encoding.media is not None and not run.config.media.cache:
-        found.append(
-            MemoryItem("feature maps of the VAE", encoding.media.peak, f"{encoding.at_once} at once")
-        )
-        if run.config.model.offload_encoders:
-            vae = sum(value.numel() * value.element_size() for value in encoding.modules["VAE"].parameters())
-            found.append(MemoryItem("VAE, while it works", vae))
+    found = [_earlier_gradients(run, counted)]
+    if encoding is not None and not run.config.media.cache:
+        comes = {
+            name: _size_of(module) if run.config.model.offload_encoders else 0
+            for name, module in encoding.modules.items()
+        }
+        vae = comes.pop("VAE", 0)
+        media = [MemoryItem("VAE, while it works", vae)]
+        if encoding.media is not None:
+            maps = MemoryItem("feature maps of the VAE", encoding.media.peak, f"{encoding.at_once} at once")
+            media.append(maps)
+        texts = [MemoryItem("text encoders, while they work", sum(comes.values()), "all together")]
+        found += max(media, texts, key=lambda items: sum(item.num_bytes for item in items))
     return [item for item in found if item.num_bytes]
+
+
+def _while_comparing(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+    """A live reference scores before the policy; a copy that waits on the CPU comes for it as a whole."""
+    if not scores_reference(run):
+        return []
+    found = [
+        _earlier_gradients(run, counted),
+        MemoryItem("temporaries of the reference", counted.reference.peak, f"{counted.rows} rows at a time"),
+    ]
+    if _copy_waits(run):
+        size = sum(item.num_bytes for item in _estimate(run, counted) if item.component == _COPY)
+        found.append(MemoryItem("reference copy, while it works", size, "on the CPU between uses"))
+    return [item for item in found if item.num_bytes]
+
+
+def _earlier_gradients(run: ResolvedRun, counted: Counted) -> MemoryItem:
+    gradients = counted.trained_bytes if run.config.train.accumulation > 1 else 0
+    return MemoryItem("gradients", gradients, "of earlier micro-steps")
+
+
+def _size_of(module: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in module.parameters())
 
 
 def _while_learning(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:

@@ -11,7 +11,7 @@ from mmalign.train.planning.counting import num_candidates, num_passes
 from mmalign.train.planning.devices import Device, seconds_of
 from mmalign.train.planning.trace import Kernel
 
-__all__ = ["StepTime", "encoding_seconds", "reference_seconds", "step_time"]
+__all__ = ["StepTime", "encoding_seconds", "reference_seconds", "scores_reference", "step_time"]
 
 _UPDATE_BYTES = {"adamw": 28.0, "adamw_8bit": 16.0, "adafactor": 64.0}
 """Bytes that an update reads and writes per trained weight: weight, gradient, state and temporaries."""
@@ -81,7 +81,7 @@ def step_time(run: ResolvedRun, counted: Counted, device: Device) -> StepTime:
     if counted.once:
         parts["vision tower"] = micro * seconds_of(counted.once, device)
         flops += micro * sum(kernel.flops for kernel in counted.once)
-    if _scores_reference(run):
+    if scores_reference(run):
         parts["reference"] = prompts * reference_seconds(run, counted, device)
         flops += micro * passes * counted.reference.flops
     if run.config.likelihood.kind == "inversion":
@@ -98,7 +98,7 @@ def step_time(run: ResolvedRun, counted: Counted, device: Device) -> StepTime:
     return StepTime(parts, flops, layout_of(run).effective_batch)
 
 
-def _scores_reference(run: ResolvedRun) -> bool:
+def scores_reference(run: ResolvedRun) -> bool:
     """Whether a step runs a reference."""
     return reference_kind(run) not in ("none", "stored", "pool")
 
