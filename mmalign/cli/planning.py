@@ -23,9 +23,10 @@ def add_command(commands: Any, handler: Callable[..., Any]) -> None:  # argparse
         "plan",
         help="memory, time and disk of a run on a device, before anything is loaded",
         description="Count a run on shapes: the highest memory part by part, the time of a step, disk, and "
-        "whether a stored reference and a cache pay. No weights are read: the settings of the model are "
-        "enough, from its folder or, of well-known models, from here. With --fit, propose settings that "
-        "fit; exit code 1 when none do.",
+        "whether a stored reference and a cache pay. The settings of the model are enough, from its "
+        "folder (model_index.json) or, of well-known models, from here; nothing is downloaded for models "
+        "that denoise. Only of a local source without model_index.json weights are read, and the plan "
+        "says so. With --fit, propose settings that fit; exit code 1 when none do.",
     )
     parser.add_argument("config_path", metavar="CONFIG", type=Path, help="YAML file of the run")
     parser.add_argument(
@@ -40,11 +41,14 @@ def add_command(commands: Any, handler: Callable[..., Any]) -> None:  # argparse
         default=None,
         metavar="NAME",
         help="h100, h200, a100-80gb, a100-40gb, 4090, 3090, l40s, cpu (measured), or "
-        "NAME=memory:24GB,half:165,full:83,bandwidth:1008 in TFLOP/s and GB/s (default: this machine's "
-        "card if it is in the list, cpu for runs on the CPU, else h100)",
+        "NAME=memory:24GB,half:165,full:83,plain:83,bandwidth:1008 in TFLOP/s (full: TF32, plain: "
+        "float32 without) and GB/s (default: this machine's card if it is in the list, cpu for runs on the "
+        "CPU, else h100)",
     )
     parser.add_argument(
-        "--fit", metavar="SIZE", help="propose settings that fit so much memory, for example 24GB"
+        "--fit",
+        metavar="SIZE",
+        help="propose settings that fit so much memory, for example 24GB, and no more than the device has",
     )
     parser.add_argument(
         "--allow-lora",
@@ -98,7 +102,8 @@ def main(
     run = variant([])
     limit = None if fit is None else parse_bytes(fit)
     planned = _device(device, run)
-    plan = plan_run(run, planned, variant=variant, reward_bytes=reward_bytes(run))
+    scoring = reward_bytes(run)
+    plan = plan_run(run, planned, variant=variant, reward_bytes=scoring)
     if limit is None:
         print(json.dumps(plan.as_dict(), indent=2) if as_json else plan_text(plan))
         return 0
@@ -108,6 +113,7 @@ def main(
         variant=variant,
         limit=limit,
         allow_lora=allow_lora,
+        reward_bytes=scoring,
         on_step=lambda name: print(f"counting: {name}", file=sys.stderr),
     )
     print(json.dumps(_fit_dict(plan, found), indent=2) if as_json else fit_text(found, planned))
@@ -236,7 +242,9 @@ def nested(overrides: Sequence[str]) -> str:
 
 def fit_text(fit: "Fit", device: "Device") -> str:
     """What is printed of a fit."""
-    lines = [f"as it stands: {_size(fit.before.total)}; wanted: {_size(fit.limit)} on {device.name}"]
+    lines = [f"as it stands: {_size(fit.before.total)}; wanted: {_size(fit.asked)} on {device.name}"]
+    if fit.limit < fit.asked:
+        lines.append(f"{device.name} has {_size(fit.limit)}: that is the limit (another device: --device)")
     if fit.steps:
         rows = [["change", "saves", "time per prompt", "result"]]
         rows += [[step.name, _size(step.saved), f"{step.slower:+.0%}", step.remark] for step in fit.steps]
@@ -256,6 +264,7 @@ def _fit_dict(plan: "RunPlan", fit: "Fit") -> dict[str, Any]:
     return {
         "fits": fit.fits,
         "limit": fit.limit,
+        "asked": fit.asked,
         "before": fit.before.total,
         "after": fit.after.total,
         "components": {item.component: item.num_bytes for item in fit.after.items},

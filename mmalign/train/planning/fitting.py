@@ -18,7 +18,7 @@ from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.counting import count
 from mmalign.train.planning.devices import Device
 from mmalign.train.planning.memory import Peak, peak_of
-from mmalign.train.planning.run_plan import Variant, device_type_of
+from mmalign.train.planning.run_plan import Variant, device_for, device_type_of
 from mmalign.train.planning.timing import StepTime, step_time
 from mmalign.train.rollout_memory import rows_with_gradient
 from mmalign.train.rollouts import is_online
@@ -62,7 +62,8 @@ class Fit:
 
     Args:
         fits: whether the run with these changes is within the limit.
-        limit: bytes.
+        limit: bytes: what was asked for, or the device's memory where that is less.
+        asked: bytes that were asked for.
         steps: in order.
         before: highest memory as the run stands.
         after: with the changes.
@@ -73,6 +74,7 @@ class Fit:
 
     fits: bool
     limit: int
+    asked: int
     steps: tuple[Step, ...]
     before: Peak
     after: Peak
@@ -189,8 +191,8 @@ _LAST = _Rung("LoRA in the place of the whole network", _lora, "another set of t
 class _Counter:
     """Counts runs, each setting once: what changes no shape is not counted again."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, reward_bytes: int | None) -> None:
+        self.device, self.reward_bytes = device, reward_bytes
         self._known: dict[str, Counted] = {}
 
     def __call__(self, run: ResolvedRun) -> tuple[Peak, StepTime]:
@@ -212,9 +214,12 @@ class _Counter:
             default=str,
         )
         if key not in self._known:
-            self._known[key] = count(run, device_type=device_type_of(self.device))
+            self._known[key] = count(
+                run, device_type=device_type_of(self.device), reward_bytes=self.reward_bytes
+            )
         counted = self._known[key]
-        return peak_of(run, counted, self.device), step_time(run, counted, self.device)
+        device = device_for(run, self.device)
+        return peak_of(run, counted, device), step_time(run, counted, device)
 
 
 def fit_run(
@@ -224,6 +229,7 @@ def fit_run(
     variant: Variant,
     limit: int,
     allow_lora: bool = False,
+    reward_bytes: int | None = None,
     on_step: Callable[[str], object] = lambda _: None,
 ) -> Fit:
     """Settings with which a run fits so many bytes of a device.
@@ -232,14 +238,16 @@ def fit_run(
         run: resolved.
         device: whose speed is reckoned with.
         variant: makes the same run with further settings.
-        limit: bytes, margins included.
+        limit: bytes, margins included; more than the device has counts as what it has.
         allow_lora: whether LoRA may take the place of training the whole network.
+        reward_bytes: of what scores the run's samples, as in `plan_run`.
         on_step: told what is tried.
 
     Raises:
         ConfigError: the run as it stands cannot be counted.
     """
-    counter = _Counter(device)
+    asked, limit = limit, min(limit, device.memory or limit)
+    counter = _Counter(device, reward_bytes)
     before, time = counter(run)
     steps: list[Step] = []
     refused: dict[str, str] = {}
@@ -261,7 +269,7 @@ def fit_run(
                 cost = _per_pair(slower) / _per_pair(time) - 1
                 steps.append(Step(rung.name, tuple(words), peak.total - after.total, cost, rung.remark))
                 current, peak, time = found, after, slower
-            elif not rung.repeats:
+            else:  # once more from here would be the same again
                 break
             if not rung.repeats:
                 break
@@ -269,7 +277,7 @@ def fit_run(
         steps = _pruned(steps, run, counter, variant, limit)
     current = variant([word for step in steps for word in step.overrides]) if steps else run
     peak, time = counter(current)
-    return Fit(peak.total <= limit, limit, tuple(steps), before, peak, time, current, refused)
+    return Fit(peak.total <= limit, limit, asked, tuple(steps), before, peak, time, current, refused)
 
 
 def _per_pair(time: StepTime) -> float:
