@@ -91,8 +91,10 @@ def count_dialogues(run: ResolvedRun, *, device_type: str) -> Counted:
     size = head.numel() * head.element_size()
     logits = Kernel(2 * scored * head.numel(), size, narrow, "forward")
     back = Kernel(2 * scored * head.numel(), size, narrow, "backward")
-    # Backward the logits are made again, tile by tile, before their gradient goes on to the states.
-    policy = replace(policy, kernels=(*policy.kernels, logits, back, back))
+    # Backward the logits are made again, tile by tile, before their gradient goes on to the states and,
+    # where the head trains, to its weights.
+    backs = [back] * (3 if head.requires_grad else 2)
+    policy = replace(policy, kernels=(*policy.kernels, logits, *backs))
     reference = replace(reference, kernels=(*reference.kernels, logits))
     return Counted(
         trainables=outlined.trainables,
@@ -108,13 +110,31 @@ def count_dialogues(run: ResolvedRun, *, device_type: str) -> Counted:
 
 
 def _tower(outlined: OutlinedRun, *, narrow: bool) -> tuple[Kernel, ...]:
-    """The vision tower by its weights: every matrix, once per visual token of the micro-batch."""
-    tokens, part_of = int(outlined.batch.visual), outlined.outline.traits.part_of
+    """The vision tower by its weights: every matrix, once per patch of the micro-batch.
+
+    Several patches become a visual token where the tower merges them at its end.
+    """
+    traits = outlined.outline.traits
+    tokens, part_of = round(outlined.batch.visual * _patches_per_token(traits.config)), traits.part_of
     return tuple(
         Kernel(2 * value.numel() * tokens, value.numel() * value.element_size(), narrow, "forward")
         for name, value in outlined.outline.network.named_parameters()
         if tokens and value.ndim >= 2 and "lora" not in name and part_of(name) == "vision"
     )
+
+
+def _patches_per_token(config: Any) -> float:
+    """How many patches of the tower become one visual token, as configs of transformers say it; else 1."""
+    vision: Any = getattr(config, "vision_config", None)
+    if hasattr(vision, "spatial_merge_size"):  # Qwen
+        return float(vision.spatial_merge_size) ** 2
+    if hasattr(config, "scale_factor"):  # SmolVLM
+        return float(config.scale_factor) ** 2
+    if hasattr(config, "downsample_ratio"):  # InternVL
+        return float(config.downsample_ratio) ** -2
+    if hasattr(config, "mm_tokens_per_image"):  # Gemma 3
+        return float(vision.image_size // vision.patch_size) ** 2 / float(config.mm_tokens_per_image)
+    return 1.0
 
 
 def count_media(run: ResolvedRun, *, device_type: str, reward_bytes: int | None = None) -> Counted:

@@ -40,6 +40,8 @@ class ReleasedLanguage:
         visual: tokens of a photograph of 1280 x 960; 0 where it sees nothing.
         tower: weights of vision tower and projector.
         source: of the sizes.
+        patches: that the tower sees of that photograph; None: as many as there are tokens of it.
+        merger: weights of the tower that see tokens, not patches.
     """
 
     architecture: str
@@ -47,6 +49,14 @@ class ReleasedLanguage:
     visual: int
     tower: int
     source: str
+    patches: int | None = None
+    merger: int = 0
+
+    @property
+    def tower_flops(self) -> int:
+        """Of the tower on the photograph, forward."""
+        patches = self.visual if self.patches is None else self.patches
+        return 2 * ((self.tower - self.merger) * patches + self.merger * self.visual)
 
 
 def _sizes(width: int, inner: int, layers: int, heads: int, shared: int, vocabulary: int) -> dict[str, int]:
@@ -69,7 +79,13 @@ RELEASED: Mapping[str, ReleasedLanguage] = {
         "Llama", _sizes(5120, 13824, 40, 40, 40, 32064), 576, _CLIP + 31_467_520, "2310.03744, Vicuna 13B"
     ),
     "Qwen/Qwen2.5-VL-7B-Instruct": ReleasedLanguage(
-        "Qwen2", _sizes(3584, 18944, 28, 28, 4, 152064), 1564, 676_550_144, "2502.13923, table 1"
+        "Qwen2",
+        _sizes(3584, 18944, 28, 28, 4, 152064),
+        1564,
+        676_550_144,
+        "2502.13923, table 1",
+        patches=4 * 1564,  # 2 x 2 of them become a token
+        merger=5120 * 5120 + 5120 + 5120 * 3584 + 3584,
     ),
     "meta-llama/Meta-Llama-3-8B-Instruct": ReleasedLanguage(
         "Llama", _sizes(4096, 14336, 32, 32, 8, 128256), 0, 0, "2407.21783"
@@ -107,7 +123,9 @@ def count_released(run: ResolvedRun, released: ReleasedLanguage, *, device_type:
     autocast = None if half is torch.float32 else half
 
     def forward(called: Any) -> Tensor:
-        embedded = torch.empty(rows, length, network.config.hidden_size, dtype=half, device="meta")
+        embedded = torch.empty(
+            rows, length, network.config.hidden_size, dtype=torch.float32 if full else half, device="meta"
+        )
         mask = torch.empty(rows, 1, length, length, dtype=torch.bool, device="meta") if packed else None
         states = called.model(
             inputs_embeds=embedded.requires_grad_(called.training),
@@ -128,9 +146,9 @@ def count_released(run: ResolvedRun, released: ReleasedLanguage, *, device_type:
     size = head.numel() * head.element_size()
     logits = Kernel(2 * scored * head.numel(), size, is_half, "forward")
     back = logits._replace(moment="backward")
-    tower = Kernel(
-        2 * released.tower * released.visual * train.batch_size, 2 * released.tower, is_half, "forward"
-    )
+    # Made again, then the gradient of the states and, where the head trains, that of its weights.
+    backs = [back] * (3 if head.requires_grad else 2)
+    tower = Kernel(released.tower_flops * train.batch_size, 2 * released.tower, is_half, "forward")
     more = [
         MemoryItem("vision tower and projector", released.tower * width if full else 0),
         MemoryItem("logits, one tile", 2 * 2**26, "however long the answers are"),
@@ -143,7 +161,7 @@ def count_released(run: ResolvedRun, released: ReleasedLanguage, *, device_type:
     return Counted(
         trainables=trainables,
         rows=rows,
-        policy=replace(policy, kernels=(*policy.kernels, logits, back, back)),
+        policy=replace(policy, kernels=(*policy.kernels, logits, *backs)),
         reference=replace(reference, kernels=(*reference.kernels, logits)),
         encoding=None,
         more=[item for item in more if item.num_bytes],
