@@ -56,13 +56,16 @@ def outline_of(run: ResolvedRun, *, on_cuda: bool) -> Outline:
         on_cuda: whether it will run there; decides in what some VAEs work.
 
     Raises:
-        ConfigError: neither settings nor weights can be found.
+        ConfigError: no settings are known of a source that is not here, or a local one cannot be read.
     """
     family = registry.find("families", run.config.model.family)
     source, notes = _source_of(run, family)
     model: Any = _on_meta(run, family, source) if source is not None else load_model(run, torch.device("cpu"))
     if source is None:
-        notes.append("read with its weights: no settings alone are known of this source")
+        notes.append(
+            f"{run.config.model.source} was read with its weights: there are no settings alone of it "
+            "(no model_index.json)"
+        )
     vae = getattr(model, "vae", None)
     encoders = {
         f"text encoder {number + 1}": encoder if source is not None else meta_copy(encoder)
@@ -92,7 +95,7 @@ def _source_of(run: ResolvedRun, family: Any) -> tuple[MetaSource | None, list[s
             found = MetaSource.of_folder(folder)
             _require_family(run, found, pipelines)
             return found, []
-    if Path(settings.source).is_dir():
+    if Path(settings.source).is_dir():  # of its own kind: weights and settings are read together
         return None, []
     known = published(settings.source)
     if known is not None:
@@ -102,9 +105,23 @@ def _source_of(run: ResolvedRun, family: Any) -> tuple[MetaSource | None, list[s
     stand_in = STANDS_FOR.get(settings.family)
     pipeline = None if stand_in is None else published(stand_in)
     if stand_in is None or pipeline is None:
+        if not Path(settings.source).exists():
+            raise _unknown(settings.source, settings.family)
         return None, []
     note = f"no settings of {settings.source} here: counted as {stand_in}, the same family"
     return MetaSource.of_published(stand_in, pipeline), [note]
+
+
+def _unknown(source: str, family: str) -> ConfigError:
+    """A source that would have to be downloaded with its weights to be counted."""
+    message = explain(
+        f"model.source {source}",
+        got=f"no folder or file here, and no settings of family {family} are known",
+        expected=f"a local source, or a family of {', '.join(STANDS_FOR)}",
+        do="A plan downloads nothing. Fetch the model's folder without its weights (model_index.json, and "
+        "config.json and tokenizer files of every part), and give that folder as model.source.",
+    )
+    return ConfigError(message)
 
 
 def _require_family(run: ResolvedRun, source: MetaSource, pipelines: tuple[str, ...]) -> None:
