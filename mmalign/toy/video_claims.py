@@ -17,9 +17,10 @@ import torch
 
 from mmalign.files import append_json_line, read_json_lines
 from mmalign.seeding import generator_for
-from mmalign.toy.claims import each_seed, paired_difference, said, seeds_of
+from mmalign.toy.claims import paired_difference, said, seeds_of
 from mmalign.toy.comparison import Interval
 from mmalign.toy.guide_tables import renew, table
+from mmalign.toy.video_pairs import MIN_GAP, crossed_pairs
 from mmalign.toy.video_pipeline import ASSETS, decoded, load_base
 from mmalign.toy.video_reward import score_clips
 from mmalign.toy.video_scenes import (
@@ -30,18 +31,18 @@ from mmalign.toy.video_scenes import (
     render,
     tensor_of,
 )
-from mmalign.toy.video_trials import AXES, BASE, TRIALS, Shown, World
+from mmalign.toy.video_trials import AXES, BASE, NUM_DRAWN, TRIALS, Shown, World, base_name
 
-__all__ = ["GROUPS", "Known", "difference", "main", "stored", "tables", "yardstick"]
+__all__ = ["GROUPS", "Known", "crossed_gaps", "difference", "main", "stored", "tables", "yardstick"]
 
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(trial.group for trial in TRIALS.values()))
 """Questions that trials belong to."""
 
-ONE_SEED: tuple[str, ...] = ("swapped", "flipped")
+ONE_SEED: tuple[str, ...] = ("swapped", "flipped", "own")
 """Groups that the first seed answers for all."""
 
-GUIDED: Mapping[str, float] = {f"{BASE}, guidance {scale:g}": scale for scale in (1.5, 2.0, 3.0)}
-"""The base with guidance, by name; of the first seed. Nothing else here has any."""
+GUIDED: Mapping[str, float] = {base_name(scale): scale for scale in (1.5, 2.0, 3.0)}
+"""The base with guidance, by name."""
 
 SIDES: tuple[tuple[str, str], ...] = (
     ("segments: DenseDPO, a third", "whole clips: DPO"),
@@ -106,6 +107,7 @@ _GAINS = (
     ("direction", "---:"),
     ("smoothness", "---:"),
     ("identity", "---:"),
+    ("motion", "---:"),
     ("pixels per frame", "---:"),
 )
 _AGAINST = (
@@ -120,7 +122,7 @@ _AGAINST = (
 
 
 def _each(known: Known, one: str, other: str, seeds: Sequence[int]) -> str:
-    return each_seed(partial(difference, known, one, other, "total"), seeds)
+    return ", ".join(said(difference(known, one, other, "total", [seed])) for seed in seeds)
 
 
 def _counted(values: Sequence[int]) -> str:
@@ -131,11 +133,12 @@ def _counted(values: Sequence[int]) -> str:
 def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
     rows = []
     for name in names:
-        if not (used := seeds_of(known, (name, BASE), seeds)):
+        base = TRIALS[name].base
+        if not (used := seeds_of(known, (name, base), seeds)):
             continue
         own = [known[name, seed] for seed in used]
-        before = torch.cat([known[BASE, seed].of("total") for seed in used]).mean()
-        gains = {axis: difference(known, name, BASE, axis, used) for axis in AXES}
+        before = torch.cat([known[base, seed].of("total") for seed in used]).mean()
+        gains = {axis: difference(known, name, base, axis, used) for axis in AXES}
         rows.append(
             [
                 name,
@@ -144,10 +147,10 @@ def _gains(known: Known, names: Sequence[str], seeds: Sequence[int]) -> str:
                 " ".join(map(str, used)),
                 f"{before:.3f}",
                 said(gains["total"]),
-                _each(known, name, BASE, used),
+                _each(known, name, base, used),
                 said(gains["direction"]),
-                *(f"{gains[axis].value:+.3f}" for axis in ("smoothness", "identity")),
-                said(gains["pixels"]),
+                f"{gains['smoothness'].value:+.3f}",
+                *(said(gains[axis]) for axis in ("identity", "motion", "pixels")),
             ]
         )
     return table(_GAINS, rows)
@@ -191,6 +194,21 @@ def yardstick(base_folder: Path = ASSETS, num: int = _YARDSTICK_CLIPS) -> dict[s
     return {name: Shown.from_scores(score_clips(clips, prompts)) for name, clips in shown.items()}
 
 
+def crossed_gaps(seeds: Sequence[int], num: int = NUM_DRAWN) -> str:
+    """Of crossed pairs how many a judge of whole clips would label, had it the halves' rule for ties.
+
+    Args:
+        seeds: of the pairs.
+        num: pairs of a seed.
+    """
+    rows = []
+    for seed in seeds:
+        gaps = [pair.chosen_score.total - pair.rejected_score.total for pair in crossed_pairs(num, seed)]
+        rows.append([str(seed), str(num), str(sum(gap >= MIN_GAP for gap in gaps)), f"{sum(gaps) / num:.3f}"])
+    heads = ("seed", "pairs", f"total differs by {MIN_GAP:g} or more", "mean difference")
+    return table([(head, "---:") for head in heads], rows)
+
+
 _JUDGED = (("clips", "---"), *((axis.replace("_", " "), "---:") for axis in AXES))
 
 
@@ -232,24 +250,24 @@ def _run(path: Path, seeds: Sequence[int], groups: Sequence[str]) -> None:
     """Train and show what is asked for and not stored, group by group; data of a seed are made once."""
     known = stored(path)
 
-    def keep(name: str, seed: int, show: Callable[[], Shown]) -> None:
+    def keep(name: str, seed: int, show: Callable[[], Shown], base: str = BASE) -> None:
         if (name, seed) not in known:
             known[name, seed] = show()
             _append(path, name, seed, known[name, seed])
-            gain = said(difference(known, name, BASE, "total", [seed]))
+            gain = said(difference(known, name, base, "total", [seed]))
             print(f"{name}, seed {seed}: {gain}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         worlds = {seed: World(Path(folder) / str(seed), seed) for seed in seeds}
         for seed in seeds if groups else ():
             keep(BASE, seed, worlds[seed].base)
-        for name, scale in GUIDED.items() if groups else ():
-            keep(name, seeds[0], partial(worlds[seeds[0]].base, scale))
+            for name, scale in GUIDED.items():
+                keep(name, seed, partial(worlds[seed].base, scale))
         for group in groups:
             for seed in seeds[:1] if group in ONE_SEED else seeds:
                 for trial in TRIALS.values():
                     if trial.group == group:
-                        keep(trial.name, seed, partial(worlds[seed].show, trial))
+                        keep(trial.name, seed, partial(worlds[seed].show, trial), trial.base)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -264,7 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     _run(options.output, options.seeds, options.groups)
-    found = tables(stored(options.output), options.seeds) | {"video_yardstick": _judged(yardstick())}
+    found = tables(stored(options.output), options.seeds)
+    found |= {"video_yardstick": _judged(yardstick()), "video_gaps": crossed_gaps(options.seeds)}
     if options.page:
         renew(options.page, found)
     else:

@@ -95,6 +95,19 @@ def _pair(
     return MotionPair(prompt, *clips, *scores, kind, labels)
 
 
+def _judged(
+    facts: Sequence[Facts], first: Sequence[Tensor], second: Sequence[Tensor], kinds: Sequence[str]
+) -> list[MotionPair]:
+    """Pairs of one clip of each list, scored and in order."""
+    prompts = [one.caption() for one in facts]
+    scores = zip(score_clips(first, prompts), score_clips(second, prompts), strict=True)
+    clips = zip(first, second, strict=True)
+    return [
+        _pair(prompt, both, judged, kind, min_gap=MIN_GAP)
+        for prompt, both, judged, kind in zip(prompts, clips, scores, kinds, strict=True)
+    ]
+
+
 # --- edited -------------------------------------------------------------------------------------------------
 
 
@@ -146,13 +159,7 @@ def edited_pairs(
             rejected.append(_clip(_another(one, rng), draws))
         else:
             rejected.append(_clip(one, draws, fault=kind))
-    prompts = [one.caption() for one in facts]
-    scores = zip(score_clips(chosen, prompts), score_clips(rejected, prompts), strict=True)
-    clips = zip(chosen, rejected, strict=True)
-    return [
-        _pair(prompt, both, judged, kind, min_gap=MIN_GAP)
-        for prompt, both, judged, kind in zip(prompts, clips, scores, kinds, strict=True)
-    ]
+    return _judged(facts, chosen, rejected, kinds)
 
 
 def crossed_pairs(num: int, seed: int) -> list[MotionPair]:
@@ -173,13 +180,7 @@ def crossed_pairs(num: int, seed: int) -> list[MotionPair]:
         ways = [rng.choice([other for other in DIRECTIONS if other != name]) for name in one.directions]
         first.append(_clip(one, draws, directions=(one.directions[0], ways[1])))
         second.append(_clip(one, draws, directions=(ways[0], one.directions[1])))
-    prompts = [one.caption() for one in facts]
-    scores = zip(score_clips(first, prompts), score_clips(second, prompts), strict=True)
-    clips = zip(first, second, strict=True)
-    return [
-        _pair(prompt, both, judged, "crossed", min_gap=MIN_GAP)
-        for prompt, both, judged in zip(prompts, clips, scores, strict=True)
-    ]
+    return _judged(facts, first, second, ["crossed"] * num)
 
 
 # --- made by the model --------------------------------------------------------------------------------------

@@ -62,8 +62,8 @@ NUM_STEPS = 12
 GUIDANCE_SCALE = 1.0
 """Sampler steps and guidance of everything that is shown or judged here.
 
-1 is none: guidance sharpens the same conditional that alignment moves, and would hide what alignment did.
-What the base gains by it stands in docs/video-world.md.
+1 is none: guidance sharpens the same conditional that alignment moves. What the base gains by it, and what
+alignment then adds, stands in docs/video-world.md.
 """
 
 _TEXT_WIDTH = 64
@@ -311,7 +311,7 @@ def redraw(
 def decoded(
     model: "VideoModel", clips: Sequence[Float[Tensor, "frame 3 height width"]]
 ) -> list[Float[Tensor, "frame 3 height width"]]:
-    """Clips in [0, 1] after the autoencoder's means: the best that the model can show."""
+    """Clips in [0, 1] after the autoencoder's means."""
     pixels = torch.stack([2.0 * clip - 1.0 for clip in clips])
     return list(model.decode_clips(model.codec.scale(model.moments(pixels).mean)).cpu())
 

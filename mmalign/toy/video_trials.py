@@ -36,13 +36,13 @@ from mmalign.train.parts import load_model
 from mmalign.train.run import prepare
 from mmalign.video.family import VideoModel
 
-__all__ = ["AXES", "BASE", "TRIALS", "Shown", "Trial", "World"]
+__all__ = ["AXES", "BASE", "TRIALS", "Shown", "Trial", "World", "base_name"]
 
 NUM_PROMPTS, NUM_LABELS = 96, 240
 """Held-out captions of a seed; labels of the largest trials."""
 
 NUM_DRAWN = 256
-"""Edited pairs; captions or real clips from which pairs of the model's own clips are made."""
+"""Edited or crossed pairs; captions or true clips from which pairs of the model's own clips are made."""
 
 BASE = "base"
 """Name of what nothing was done to."""
@@ -74,6 +74,7 @@ class Trial:
         swapped: the sides of all pairs are exchanged.
         flipped: the loss has the wrong sign.
         dense: labels are counted by segment.
+        guidance_scale: what it is shown with; the training is the same.
     """
 
     name: str
@@ -84,6 +85,17 @@ class Trial:
     swapped: bool = False
     flipped: bool = False
     dense: bool = False
+    guidance_scale: float = GUIDANCE_SCALE
+
+    @property
+    def base(self) -> str:
+        """Name of the base shown in the same way."""
+        return base_name(self.guidance_scale)
+
+
+def base_name(guidance_scale: float = GUIDANCE_SCALE) -> str:
+    """Name of what nothing was done to, shown with guidance."""
+    return BASE if guidance_scale == GUIDANCE_SCALE else f"{BASE}, guidance {guidance_scale:g}"
 
 
 _METHODS: tuple[Trial, ...] = (
@@ -111,6 +123,9 @@ TRIALS: Mapping[str, Trial] = {
             labels=NUM_LABELS // 3,
             dense=True,
         ),
+        Trial("Flow-DPO, guidance 2", "guided", "flow_dpo", guidance_scale=2.0),
+        Trial("own clips, best against worst: Flow-DPO", "own", "flow_dpo", "sampled"),
+        Trial("true clips redrawn: StructuralDPO", "own", "structural_dpo", "structural"),
         *(replace(t, name=f"{t.name}, swapped", group="swapped", swapped=True) for t in _METHODS),
         *(replace(t, name=f"{t.name}, flipped", group="flipped", flipped=True) for t in _METHODS),
     )
@@ -163,7 +178,7 @@ class World:
         seed: of data, training and captions.
         base_folder: of the model.
         num_prompts: held-out captions.
-        num_drawn: captions or real clips for own clips.
+        num_drawn: edited or crossed pairs; captions or true clips for own clips.
     """
 
     folder: Path
@@ -175,7 +190,11 @@ class World:
     _num_runs: int = 0
 
     def base(self, guidance_scale: float = GUIDANCE_SCALE) -> Shown:
-        """What the shipped model makes of the captions."""
+        """What the shipped model makes of the captions.
+
+        Args:
+            guidance_scale: classifier-free guidance; 1 is none.
+        """
         model = load_base(self.base_folder)
         return Shown.from_scores(
             show_held_out(model, self.num_prompts, seed=self.seed, guidance_scale=guidance_scale)
@@ -186,7 +205,7 @@ class World:
         pairs = self.pairs_of(trial)
         model = self._train(trial, pairs)
         labels = sum(pair.decided if trial.dense else 1 for pair in pairs)
-        scores = show_held_out(model, self.num_prompts, seed=self.seed)
+        scores = show_held_out(model, self.num_prompts, seed=self.seed, guidance_scale=trial.guidance_scale)
         return Shown.from_scores(scores, len(pairs), labels)
 
     def pairs_of(self, trial: Trial) -> list[MotionPair]:

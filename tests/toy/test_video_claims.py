@@ -10,8 +10,20 @@ import torch
 
 from mmalign.errors import TrainingError
 from mmalign.toy import video_claims, video_trials
-from mmalign.toy.video_claims import GROUPS, GUIDED, SIDES, difference, main, stored, tables, yardstick
-from mmalign.toy.video_pairs import edited_pairs
+from mmalign.toy.video_claims import (
+    GROUPS,
+    GUIDED,
+    SIDES,
+    crossed_gaps,
+    difference,
+    main,
+    stored,
+    tables,
+    yardstick,
+)
+from mmalign.toy.video_pairs import crossed_pairs, edited_pairs
+from mmalign.toy.video_pipeline import GUIDANCE_SCALE
+from mmalign.toy.video_reward import Score, Segment
 from mmalign.toy.video_trials import AXES, BASE, NUM_LABELS, TRIALS, Shown, Trial, World, budgeted
 
 
@@ -22,8 +34,9 @@ def shown(level: float, *, pixels: float = 0.7, num_pairs: int = 7) -> Shown:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the reward says of true clips is known."""
+    """What the reward says of true clips and of crossed pairs is known."""
     monkeypatch.setattr(video_claims, "yardstick", lambda: {"true clips": shown(0.9)})
+    monkeypatch.setattr(video_claims, "crossed_gaps", lambda seeds: f"gaps of {seeds}\n")
 
 
 def test_the_yardstick_puts_true_clips_above_spoilt_ones() -> None:
@@ -31,6 +44,36 @@ def test_the_yardstick_puts_true_clips_above_spoilt_ones() -> None:
     assert found["true clips"] > 0.95
     assert found["true clips"] > found["through the autoencoder"] > found["played backwards"]
     assert max(found["first frame held"], found["frames shuffled"]) < found["played backwards"]
+
+
+def test_few_crossed_pairs_are_decided_as_a_whole() -> None:
+    seed, num, decided, _ = crossed_gaps([5], num=13).splitlines()[2].strip("| ").split(" | ")
+    assert (seed, num) == ("5", "13")
+    gaps = [pair.chosen_score.total - pair.rejected_score.total for pair in crossed_pairs(13, 5)]
+    assert int(decided) == sum(gap >= 0.05 for gap in gaps) < 13
+
+
+def test_models_are_shown_with_the_guidance_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def show(model: object, num: int, *, seed: int, guidance_scale: float) -> list[Score]:
+        seen.append(guidance_scale)
+        return [Score((Segment(1.0, 1.0, 1.0, 1.0),) * 2, 1.0)] * num
+
+    monkeypatch.setattr(video_trials, "load_base", lambda folder: None)
+    monkeypatch.setattr(video_trials, "show_held_out", show)
+    monkeypatch.setattr(World, "pairs_of", lambda world, trial: [])
+    monkeypatch.setattr(World, "_train", lambda world, trial, pairs: None)
+    world = World(tmp_path, 3)
+    for scale in (GUIDANCE_SCALE, *GUIDED.values()):
+        world.base(scale)
+    world.show(TRIALS["Flow-DPO"])
+    world.show(TRIALS["Flow-DPO, guidance 2"])
+    assert seen == [1.0, 1.5, 2.0, 3.0, 1.0, 2.0]
+    assert TRIALS["Flow-DPO, guidance 2"].base in GUIDED
+    assert TRIALS["Flow-DPO"].base == BASE
 
 
 def test_budgets_count_pairs_or_decided_segments() -> None:
@@ -139,6 +182,7 @@ def test_stored_trials_are_not_trained_again(
     assert "| GAPO | 7 |" in page.read_text()
     assert "| base, guidance 2 | 3 | 0.500 |" in page.read_text()
     assert "| true clips | 0.900 |" in page.read_text()
+    assert "gaps of [3]" in page.read_text()
 
 
 def test_a_shown_axis_is_a_number_per_caption() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from mmalign.toy.comparison import Interval, bootstrap_mean
 from mmalign.toy.video_scenes import held_out_prompts
-from mmalign.toy.video_trials import BASE, TRIALS, Shown, World
+from mmalign.toy.video_trials import BASE, NUM_LABELS, TRIALS, Shown, World
 
 pytestmark = pytest.mark.slow
 
@@ -70,21 +70,22 @@ def test_a_method_improves_held_out_reward_beyond_its_interval_and_keeps_moving(
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_wrong_judge_or_a_wrong_sign_does_not_improve(tried: Tried, name: str) -> None:
-    assert tried.gain(name).low <= 0.0
+def test_a_wrong_judge_or_a_wrong_sign_does_harm(tried: Tried, name: str) -> None:
+    assert tried.gain(name).high < 0.0
 
 
 def test_a_third_of_the_labels_in_time_improves_and_keeps_moving(tried: Tried) -> None:
     name, whole = "segments: DenseDPO, a third", "whole clips: DPO"
-    assert 3 * tried.shown(name).num_labels <= tried.shown(whole).num_labels + 3
+    assert (tried.shown(name).num_labels, tried.shown(whole).num_labels) == (NUM_LABELS // 3, NUM_LABELS)
     assert tried.gain(name).low > 0.0
-    tried.gain(name, over=whole)
-    assert tried.shown(name).of("pixels").mean() > 0.9 * tried.base.of("pixels").mean()
+    assert tried.gain(name, over=whole).low > -0.05
+    assert tried.shown(name).of("pixels").mean() > 0.9 * tried.shown(whole).of("pixels").mean()
 
 
 def test_labels_in_time_tell_what_labels_of_crossed_clips_cannot(tried: Tried) -> None:
     """Each clip goes astray in the half in which the other does not."""
     whole = "crossed, whole clips: DPO"
+    assert tried.gain(whole).high < 0.0
     assert tried.gain("crossed, segments: DenseDPO").low > 0.0
     assert tried.gain("crossed, segments: DenseDPO", over=whole).low > 0.0
     assert tried.gain("crossed, segments: DenseDPO, a third", over=whole).low > 0.0
