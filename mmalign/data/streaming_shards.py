@@ -169,8 +169,8 @@ def _listed_sizes(urls: Sequence[str]) -> dict[str, int]:
             message = explain(
                 url,
                 got=content[:60],
-                expected="samples by shard ({shard name: samples}, or webdataset's shardlist of url, nsamples; "
-                f"{type(error).__name__}: {error})",
+                expected="samples by shard ({shard name: samples}, or webdataset's shardlist of url and "
+                f"nsamples; {type(error).__name__}: {error})",
                 do="Write it again, or remove it: without it, lengths are unknown and set train.steps.",
             )
             raise ConfigError(message) from error

@@ -5,8 +5,10 @@ micro-batch of (step, micro-step, rank) covers fixed positions. So a run resumes
 two ranks see the rows one rank would see.
 """
 
+import contextlib
 import math
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -92,6 +95,7 @@ class MicroBatch:
         facts: what else the method reads of the rows.
         lanes: of a stream, where the lanes that these rows came from are now.
         dropped: of a stream, rows left out on purpose on the way, by reason.
+        num_beside: how many of `bad` are records on the way to these rows, which are no rows themselves.
     """
 
     collated: Mapping[str, Any]
@@ -106,6 +110,7 @@ class MicroBatch:
     facts: RowFacts = field(default_factory=RowFacts)
     lanes: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    num_beside: int = 0
 
     def pin_memory(self) -> "MicroBatch":
         """Called by the loader when pinned memory is asked for."""
@@ -147,7 +152,7 @@ class _Examples:
         return self.model.example(row, key=key), facts
 
 
-class _Positions(Dataset[_Loaded]):
+class _Positions(Dataset[_Loaded | MmalignError]):
     """Positions of the run as a map-style data set."""
 
     def __init__(self, table: RowTable, order: RowOrder, examples: _Examples) -> None:
@@ -156,7 +161,14 @@ class _Positions(Dataset[_Loaded]):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, position: int) -> _Loaded:
+    def __getitem__(self, position: int) -> _Loaded | MmalignError:
+        """A row, or what ends the run."""
+        try:
+            return self._loaded(position)
+        except MmalignError as error:
+            return error
+
+    def _loaded(self, position: int) -> _Loaded:
         index, _ = self.order.at(position)
         key = self.order.key(position)
         try:
@@ -169,7 +181,7 @@ class _Positions(Dataset[_Loaded]):
 
     def substitutes(self, position: int) -> Iterator[_Loaded]:
         """Rows after a position."""
-        return (self[position + offset] for offset in range(1, _MAX_SUBSTITUTES + 1))
+        return (self._loaded(position + offset) for offset in range(1, _MAX_SUBSTITUTES + 1))
 
     def lanes(self, positions: Sequence[int]) -> Mapping[str, dict[str, Any]]:
         """None: the position says it all."""
@@ -177,14 +189,18 @@ class _Positions(Dataset[_Loaded]):
         return {}
 
 
-class _Streamed(Dataset[_Loaded]):
+class _Streamed(Dataset[_Loaded | MmalignError]):
     """Positions of a run over a stream; a worker asks for rising ones."""
 
     def __init__(self, order: StreamOrder, examples: _Examples) -> None:
         self.order, self.examples = order, examples
 
-    def __getitem__(self, position: int) -> _Loaded:
-        return self._loaded(position, self.order.row(position))
+    def __getitem__(self, position: int) -> _Loaded | MmalignError:
+        """A row, or what ends the run."""
+        try:
+            return self._loaded(position, self.order.row(position))
+        except MmalignError as error:
+            return error
 
     def _loaded(self, position: int, found: StreamedRow) -> _Loaded:
         key = self.order.key(found)
@@ -219,7 +235,17 @@ class _Collator:
     def __init__(self, rows: _Positions | _Streamed, *, rows_per_step: int) -> None:
         self.rows, self.rows_per_step = rows, rows_per_step
 
-    def __call__(self, loaded: Sequence[_Loaded]) -> MicroBatch:
+    def __call__(self, loaded: Sequence[_Loaded | MmalignError]) -> MicroBatch | MmalignError:
+        """A micro-batch, or what ends the run: `_Loader` raises it."""
+        found = [item for item in loaded if isinstance(item, _Loaded)]
+        if len(found) < len(loaded):
+            return next(item for item in loaded if isinstance(item, MmalignError))
+        try:
+            return self._collated(found)
+        except MmalignError as error:
+            return error
+
+    def _collated(self, loaded: Sequence[_Loaded]) -> MicroBatch:
         readable = [item for item in loaded if item.example is not None]
         stand_in = readable[0] if readable else self._substitute(loaded[-1].position)
         used = [item if item.example is not None else stand_in for item in loaded]
@@ -240,6 +266,7 @@ class _Collator:
             facts=self.rows.examples.needs.stacked([item.facts for item in used]),
             lanes=self.rows.lanes([item.position for item in loaded]),
             dropped=dict(dropped),
+            num_beside=sum(len(item.bad) - (item.example is None) for item in loaded),
         )
 
     def _keys(self, loaded: Sequence[_Loaded]) -> RowKeys:
@@ -317,20 +344,54 @@ class StepSampler(Sampler[list[int]]):
                 yield list(self.layout.positions(step, micro_step))
 
 
-def _single_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """One thread, and out of reach of signals to the group of the process that trains.
+
+    Launchers and terminals signal the whole group: workers that died at once would end the run before it has
+    saved. The process that trains stops them itself, and they end when it is gone.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+
+
+class _Loader(DataLoader[_Loaded | MmalignError]):
+    """Raises here, as it is, what a worker met: the loader's own way wraps it into the worker's traceback."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a plain iterator is all that is used
+        return _raising(super().__iter__())  # workers start now
+
+
+def _raising(found: Iterator[Any]) -> Iterator[Any]:
+    for item in found:
+        if isinstance(item, MmalignError):
+            raise item
+        yield item
 
 
 def num_readers(num_workers: int | None, world_size: int) -> int:
     """Loader processes of one device.
 
     Args:
-        num_workers: as configured; None decides by the cores.
-        world_size: devices that share the machine's cores.
+        num_workers: as configured; None decides by the cores that this process may use.
+        world_size: devices in all; those of this machine, which share its cores, are what a launcher says in
+            LOCAL_WORLD_SIZE.
     """
     if num_workers is not None:
         return num_workers
-    return min(4, max((os.cpu_count() or 1) // max(world_size, 1), 1))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    # A container or a job's step may have fewer cores than the machine.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(cores // max(beside, 1), 1))
+
+
+def _agreed(number: int) -> int:
+    """The number that the first process has: machines may differ in their cores."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return number
+    agreed: int = broadcast_object_list([number])[0]
+    return agreed
 
 
 def make_order(
@@ -342,7 +403,7 @@ def make_order(
     world_size: int,
     num_workers: int | None,
 ) -> RowOrder | StreamOrder:
-    """Which row stands at a position.
+    """Which row stands at a position; of a stream a collective, for all processes have the same lanes.
 
     Args:
         table: rows.
@@ -359,7 +420,7 @@ def make_order(
         table,
         seed=seed,
         shuffle=table.config.shuffle,
-        lanes=table.config.stream_lanes or readers,
+        lanes=table.config.stream_lanes or _agreed(readers),
         turn=rows_together,
     )
 
@@ -375,8 +436,8 @@ def make_loader(
     num_workers: int | None,
     pin_memory: bool,
     needs: RowNeeds | None = None,
-) -> DataLoader[_Loaded]:
-    """A loader of one `MicroBatch` per list of positions.
+) -> DataLoader[_Loaded | MmalignError]:
+    """A loader of one `MicroBatch` per list of positions; it raises `MmalignError`s of workers as they are.
 
     Args:
         table: rows.
@@ -394,13 +455,13 @@ def make_loader(
     rows = (
         _Streamed(order, examples) if isinstance(order, StreamOrder) else _Positions(table, order, examples)
     )
-    return DataLoader(
+    return _Loader(
         rows,
         batch_sampler=positions,
         collate_fn=_Collator(rows, rows_per_step=rows_per_step),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_begin_worker,
         prefetch_factor=2 if workers else None,
         # An iterator without its own generator would consume the global one.
         generator=torch.Generator().manual_seed(0),

@@ -52,6 +52,8 @@ __all__ = ["CHECKPOINTS", "QUARANTINE_FILE", "Loop", "Progress", "quarantine_pat
 
 CHECKPOINTS = "checkpoints"
 QUARANTINE_FILE = "quarantine.jsonl"
+_IMPATIENT_SECONDS = 2.0
+"""A second Ctrl-C within this time is the same one: of a launcher, or of a key that bounced."""
 
 
 @dataclass
@@ -439,7 +441,7 @@ class Loop:
         return decision
 
     def _count_bad(self, micro: MicroBatch) -> None:
-        self.progress.num_rows += len(micro.ids)
+        self.progress.num_rows += len(micro.ids) + micro.num_beside  # every bad one is among them
         if self.stream is not None:
             self.stream.take(micro.lanes, micro.dropped)
         for bad in micro.bad:
@@ -463,11 +465,19 @@ class Loop:
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
-        """SIGTERM and SIGINT finish the step, save, and end the run in order."""
+        """SIGTERM and SIGINT finish the step, save, and end the run in order.
 
-        def note(_: int, __: FrameType | None) -> None:
-            if self.progress.interrupted:
+        Launchers send more than one of them; only a second Ctrl-C by somebody who does not want to wait for
+        the checkpoint ends the run without it.
+        """
+        first = math.inf
+
+        def note(number: int, _: FrameType | None) -> None:
+            nonlocal first
+            now = time.monotonic()
+            if number == signal.SIGINT and now - first > _IMPATIENT_SECONDS:
                 raise KeyboardInterrupt
+            first = min(first, now)
             self.progress.interrupted = True
 
         try:

@@ -29,7 +29,7 @@ class TextModel:
 def load(tmp_path, untyped):
     """`load(rewards, needs_reward)`: the micro-batches of an epoch over pairs with such rewards, in order."""
 
-    def make(rewards, *, needs_reward, batch_size=None):
+    def make(rewards, *, needs_reward, batch_size=None, num_workers=0):
         path = tmp_path / "pairs.jsonl"
         rows = [
             {
@@ -53,7 +53,7 @@ def load(tmp_path, untyped):
             StepSampler(Layout(width, 1), start_step=0, steps=len(rewards) // width),
             rows_per_step=width,
             world_size=1,
-            num_workers=0,
+            num_workers=num_workers,
             pin_memory=False,
             needs=RowNeeds(reward=needs_reward),
         )
@@ -107,6 +107,7 @@ def test_a_micro_batch_of_skipped_rows_alone_has_rewards_that_count_nowhere(load
     assert second.reward.tolist() == [[2.0, 1.0]]
 
 
-def test_data_of_which_no_row_has_its_rewards_end_the_run_with_the_cause(load):
-    with pytest.raises(TrainingError, match=r"could not be read; the last: .*a candidate has no reward"):
-        load([(None, None)] * 2, needs_reward=True)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_data_of_which_no_row_has_its_rewards_end_the_run_with_the_cause(load, num_workers):
+    with pytest.raises(TrainingError, match=r"^1000 rows .*could not be read; the last: .*has no reward"):
+        load([(None, None)] * 2, needs_reward=True, num_workers=num_workers)

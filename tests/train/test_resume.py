@@ -1,5 +1,6 @@
 """A run that was killed and continued is the run that was not, bit for bit."""
 
+import contextlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.testing.accelerator import forget_accelerator
+from mmalign.train import loop as loop_module
 from mmalign.train.run import prepare, train
 
 
@@ -248,6 +250,64 @@ def test_a_signal_lets_the_step_finish_saves_and_the_same_command_continues(
     assert result.finished
     run_to_end("whole", **settings)
     assert_same_run(tmp_path / "stopped", tmp_path / "whole", without_timings)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_right_after_the_first_does_not_cost_the_checkpoint(make_run, number: int) -> None:
+    loop, loader = prepare(make_run(train={"steps": 6}))
+
+    def twice(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    loop.on_update = twice
+    loop.train(iter(loader))
+    assert (loop.folder / "checkpoints" / "step-00000003").is_dir()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_late_second_interrupt_by_hand_ends_the_run_at_once_and_a_late_sigterm_does_not(
+    make_run, monkeypatch, second: int
+) -> None:
+    monkeypatch.setattr(loop_module, "_IMPATIENT_SECONDS", -1.0)
+    loop, loader = prepare(make_run(train={"steps": 6}))
+
+    def twice(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), second)
+
+    loop.on_update = twice
+    ends = pytest.raises(KeyboardInterrupt) if second == signal.SIGINT else contextlib.nullcontext()
+    with ends:
+        loop.train(iter(loader))
+    assert (loop.folder / "checkpoints" / "step-00000003").is_dir() == (second == signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_signals_the_whole_group_twice_gets_a_checkpoint(write_config) -> None:
+    """Loader workers are of the group, too: those that die at once would end the run before it saves."""
+    config = write_config("group", train={"steps": 100_000, "num_workers": 2})
+    folder = config.with_suffix("")
+    with subprocess.Popen(
+        command(config),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 300
+        while num_records(folder) < 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.02)
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert "the same command continues from here" in output
+    assert list((folder / "checkpoints").glob("step-*"))
 
 
 def test_a_finished_run_starts_again_only_to_say_so(run_to_end) -> None:

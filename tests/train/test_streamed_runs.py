@@ -1,13 +1,16 @@
 """Runs over shards: the loader's rows are the stream's, and a run that was killed is the run that was not."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmalign.data import DataConfig, open_rows
-from mmalign.errors import CheckpointError, ConfigError
+from mmalign.data import DataConfig, open_rows, streaming_files
+from mmalign.errors import CheckpointError, ConfigError, TrainingError
 from mmalign.testing.accelerator import forget_accelerator
+from mmalign.train import loader as loader_module
 from mmalign.train.config import load_run
 from mmalign.train.loader import Layout, StepSampler, make_loader, make_order
+from mmalign.train.loop import Loop, Progress
 from mmalign.train.run import train
 
 SIZES = (9, 14, 6, 11)
@@ -114,6 +119,77 @@ def test_what_is_left_out_is_counted_once_over_all_workers(texts, untyped):
     dropped = sum((Counter(micro.dropped) for micro in micros), Counter())
     # All records went through the buffers by now, and no lane begins its next pass.
     assert dropped == {"tie": 4}
+
+
+def test_records_that_are_no_rows_count_among_the_rows_that_were_met(tmp_path, untyped):
+    """Four samples of the first shard, a broken one, and what is lost behind it."""
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for number in range(8):
+            words = {"prompt": f"{number}", "chosen": f"good {number}", "rejected": "bad"}
+            data = json.dumps(words).encode()
+            info = tarfile.TarInfo(f"{number}.json")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (folder / "a.tar").write_bytes((folder / "a.tar").read_bytes()[: 512 * 2 * 5])
+    config = DataConfig.model_validate(
+        {"source": {"path": folder.as_uri(), "media": "text"}, "streaming": True, "shuffle": False}
+    )
+    progress = Progress()
+    with untyped:
+        loop = SimpleNamespace(
+            progress=progress,
+            stream=None,
+            quarantine=tmp_path / "bad.jsonl",
+            layout=Layout(2, 1),
+            _check_share=lambda *_: None,
+        )
+        for micro, _ in micro_batches(config, steps=4):
+            Loop._count_bad(loop, micro)
+    # Eight rows in two passes, each with the damage between its last row and the next pass.
+    assert progress.num_bad_rows >= 1
+    assert progress.num_rows == 8 + progress.num_bad_rows
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_ends_a_run_in_a_worker_is_said_as_it_is(texts, untyped, monkeypatch, workers):
+    monkeypatch.setattr(streaming_files, "_PAUSES", (0.0,))
+
+    def gone(self):
+        message = "no route to host"
+        raise OSError(message)
+
+    table = open_rows(texts, kind="pairs")
+    monkeypatch.setattr(sys.modules[__name__], "open_rows", lambda *_, **__: table)
+    monkeypatch.setattr(streaming_files.SteadyFile, "_open_again", gone)
+    with untyped, pytest.raises(TrainingError) as caught:
+        list(micro_batches(texts, workers=workers))
+    assert str(caught.value).startswith("file://")
+    assert "reading failed 2 times (OSError: no route to host)" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_lanes_are_those_of_the_first_process(texts, monkeypatch):
+    table = open_rows(texts, kind="pairs")
+
+    def lanes():
+        return make_order(table, seed=7, rows_together=2, world_size=2, num_workers=None).lanes
+
+    monkeypatch.setattr(loader_module, "num_readers", lambda *_: 3)
+    assert lanes() == 6
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(loader_module, "broadcast_object_list", lambda numbers: [4])
+    assert lanes() == 4
+
+
+def test_loader_processes_share_the_cores_of_their_own_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [loader_module.num_readers(None, size) for size in (1, 2, 3, 16)] == [4, 3, 2, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert loader_module.num_readers(None, 16) == 3
+    assert loader_module.num_readers(5, 16) == 5
 
 
 def test_a_loader_goes_on_where_the_used_micro_batches_ended_not_the_fetched_ones(texts, untyped):
