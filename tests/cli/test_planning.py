@@ -11,6 +11,7 @@ from mmalign.cli import planning
 from mmalign.cli.main import main
 from mmalign.errors import ConfigError
 from mmalign.testing.tiny import RESOLUTION, write_tiny_sd15
+from mmalign.train.planning import counting, fitting
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,22 @@ def test_where_nothing_fits_the_exit_code_says_so(config: Path, capsys: pytest.C
     assert "does not fit: the smallest is" in text
     assert "what is left" in text
     assert "adapter" not in text, "LoRA is another set of weights: only where it is allowed"
+
+
+def test_what_a_card_has_is_the_limit_of_a_fit_and_the_reward_is_in_it(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+
+    def note(run: object, *, device_type: str, reward_bytes: int | None = None) -> object:
+        seen.append(reward_bytes)
+        return counting.count(run, device_type=device_type, reward_bytes=None)
+
+    monkeypatch.setattr(fitting, "count", note)
+    monkeypatch.setattr("mmalign.cli.training.reward_bytes", lambda _: 7)
+    assert main(["plan", str(config), "--device", "mine=memory:2GB", "--fit", "80GB"]) == 0
+    assert "mine has 2.00 GiB: that is the limit" in capsys.readouterr().out
+    assert set(seen) == {7}
 
 
 def test_a_config_of_a_reward_is_sent_to_its_dry_run() -> None:

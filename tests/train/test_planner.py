@@ -1,7 +1,9 @@
 """Plans counted on shapes, held against what real passes and real runs take."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,16 +17,18 @@ from mmalign.train.config import AdapterConfig, TrainConfig, load_run
 from mmalign.train.optim import make_optimizer
 from mmalign.train.parts import load_model
 from mmalign.train.plan import count_activations, optimizer_state_bytes
+from mmalign.train.planning import counting, fitting, language, outline
 from mmalign.train.planning.counting import count
 from mmalign.train.planning.devices import DEVICES, Device, device_of, parse_bytes, seconds_of
 from mmalign.train.planning.fitting import fit_run
-from mmalign.train.planning.language import RELEASED, empty_language
+from mmalign.train.planning.language import RELEASED, ReleasedLanguage, empty_language
 from mmalign.train.planning.measuring import allocated_peak
-from mmalign.train.planning.memory import peak_of
+from mmalign.train.planning.memory import Peak, peak_of
 from mmalign.train.planning.meta_source import MetaSource
 from mmalign.train.planning.published import PIPELINES
-from mmalign.train.planning.run_plan import plan_run
+from mmalign.train.planning.run_plan import disk_of, plan_run
 from mmalign.train.planning.shapes_only import meta_copy
+from mmalign.train.planning.timing import StepTime
 from mmalign.train.planning.trace import Kernel, trace_pass
 
 MIB = 2**20
@@ -254,7 +258,151 @@ def test_a_folder_of_another_family_is_refused(make_run: Callable[..., Any], sdx
         plan_run(run, A_CARD)
 
 
+def test_a_source_that_would_be_downloaded_with_its_weights_is_refused(make_run: Callable[..., Any]) -> None:
+    run = make_run(model={"family": "pixart", "source": "somebody/another-model"})
+    with pytest.raises(ConfigError, match=r"somebody/another-model.*A plan downloads nothing"):
+        plan_run(run, A_CARD)
+
+
+def test_a_local_source_that_is_read_with_its_weights_is_named(
+    make_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(make_run(), torch.device("cpu"))
+    monkeypatch.setattr(outline, "load_model", lambda *_: model)
+    folder = tmp_path / "of-its-own-kind"
+    folder.mkdir()
+    plan = plan_run(make_run(model={"source": str(folder)}), A_CARD)
+    assert any(f"{folder} was read with its weights" in note for note in plan.notes)
+
+
+# -------------------------------------------------------------------------- what comes and leaves in a step
+
+
+NOTHING = Device("cpu", None, 1.0, 1.0, 1.0)
+
+
+def test_encoders_that_wait_on_the_cpu_come_vae_first_and_texts_together(
+    make_run: Callable[..., Any],
+) -> None:
+    run = make_run(model={"offload_encoders": True}, train={"accumulation": 2})
+    counted = count(run, device_type="cpu")
+    encoding = counted.encoding
+    below = peak_of(run, replace(counted, encoding=None), NOTHING).stages["encoding"]
+    vae = sum(value.nbytes for value in encoding.modules["VAE"].parameters())
+
+    def encoded(**modules: nn.Module) -> int:
+        made = replace(encoding, modules={"VAE": encoding.modules["VAE"], **modules})
+        return peak_of(run, replace(counted, encoding=made), NOTHING).stages["encoding"] - below
+
+    small = nn.Linear(2, 3, bias=False, device="meta")
+    large = nn.Linear(2**13, 2**14, bias=False, device="meta")
+    assert encoded(one=small, two=small) == vae + encoding.media.peak
+    assert encoded(one=large, two=large) == 2 * 4 * 2**27
+    unread = replace(encoding, media=None, modules={"one": large})
+    stages = peak_of(run, replace(counted, encoding=unread), NOTHING).stages
+    assert stages["encoding"] - below == 4 * 2**27
+
+
+def test_an_offloaded_reference_copy_is_on_the_card_while_it_scores(make_run: Callable[..., Any]) -> None:
+    runs = [
+        make_run(adapter={"kind": "none"}, reference={"offload": offload}, train={"accumulation": 2})
+        for offload in (False, True)
+    ]
+    counted = count(runs[0], device_type="cpu")
+    there, away = (peak_of(run, counted, NOTHING).stages for run in runs)
+    copy = sum(value.nbytes for value in counted.trainables.network.parameters())
+    assert there["policy"] - away["policy"] == copy
+    assert there["reference"] == away["reference"]
+    # Below it lie weights, state of adamw and copy; beside it are gradients of the micro-step before.
+    assert away["reference"] >= (1 + 2 + 1 + 1) * copy + counted.reference.peak
+
+
+# --------------------------------------------------------------------------- language models by their sizes
+
+
+@pytest.fixture
+def language_run() -> Callable[..., Any]:
+    """`language_run("adapter.kind=none", ...)`: LLaVA's recipe."""
+    recipe = Path(__file__).parents[2] / "vlm" / "configs" / "llava" / "dpo.yaml"
+    return lambda *changes: load_run(recipe, changes)
+
+
+TWO_LAYERS = ReleasedLanguage(
+    "Llama",
+    {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    | {"num_key_value_heads": 2, "vocab_size": 101},
+    visual=7,
+    tower=1000,
+    source="made up",
+    patches=28,
+    merger=100,
+)
+
+
+@pytest.mark.parametrize(("adapter", "dtype", "backs"), [("none", "float32", 3), ("lora", "bfloat16", 2)])
+def test_a_language_model_that_trains_whole_starts_from_float32_and_trains_its_head(
+    language_run: Any, monkeypatch: pytest.MonkeyPatch, adapter: str, dtype: str, backs: int
+) -> None:
+    seen: set[str] = set()
+    made = empty_language(TWO_LAYERS, getattr(torch, dtype))
+    made.model.register_forward_pre_hook(
+        lambda _, args, given: seen.add(str(given["inputs_embeds"].dtype).removeprefix("torch.")),
+        with_kwargs=True,
+    )
+    monkeypatch.setattr(language, "empty_language", lambda *_: made)
+    run = language_run(f"adapter.kind={adapter}", "train.mixed_precision=bf16", "model.quantization=null")
+    counted = language.count_released(run, TWO_LAYERS, device_type="cuda")
+    assert seen == {dtype}
+    assert [kernel.moment for kernel in counted.policy.kernels[-backs - 2 :]].count("backward") >= backs
+    tail = [kernel for kernel in counted.policy.kernels if kernel == counted.policy.kernels[-1]]
+    assert len(tail) == backs
+
+
+def test_a_tower_sees_patches_and_its_merger_tokens() -> None:
+    assert TWO_LAYERS.tower_flops == 2 * (900 * 28 + 100 * 7)
+    qwen, llava = RELEASED["Qwen/Qwen2.5-VL-7B-Instruct"], RELEASED["llava-hf/llava-1.5-7b-hf"]
+    assert 3.5 < qwen.tower_flops / (2 * qwen.tower * qwen.visual) < 4
+    assert llava.tower_flops == 2 * llava.tower * llava.visual
+
+
+@pytest.mark.parametrize(
+    ("settings", "patches"),
+    [
+        ({"vision_config": SimpleNamespace(spatial_merge_size=2)}, 4),
+        ({"scale_factor": 3}, 9),
+        ({"downsample_ratio": 0.5}, 4),
+        ({"vision_config": SimpleNamespace(image_size=896, patch_size=14), "mm_tokens_per_image": 256}, 16),
+        ({"vision_config": SimpleNamespace(image_size=336, patch_size=14)}, 1),
+        ({}, 1),
+    ],
+)
+def test_patches_of_a_visual_token_are_read_from_the_config(settings: dict[str, Any], patches: int) -> None:
+    assert counting._patches_per_token(SimpleNamespace(**settings)) == patches
+
+
+def test_a_stored_reference_of_answers_keeps_one_entry_per_row(language_run: Any) -> None:
+    run = language_run("reference.kind=stored", "reference.draws_per_row=5", "model.quantization=null")
+    counted = language.count_released(run, TWO_LAYERS, device_type="cuda")
+    sizes = {item.component: item.num_bytes for item in disk_of(run, counted, 11)}
+    assert sizes["stored reference"] == 11 * (8 + 2 * 4)
+
+
 # ------------------------------------------------------------------------------------------ time and devices
+
+
+def test_float32_without_tf32_is_as_slow_as_it_is(make_run: Callable[..., Any]) -> None:
+    plans = [plan_run(make_run(train={"allow_tf32": allowed}), A_CARD) for allowed in (True, False)]
+    assert [plan.as_dict()["device"]["full_flops"] for plan in plans] == [494e12, 67e12]
+    assert [any("without TF32" in note for note in plan.notes) for plan in plans] == [False, True]
+    assert device_of("mine=plain:5").without_tf32().full == 5e12
+
+
+def test_numbers_of_a_processor_are_taken_as_they_are_given() -> None:
+    found = device_of("cpu=memory:8GB,half:2")
+    assert (found.memory, found.half, found.margin(100 * MIB)) == (8 * 2**30, 2e12, 0)
+    assert "memory:8GB,half:2 as given" in found.source
+    with pytest.raises(ConfigError, match=r"cores.*, expected memory, half, full"):
+        device_of("cpu=cores:5")
 
 
 def test_an_operation_waits_for_its_products_or_for_memory_or_for_the_host() -> None:
@@ -383,6 +531,36 @@ def test_what_is_proposed_fits_is_ordered_and_keeps_the_batch(fit: Any) -> None:
     assert found.before.total - saved == found.after.total
 
 
+def test_a_change_that_saves_nothing_is_tried_once_though_it_may_be_repeated(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tried = write_config(train={"batch_size": 4}), []
+    peak, time = Peak((), "policy", {}, 2**30), StepTime({"all": 1.0}, 1.0, 1)
+    monkeypatch.setattr(fitting, "count", lambda *_, **__: None)
+    monkeypatch.setattr(fitting, "peak_of", lambda *_: peak)
+    monkeypatch.setattr(fitting, "step_time", lambda *_: time)
+
+    def note(name: str) -> None:
+        tried.append(name)
+        assert len(tried) < 50, "the same change is tried without end"
+
+    found = fit_run(
+        load_run(path), A_CARD, variant=lambda changes: load_run(path, changes), limit=MIB, on_step=note
+    )
+    assert not found.fits
+    assert found.steps == ()
+    assert tried.count("half the micro-batch, twice the micro-steps") == 1
+    assert len(tried) == len(set(tried)) > 1
+
+
+def test_no_more_is_fitted_than_the_device_has(write_config: Callable[..., Path]) -> None:
+    path = write_config()
+    device = replace(A_CARD, memory=2**20)
+    found = fit_run(load_run(path), device, variant=lambda changes: load_run(path, changes), limit=80 * 2**30)
+    assert not found.fits
+    assert (found.limit, found.asked) == (2**20, 80 * 2**30)
+
+
 def test_lora_is_the_last_resort_where_it_is_allowed_and_nothing_else_fits(fit: Any) -> None:
     found = fit(MIB // 8, adapter={"kind": "none"}, allow_lora=True)
     assert not found.fits
@@ -434,3 +612,5 @@ def test_the_whole_of_sdxl_fits_24_gb(tmp_path: Path) -> None:
     assert {"image.cache=cache", "reference.kind=stored", "train.batch_size=1"} <= set(found.overrides)
     assert found.run.config.adapter.kind == "none"
     assert found.run.config.train.accumulation * found.run.config.train.batch_size == 256
+    said = f"{found.before.total / 2**30:.1f} GiB on one device"
+    assert said in recipe.read_text(), "the recipe's head says what is counted"
