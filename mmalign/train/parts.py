@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate.utils import (
     AutocastKwargs,
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
 )
 from torch import nn
@@ -67,6 +69,10 @@ __all__ = [
     "row_needs",
 ]
 
+_PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others; NCCL's own 10 minutes end while the first one samples, evaluates
+or saves a large network alone. One that has died is noticed at once, by whoever started it."""
+
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,6 +97,7 @@ def make_accelerator(run: ResolvedRun) -> Accelerator:
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False),
                 AutocastKwargs(cache_enabled=_keeps_casts(config.model.gradient_checkpointing)),
+                InitProcessGroupKwargs(timeout=_PATIENCE),
             ],
         )
     except ValueError as error:

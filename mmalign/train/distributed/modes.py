@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from mmalign.errors import ConfigError, explain
 from mmalign.methods.row import ROLLOUTS
@@ -66,6 +67,7 @@ def mode_of(accelerator: Accelerator) -> Mode:
                 do="Set fsdp_version: 2, or launch with what `python -m mmalign.train.launch fsdp2` names.",
             )
             raise ConfigError(message)
+        _refuse_offload(accelerator)
         return "fsdp2"
     if kind == DistributedType.NO:
         return "single"
@@ -78,6 +80,23 @@ def mode_of(accelerator: Accelerator) -> Mode:
         do="Take one of the files that `python -m mmalign.train.launch` lists.",
     )
     raise ConfigError(message)
+
+
+def _refuse_offload(accelerator: Accelerator) -> None:
+    """Refuse weights that live on the CPU: the first update meets values of the GPU there, and fails.
+
+    Raises:
+        ConfigError: the launch asks for it.
+    """
+    if isinstance(getattr(fsdp_settings(accelerator), "cpu_offload", None), CPUOffloadPolicy):
+        message = explain(
+            "accelerate configuration: fsdp_config.fsdp_offload_params",
+            got=True,
+            expected="false: gradients are clipped and checked, and weights averaged, on the GPU",
+            do="Set fsdp_offload_params: false. To need less memory, take more GPUs, "
+            "model.gradient_checkpointing or LoRA.",
+        )
+        raise ConfigError(message)
 
 
 def fsdp_settings(accelerator: Accelerator) -> Any:

@@ -20,6 +20,7 @@ from mmalign.sharded import whole
 
 __all__ = ["shard", "skeleton_of", "units_of", "unsynced", "whole_copy"]
 
+_REDUCES = "_mmalign_reduces"
 _REDUCES_EVERY_TIME = "_mmalign_reduces_every_time"
 
 
@@ -124,22 +125,33 @@ def unsynced(network: nn.Module) -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _without_reduction(network: FSDPModule) -> Iterator[None]:
-    network.set_requires_gradient_sync(False)
+    # It nests: parts of a backward pass enter it inside the context of their micro-step.
+    before = getattr(network, _REDUCES, True)
+    _reduce(network, False)
     try:
         yield
     finally:
-        network.set_requires_gradient_sync(True)
+        _reduce(network, before)
+
+
+def _reduce(network: FSDPModule, wanted: bool) -> None:
+    network.set_requires_gradient_sync(wanted)
+    setattr(network, _REDUCES, wanted)
 
 
 # --- a whole network again ----------------------------------------------------------------------------------
 
 
 def skeleton_of(network: nn.Module) -> nn.Module:
-    """A copy without weights (on the meta device), taken before sharding; buffers are copied."""
+    """A copy without weights (on the meta device), taken before sharding; buffers are copied.
+
+    Quantised weights are the network's own: they stay whole and do not change, so a copy only takes room.
+    """
     memo: dict[int, Any] = {
         id(value): nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
-        for value in network.parameters()
         if type(value) is nn.Parameter
+        else value
+        for value in network.parameters()
     }
     return copy.deepcopy(network, memo)
 

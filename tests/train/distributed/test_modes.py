@@ -1,13 +1,15 @@
 """Launches are recognised; what could not be trained is refused before anything is loaded."""
 
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from mmalign.errors import ConfigError
+from mmalign.train import parts
 from mmalign.train.distributed.modes import mode_of, refuse_deepspeed, require_fitting
 
 
@@ -27,6 +29,9 @@ def test_kinds_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mode_of(launch(DistributedType.MULTI_CPU)) == "fsdp2"
     with pytest.raises(ConfigError, match=r"fsdp_version: got 1.*expected 2"):
         mode_of(launch(DistributedType.FSDP, 1))
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(ConfigError, match=r"fsdp_config\.fsdp_offload_params: got True.*expected false"):
+        mode_of(launch(DistributedType.MULTI_CPU))
     with pytest.raises(ConfigError, match=r"got .*MEGATRON.*mmalign\.train\.launch"):
         mode_of(launch(DistributedType.MEGATRON_LM))
 
@@ -53,6 +58,19 @@ def test_what_sharding_would_change_is_refused(make_run, settings: Any, kind: st
     require_fitting(run, "ddp", kind)
     with pytest.raises(ConfigError, match=message):
         require_fitting(run, "fsdp2", kind)
+
+
+def test_processes_wait_longer_for_each_other_than_nccl_would(make_run, monkeypatch) -> None:
+    given: list[Any] = []
+
+    def stand_in(**settings: Any) -> Any:
+        given.extend(settings["kwargs_handlers"])
+        return launch(DistributedType.NO)
+
+    monkeypatch.setattr(parts, "Accelerator", stand_in)
+    parts.make_accelerator(make_run())
+    (patience,) = [one.timeout for one in given if isinstance(one, InitProcessGroupKwargs)]
+    assert patience == timedelta(hours=2)
 
 
 def test_methods_that_sample_are_refused_under_sharding(make_run) -> None:
