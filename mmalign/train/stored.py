@@ -18,6 +18,7 @@ from torch import Tensor
 from mmalign.batch import Batch
 from mmalign.data.readers import RowTable
 from mmalign.data.sampler import RowOrder
+from mmalign.errors import CheckpointError, explain
 from mmalign.files import fingerprint
 from mmalign.likelihood import Elbo, StoredReference
 from mmalign.likelihood.reference import AdaptersOff
@@ -74,6 +75,8 @@ def stored_reference(
     facts = _facts(run, table)
     parts = [path, *sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}"))]
     done = [ReferenceTable.load(part) for part in parts if part.exists()]
+    # What a rank that is ahead saves must not be done already for others, which would share out other rows.
+    accelerator.wait_for_everyone()
     keys = torch.tensor([bank.key(position) for position in range(bank.num_entries)], dtype=torch.int64)
     missing = _missing(keys, done)
     own = missing[accelerator.process_index :: accelerator.num_processes]
@@ -90,7 +93,26 @@ def stored_reference(
     if accelerator.is_main_process and (len(missing) or len(done) > 1):
         _merge(path, [*done, *([result] if result is not None else [])])
     accelerator.wait_for_everyone()
-    return StoredReference(ReferenceTable.load(path), likelihood, facts)
+    stored = ReferenceTable.load(path)
+    _require_all(keys, stored, path)
+    return StoredReference(stored, likelihood, facts)
+
+
+def _require_all(keys: Tensor, stored: ReferenceTable, path: Path) -> None:
+    """Every draw of the bank has an entry, be it that of a row which could not be read.
+
+    Raises:
+        CheckpointError: a rank's share is not there.
+    """
+    _, known = stored.find(keys)
+    if not bool(known.all()):
+        message = explain(
+            str(path),
+            got=f"stored reference errors of {int(known.sum())} draws",
+            expected=f"{len(keys)}: every rank saves its share, and the first process joins them",
+            do="Choose a train.output that all machines see, then run again; what is there is kept.",
+        )
+        raise CheckpointError(message)
 
 
 def _missing(keys: Tensor, done: list[ReferenceTable]) -> list[int]:
