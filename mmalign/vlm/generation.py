@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import PreferenceRow
 from mmalign.seeding import derive_seed
+from mmalign.sharded import is_sharded
 from mmalign.vlm.inputs import Medium, PromptTokens
 from mmalign.vlm.network import bare
 
@@ -92,6 +93,8 @@ def _together(
             eos_token_id=ends,
             pad_token_id=ends[0] if pad is None else pad,
             use_cache=True,
+            # Every process takes part in every step of a sharded network, also when its answers are complete.
+            **({"synced_gpus": True} if any(map(is_sharded, network.parameters())) else {}),
             **drawn,
         )
     written = tokens[:, inputs["input_ids"].shape[1] :]
