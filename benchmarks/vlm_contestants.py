@@ -136,6 +136,8 @@ def trl_contestant(
         lr_scheduler_type="constant",
         max_length=None,
         bf16=bf16,
+        # Frozen weights as ours has them; TRL's own choice is float32, twice the memory.
+        model_init_kwargs={"dtype": "bfloat16" if bf16 else "float32"},
         gradient_checkpointing=checkpointing,
         use_cpu=on_cpu,
         report_to=[],

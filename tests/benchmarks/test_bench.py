@@ -581,8 +581,16 @@ class TestGpu:
         self, tmp_path, monkeypatch
     ):
         import gpu_subjects
+        import vlm_contestants
         from vlm_contestants import gradients_of
 
+        frozen, plain = [], vlm_contestants._by_layer
+
+        def noted(network):
+            frozen.append({weight.dtype for weight in network.parameters() if not weight.requires_grad})
+            return plain(network)
+
+        monkeypatch.setattr(vlm_contestants, "_by_layer", noted)
         text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 64}
         text |= {"num_attention_heads": 2, "num_key_value_heads": 2}
         tower = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
@@ -596,6 +604,7 @@ class TestGpu:
         assert held() is None
         second = gradients_of(step)
         assert first.keys() == second.keys()
+        assert frozen == [{torch.bfloat16}] * 2
         gap = sum(float((second[name] - first[name]).float().square().sum()) for name in first)
         size = sum(float(value.float().square().sum()) for value in first.values())
         assert 0 < (gap / size) ** 0.5 < 0.1
