@@ -396,6 +396,31 @@ def test_the_page_is_made_of_the_records(tmp_path):
     assert "| a CPU, 1 of 2 cores | `abc` | torch 9 |" in text
 
 
+def test_rates_and_growth_of_the_records_become_rows():
+    import performance_page
+
+    points = [{"size": 5.0, "seconds": 1.0, "mib": 2.0}, {"size": 33.0, "seconds": 7.0, "mib": 2.0}]
+    fit = {"seconds_exponent": 1.03, "mib_exponent": 0.0}
+    one = {"points": points, **fit, **{f"{name}_last": value for name, value in fit.items()}}
+    found = {
+        "start": {"values": {"help": 0.123, "over trl": 0.456, "wall_seconds": 9}},
+        "loader": {"values": {"512 px": 78.9}},
+        "scoring": {"values": {"items_per_second": 321.4}},
+        "growth": {"values": dict.fromkeys(("rows", "list", "frames", "words"), one)},
+    }
+    rates = performance_page.PARTS_OF_THE_PAGE["rates"](found)
+    for line in (
+        "| start: help | 0.123 s |",
+        "| start: first step of the language model over TRL's | 0.46 |",
+        "| loader: 512 px | 78.9 rows/s |",
+        "| evaluation store | 321 pictures/s |",
+    ):
+        assert line in rates
+    assert "wall_seconds" not in rates
+    growth = performance_page.PARTS_OF_THE_PAGE["growth"](found)
+    assert "| frames of a clip | 5 to 33 | 1.03 (1.03) | 0.00 (0.00) |" in growth
+
+
 def _bench(tmp_path, minutes=60.0):
     import gpu
 
