@@ -82,9 +82,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         CheckpointError: the disk refused (full, read-only); the previous folder is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    partial: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         yield partial
         os.chmod(partial, 0o777 & ~_umask())
         for file in sorted(partial.rglob("*")):
@@ -99,14 +100,16 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             os.replace(partial, path)
         _sync(path.parent)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         message = (
             f"{path}: could not be written ({error.strerror or error}). The previous content is "
             "untouched. Free some space or choose another folder, then run again."
         )
         raise CheckpointError(message) from error
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

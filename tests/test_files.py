@@ -202,3 +202,12 @@ class TestFingerprint:
 
     def test_is_json_of_sixteen_letters(self):
         assert len(files.fingerprint(json.dumps({}))) == 16
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(CheckpointError, match=r"model: could not be written \(File exists"),
+        files.atomic_directory(tmp_path / "file" / "model"),
+    ):
+        pass

@@ -4,11 +4,12 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gradients_in_double", "state_comes_back"]
+__all__ = ["gradients_in_double", "saving_fails_everywhere", "state_comes_back"]
 
 
 def _network(folder: str, adapter: str) -> tuple[Any, Any]:
@@ -143,3 +144,57 @@ def state_comes_back(folder: str, target: str) -> None:
     assert not changed, changed
     stored = {**loaded.weights, **loaded.optimizer}
     assert all(torch.equal(stored[name], value) for name, value in before.items())
+
+
+def saving_fails_everywhere(target: str) -> None:
+    """A checkpoint that one process cannot write is an error of all, and no folder is left.
+
+    Raises:
+        AssertionError: a process did not hear of it.
+    """
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from mmalign.errors import CheckpointError
+    from mmalign.train.checkpoint import Checkpoint, save_sharded_checkpoint
+
+    rank, _, _ = _group()
+    weights = {"a": torch.ones(3), "b": torch.ones(5)}
+
+    def fails(root: Path, message: str) -> None:
+        heard = ""
+        try:
+            made = Checkpoint(1, weights, {}, {}, {}, {}, {})
+            save_sharded_checkpoint(root, made, is_main=rank == 0, keep=1)
+        except CheckpointError as error:
+            heard = str(error)
+        assert message in heard, heard
+        torch.distributed.barrier()
+        assert not root.is_dir() or not list(root.iterdir())
+
+    blocked = Path(target) / "file"
+    if rank == 0:
+        blocked.write_text("in the way")
+    torch.distributed.barrier()
+    fails(blocked / "inside", "could not be written")
+
+    def refused(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with mock.patch("mmalign.train.checkpoint.write_json", refused):
+        fails(Path(target) / "state", "No space left on device")
+    with mock.patch("mmalign.train.distributed.shards.save", _refused_by(rank, save)):
+        fails(Path(target) / "shards", "shards could not be written")
+
+
+def _refused_by(rank: int, save: Any) -> Any:
+    """`save` with a disk that is full on the second process."""
+
+    def saved(flat: Any, *, storage_writer: Any) -> Any:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        if rank == 1:
+            storage_writer.write_data = full
+        return save(flat, storage_writer=storage_writer)
+
+    return saved

@@ -12,7 +12,7 @@ folder, and any number of processes reads it, one included.
 import contextlib
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,15 @@ from torch import Tensor
 from mmalign.errors import CheckpointError
 from mmalign.files import atomic_directory, load_tensors, read_json, save_tensors, write_json
 from mmalign.sharded import is_sharded
-from mmalign.train.distributed.shards import SHARDS, fill, read_shards, write_shards
+from mmalign.train.distributed.shards import (
+    SHARDS,
+    fill,
+    read_shards,
+    require_shards,
+    require_whole,
+    shard_sizes,
+    write_shards,
+)
 
 __all__ = [
     "STATE_FILE",
@@ -41,6 +49,8 @@ __all__ = [
 
 _FOLDER = re.compile(r"step-(\d+)")
 STATE_FILE = "state.json"
+_SIZES = "shards"
+_FAILED = "!"
 _TENSOR_FILES = ("weights", "optimizer", "ema", "objective", "reference", "rollout")
 
 
@@ -182,19 +192,48 @@ def save_sharded_checkpoint(
         protected: see `save_checkpoint`.
 
     Raises:
-        CheckpointError: the disk refused; earlier checkpoints are untouched.
+        CheckpointError: the disk refused one process; all of them raise it. Earlier checkpoints stay.
     """
     final = checkpoint_folder(root, checkpoint.step)
+    parts = {name: getattr(checkpoint, name) for name in _TENSOR_FILES}
     with contextlib.ExitStack() as stack:
-        shared = [str(stack.enter_context(atomic_directory(final))) if is_main else ""]
-        torch.distributed.broadcast_object_list(shared, src=0)
-        folder = Path(shared[0])
-        write_shards(folder / SHARDS, {name: getattr(checkpoint, name) for name in _TENSOR_FILES})
-        if is_main:
-            write_json(folder / STATE_FILE, {"step": checkpoint.step, **checkpoint.state})
-    if is_main:
-        prune(root, keep=keep, protected=protected)
+
+        def begin() -> str:
+            return str(stack.enter_context(atomic_directory(final)))
+
+        def end() -> str:
+            require_whole(folder / SHARDS, parts)
+            content = {"step": checkpoint.step, **checkpoint.state, _SIZES: shard_sizes(folder / SHARDS)}
+            write_json(folder / STATE_FILE, content)
+            stack.close()
+            prune(root, keep=keep, protected=protected)
+            return str(final)
+
+        folder = Path(_by_main(begin, is_main=is_main))
+        write_shards(folder / SHARDS, parts)
+        _by_main(end, is_main=is_main)
     return final
+
+
+def _by_main(work: Callable[[], str], *, is_main: bool) -> str:
+    """What the main process's work gives, on every process; a collective, also when the work fails.
+
+    Raises:
+        CheckpointError: it failed, on processes that did nothing; the main process raises what happened.
+    """
+    shared = [""]
+    try:
+        if is_main:
+            shared = [work()]
+    except Exception as error:
+        shared = [f"{_FAILED}{error}"]
+        raise
+    finally:
+        # Otherwise the others would wait for it until the group's time is up.
+        torch.distributed.broadcast_object_list(shared, src=0)
+    if shared[0].startswith(_FAILED):
+        raise CheckpointError(shared[0].removeprefix(_FAILED))
+    return shared[0]
 
 
 def prune(root: Path, *, keep: int, protected: Collection[int] = ()) -> None:
@@ -259,6 +298,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         )
         raise CheckpointError(message)
     state = read_json(folder / STATE_FILE)
+    if _SIZES in state:
+        require_shards(folder / SHARDS, state[_SIZES])
     if (folder / SHARDS).is_dir():
         return Checkpoint(step=int(state["step"]), state=state, **read_shards(folder / SHARDS, _TENSOR_FILES))
     tensors = {

@@ -1,15 +1,20 @@
 """Sharded networks compute what whole ones do; their checkpoints hold what they hold."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
-from mmalign.errors import ConfigError
+from mmalign.errors import CheckpointError, ConfigError
 from mmalign.testing.processes import on_processes
-from mmalign.testing.sharded_tasks import gradients_in_double, state_comes_back
+from mmalign.testing.sharded_tasks import gradients_in_double, saving_fails_everywhere, state_comes_back
+from mmalign.train.checkpoint import load_checkpoint
+from mmalign.train.distributed import sharding
 from mmalign.train.distributed.sharding import skeleton_of, units_of
+from mmalign.train.distributed.shards import read_shards
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,71 @@ def test_a_sharded_checkpoint_gives_back_every_number(sd15_folder: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     names = {path.suffix for path in (tmp_path / "step-00000001").rglob("*") if path.is_file()}
     assert names == {".json", ".safetensors"}, "no pickle"
+
+
+def test_damaged_and_missing_shards_are_told(sd15_folder: Path, tmp_path: Path) -> None:
+    on_processes(2, state_comes_back, str(sd15_folder), str(tmp_path))
+    folder = tmp_path / "step-00000001"
+    files = sorted((folder / "shards").glob("*.safetensors"))
+    assert len(files) == 2
+    loaded = load_checkpoint(folder)
+    for file in files:
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(
+            CheckpointError, match=r"files of some processes are missing.*goes on from the one"
+        ):
+            load_checkpoint(folder)
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(CheckpointError, match=rf"missing or cut short \(first noticed at {file.name}"):
+            load_checkpoint(folder)
+        with pytest.raises(CheckpointError, match="shards of this checkpoint cannot be read"):
+            read_shards(folder / "shards", ("weights",))
+        file.write_bytes(content)
+    # Without the list of files, as older checkpoints are: what the other file lacks is not read as zeros.
+    files[0].unlink()
+    with pytest.raises(CheckpointError, match="files of some processes are missing"):
+        read_shards(folder / "shards", ("weights",))
+    files[1].write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"shards of this checkpoint cannot be read \(.*too large"):
+        loaded.weights[next(iter(loaded.weights))]
+
+
+def test_processes_hear_of_a_disk_that_refused_one(tmp_path: Path) -> None:
+    on_processes(2, saving_fails_everywhere, str(tmp_path))
+
+
+class Counting(FSDPModule):
+    """What a sharded network is asked."""
+
+    def __new__(cls) -> Any:
+        made = object.__new__(cls)
+        made.asked = []
+        return made
+
+    def set_requires_gradient_sync(self, wanted: bool, *, recurse: bool = True) -> None:
+        self.asked.append(wanted)
+
+
+def test_contexts_without_reduction_nest() -> None:
+    network: Any = Counting()
+    with sharding._without_reduction(network):
+        with sharding._without_reduction(network):
+            assert network.asked[-1] is False
+        assert network.asked[-1] is False, "the outer one still holds"
+    assert network.asked[-1] is True
+
+
+class Packed(nn.Parameter):
+    """A quantised weight, as libraries make them: a parameter of a type of their own."""
+
+
+def test_a_skeleton_does_not_copy_quantised_weights() -> None:
+    network = nn.Linear(3, 5)
+    network.weight = Packed(torch.zeros(5, 3))
+    skeleton = skeleton_of(network)
+    assert skeleton.weight is network.weight
+    assert skeleton.bias.is_meta
 
 
 class Block(nn.Module):
