@@ -454,7 +454,7 @@ def test_the_command_makes_pairs_with_functions_of_a_users_own(stub, tmp_path, c
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     assert main(["pairs", "make", "plan.yaml", "limit=2", "--output", "out", "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"out/rows.jsonl: 2 rows \(8 clips\), card.yaml", shown)
+    assert re.search(r"out/rows.jsonl: 2 rows, 8 clips \(nothing left out\), card.yaml", shown)
     assert main(["data", "check", "out/rows.jsonl"]) == 0
     card = yaml.safe_load((tmp_path / "out/card.yaml").read_text())
     assert card["model"] == f"{stub}:make"

@@ -59,7 +59,7 @@ def test_the_command_samples_scores_and_writes_rows(plan_of, tmp_path, capsys):
         "cpu",
     ]
     assert main(command) == 0
-    assert "2 rows (6 clips)" in capsys.readouterr().out
+    assert "2 rows, 6 clips (nothing left out)" in capsys.readouterr().out
     rows = list(open_rows(DataConfig(source=str(tmp_path / "out/rows.jsonl")), kind="pairs"))
     assert [row.prompt for row in rows] == PROMPTS
     assert all(row.candidates[0].reward > row.candidates[1].reward for row in rows)

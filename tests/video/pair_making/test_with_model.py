@@ -127,7 +127,7 @@ def test_the_command_makes_groups_and_says_what_moves(wan_folder, tmp_path, caps
     command = ["pairs", "make", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]
     assert main([*command, "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "2 rows (6 clips)" in shown
+    assert "2 rows, 6 clips (nothing left out)" in shown
     assert "motion: chosen 0.0" in shown
     rows = list(open_rows(DataConfig(source=str(tmp_path / "out/rows.jsonl")), kind="pairs"))
     assert [row.prompt for row in rows] == ["a boat", "a dog"]
