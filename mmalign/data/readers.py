@@ -340,7 +340,7 @@ class RowTable:
         as_unpaired: bool = False,
         as_chosen: bool = False,
     ) -> None:
-        self.parts, self.config = parts, config
+        self._parts, self.config = parts, config
         self._twice = 2 if as_unpaired else 1
         self._as_chosen = as_chosen
         self._starts = [0]
@@ -348,41 +348,46 @@ class RowTable:
             self._starts.append(self._starts[-1] + len(part) * self._twice)
 
     @property
+    def parts(self) -> tuple[SourceTable, ...]:
+        """The sources, with all their records."""
+        return self._parts
+
+    @property
     def kind(self) -> DataKind:
         """What the rows are; the same for all."""
         if self._as_chosen:
             return "chosen"
-        return "unpaired" if self._twice == 2 else self.parts[0].selection.kind
+        return "unpaired" if self._twice == 2 else self._parts[0].selection.kind
 
     @property
     def report(self) -> RowReport:
         """What opening found: rows read, kept, dropped by reason, labels that cannot be read."""
-        return RowReport().merge(part.selection.report for part in self.parts)
+        return RowReport().merge(part.selection.report for part in self._parts)
 
     @property
     def issues(self) -> list[RowIssue]:
         """Records whose labels cannot be read."""
-        return [issue for part in self.parts for issue in part.selection.issues]
+        return [issue for part in self._parts for issue in part.selection.issues]
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Rows of each source."""
-        return tuple(len(part) * self._twice for part in self.parts)
+        return tuple(len(part) * self._twice for part in self._parts)
 
     @property
     def weights(self) -> tuple[float, ...]:
         """Visits per epoch of each source's rows."""
-        return tuple(part.source.weight for part in self.parts)
+        return tuple(part.source.weight for part in self._parts)
 
     @property
     def media(self) -> frozenset[str]:
         """What the candidates are, as the settings say or as it was recognised."""
-        return frozenset(part.source.media for part in self.parts)
+        return frozenset(part.source.media for part in self._parts)
 
     @property
     def has_dialogues(self) -> bool:
         """Whether rows are dialogues about images or videos."""
-        return any(part.match.layout.structure == "dialogue" for part in self.parts)
+        return any(part.match.layout.structure == "dialogue" for part in self._parts)
 
     def refuse_dialogues(self, where: str) -> None:
         """Raise `ConfigError` where dialogues would lose what they show.
@@ -392,7 +397,7 @@ class RowTable:
         """
         if self.has_dialogues:
             message = (
-                f"{where}: got dialogues about images or videos ({self.parts[0].match.layout.name}), "
+                f"{where}: got dialogues about images or videos ({self._parts[0].match.layout.name}), "
                 "expected pictures or texts: only those can be written here. media: text takes the answers "
                 "alone."
             )
@@ -420,7 +425,7 @@ class RowTable:
             message = f"row {index}: the table has {len(self)} rows"
             raise IndexError(message)
         number = bisect.bisect_right(self._starts, index) - 1
-        return self.parts[number], index - self._starts[number]
+        return self._parts[number], index - self._starts[number]
 
     def __getitem__(self, index: int) -> PreferenceRow:
         part, local = self._find(index)
@@ -460,7 +465,7 @@ class RowTable:
     def prompts(self) -> list[str]:
         """Every distinct usable prompt, in order of appearance; reads the columns of prompts only."""
         found: dict[str, None] = {}
-        for part in self.parts:
+        for part in self._parts:
             for role in ("prompt", "prompt_chosen", "prompt_rejected"):
                 if role not in part.match.columns:
                     continue
@@ -473,7 +478,7 @@ class RowTable:
     def describe(self) -> str:
         """What was opened, one line per source."""
         lines = []
-        for part in self.parts:
+        for part in self._parts:
             name = Path(part.source.path).name if Path(part.source.path).exists() else part.source.path
             lines.append(
                 f"{name}: {part.records.description}; {part.match.describe()}; "
@@ -484,7 +489,7 @@ class RowTable:
     def advice(self) -> list[str]:
         """What would make reading faster, in sentences."""
         found = []
-        for part in self.parts:
+        for part in self._parts:
             records = part.records
             if isinstance(records, ParquetRecords) and records.largest_group_bytes > _LARGE_GROUP_BYTES:
                 found.append(

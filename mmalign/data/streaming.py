@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmalign.batch import DataKind, PreferenceRow
 from mmalign.data.config import DataConfig, SourceConfig
-from mmalign.data.readers import RowTable, joined
+from mmalign.data.readers import RowTable, SourceTable, joined
 from mmalign.data.rows import RowIssue, RowReport, issue_of
 from mmalign.data.streaming_files import Damage
 from mmalign.data.streaming_lanes import Lane, LaneState, Part, Segment, StreamedRow, deal
@@ -190,6 +190,11 @@ class StreamTable(RowTable):
             )
             raise ConfigError(message)
         return self.num_records
+
+    @property
+    def parts(self) -> tuple[SourceTable, ...]:
+        """Refused: what was opened are the first records alone."""
+        self.refuse("something that goes through all records (a report, columns of all rows)")
 
     @property
     def sizes(self) -> tuple[int, ...]:

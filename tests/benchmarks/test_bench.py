@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import os
 import subprocess
@@ -455,6 +456,57 @@ class TestGpu:
         assert any("masked" in name for name in found)
         assert all(isinstance(value, str) or value < 0.02 for value in found.values())
 
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (RuntimeError("No available kernel. Aborting execution."), "refused: RuntimeError: No available"),
+            (NotImplementedError("No operator found for `memory_efficient"), "refused: NotImplementedError"),
+            (RuntimeError("CUDA error: an illegal memory access"), "failed: RuntimeError: CUDA error"),
+            (ValueError("bias of another shape"), "failed: ValueError: bias"),
+            (torch.cuda.OutOfMemoryError("CUDA out of memory"), "left out: does not fit"),
+        ],
+    )
+    def test_a_kernel_that_breaks_is_no_kernel_that_refuses(self, tmp_path, monkeypatch, error, said):
+        import gpu
+
+        def kernel(*given, mask):
+            raise error
+
+        monkeypatch.setattr(gpu, "_kernels", lambda: iter([("odd", kernel)]))
+        bench = _bench(tmp_path)
+        gpu.attention(bench)
+        values = {key: value for key, value in bench.rows[-1].items() if key.startswith("odd")}
+        assert len(values) == 4
+        assert all(value.startswith(said) for value in values.values())
+        assert len(bench.failed) == (4 if said.startswith("failed") else 0)
+
+    def test_a_kernel_with_other_numbers_fails_and_a_good_one_does_not(self, tmp_path, monkeypatch):
+        import gpu
+
+        def transposed(*given, mask):
+            return gpu._exact(*given, mask=mask).flip(-1)
+
+        kernels = [("good", gpu._exact), ("bad", transposed)]
+        monkeypatch.setattr(gpu, "_kernels", lambda: iter(kernels))
+        bench = _bench(tmp_path)
+        gpu.attention(bench)
+        assert len(bench.failed) == 4
+        assert all(name.startswith("attention (bad, ") for name in bench.failed)
+        assert gpu.is_wrong("not finite")
+
+    def test_what_xformers_adds_hides_the_same_keys_as_the_mask(self):
+        import gpu
+
+        mask = (torch.arange(7) < 4).expand(2, 1, 5, 7)
+        generator = torch.Generator().manual_seed(0)
+        query, key, value = (torch.randn(2, 3, n, 16, generator=generator) for n in (5, 7, 7))
+        added = gpu._added(mask, like=query)
+        assert added.shape == (2, 3, 5, 7)
+        assert added.stride(-2) == 8
+        attend = torch.nn.functional.scaled_dot_product_attention
+        expected = attend(query, key, value, attn_mask=mask)
+        torch.testing.assert_close(attend(query, key, value, attn_mask=added), expected)
+
     def test_gradients_that_are_not_finite_are_said_wherever_they_stand(self):
         import gpu
 
@@ -520,7 +572,7 @@ class TestGpu:
         assert row == {"id": "big, 4 pairs, mmalign", "left_out": "does not fit into the memory"}
         assert bench.failed == []
 
-    def test_blocks_that_do_not_compile_are_left_out_with_the_reason(self, tmp_path, monkeypatch):
+    def test_blocks_that_do_not_compile_fail_with_the_reason(self, tmp_path, monkeypatch):
         import gpu
 
         bench = _bench(tmp_path)
@@ -532,8 +584,9 @@ class TestGpu:
         bench.race("one", _products(["mmalign"]), 2, compiled=True)
         assert bench.rows[-1] == {
             "id": "one, 2 pairs, mmalign compiled",
-            "left_out": "RuntimeError: no compiler",
+            "error": "RuntimeError: no compiler",
         }
+        assert bench.failed == ["one, 2 pairs, mmalign compiled"]
 
     def test_compiled_blocks_have_the_shares_of_the_arithmetic_that_was_counted_before(
         self, tmp_path, monkeypatch
@@ -543,7 +596,8 @@ class TestGpu:
         bench = _bench(tmp_path)
         monkeypatch.setattr(gpu, "_compile", lambda network: None)
         bench.race("one", _products(["mmalign"]), 2, compiled=True)
-        plain, compiled = bench.rows
+        plain, gradients, compiled = bench.rows
+        assert gradients == {"id": "one, 2 pairs, mmalign compiled, gradients", "gradient_difference": 0.0}
         assert compiled["id"] == "one, 2 pairs, mmalign compiled"
         assert compiled["useful_tflop_per_pair"] == plain["useful_tflop_per_pair"] > 0
         assert compiled["of_product_rate"] > 0
@@ -615,6 +669,8 @@ class TestGpu:
             frozen.append({weight.dtype for weight in network.parameters() if not weight.requires_grad})
             return plain(network)
 
+        # Its first import logs an error; pytest keeps the record, and with it every frame that led there.
+        monkeypatch.setattr(logging.getLogger("bitsandbytes.backends.cpu.ops"), "disabled", True)
         monkeypatch.setattr(vlm_contestants, "_by_layer", noted)
         text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 64}
         text |= {"num_attention_heads": 2, "num_key_value_heads": 2}

@@ -837,7 +837,8 @@ def test_what_needs_rows_by_number_is_refused(memory):
     put_shards(memory)
     table = open_rows(config_of("memory://set"))
     assert isinstance(table, StreamTable)
-    for use in (lambda: table[0], lambda: table.sizes, table.prompts, lambda: list(table)):
+    uses = (lambda: table[0], lambda: table.sizes, table.prompts, lambda: list(table), lambda: table.parts)
+    for use in uses:
         with pytest.raises(ConfigError, match=r"data.streaming: got 'true with .*Copy the shards to a disk"):
             use()
 
