@@ -733,7 +733,7 @@ def test_the_media_of_the_first_records_are_not_kept(memory):
     members = {"chosen.png": picture(1), "rejected.png": picture(2), "txt": b"a prompt"}
     memory.pipe_file("/tars/a.tar", tar_bytes([("0", members), ("1", members)]))
     tables = [open_rows(config_of(f"memory://{name}", media="image")) for name in ("set", "tars")]
-    parquet, tar = [table.parts[0].records.content for table in tables]
+    parquet, tar = [table._parts[0].records.content for table in tables]
     assert parquet.num_rows == 5  # those of the first group
     assert not {"jpg_0", "jpg_1"} & set(parquet.column_names)
     assert tar == [{"key": name, "caption": "a prompt"} for name in "01"]

@@ -16,10 +16,10 @@ from mmalign.data.dialogues.media import MediaRoot
 from mmalign.data.dialogues.reading import Answer, Dialogue, kind_of
 from mmalign.data.layouts import Match
 from mmalign.data.pairing import Pairing, couples, turned
-from mmalign.data.readers import SourceTable
 from mmalign.data.records import JsonLinesRecords, Records
 from mmalign.data.rows import FieldError, RowIssue, RowReport, check_prompt, check_row, issue_of
 from mmalign.data.selection import Selection, apply_ties, of_split
+from mmalign.data.source_table import SourceTable
 from mmalign.errors import RowError, explain
 
 __all__ = ["DialogueTable", "open_dialogues", "with_revised"]
