@@ -33,7 +33,7 @@ def main(run: Path, to: Literal["official", "merged", "peft"], output: Path | No
         message = explain("mmalign export", got="peft of a fully trained model", expected="--to merged")
         raise ConfigError(message)
     # Merged in float32: a sum rounded to half precision would lose the adapter.
-    loaded = load_trained(run, device="cpu", dtype=torch.float32)
+    loaded = load_trained(run, device="cpu", dtype=torch.float32, quantised=False)
     model: Any = loaded.model
     if to == "official" and not hasattr(model, "save_official"):
         message = explain(

@@ -62,7 +62,11 @@ def recognise(source: str) -> AudioFamily:
 
 
 def load_trained(
-    run: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+    run: str | Path,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    quantised: bool = True,
 ) -> TrainedSound:
     """What a run trained: its base model with the newest weights, the average where the run kept one.
 
@@ -70,9 +74,11 @@ def load_trained(
         run: run folder, or one of its checkpoints.
         device: where to load it; default the best there is.
         dtype: of the frozen weights; default as `load_base`, for runs in mixed precision.
+        quantised: whether weights that the run quantised are so here.
 
     Raises:
         CheckpointError: it is not a run, or has no checkpoint yet.
         ConfigError: it is a run of another kind, or the base model cannot be loaded.
     """
-    return reopen(TrainedSound, run, families_in(families), AudioConfig, device=device, dtype=dtype)
+    known = families_in(families)
+    return reopen(TrainedSound, run, known, AudioConfig, device=device, dtype=dtype, quantised=quantised)

@@ -34,6 +34,7 @@ from mmalign.diffusion.sampling import build_pipeline
 from mmalign.diffusion.trained import TrainedModel, load_trained
 from mmalign.errors import CheckpointError, explain
 from mmalign.files import atomic_directory, atomic_write, save_tensors
+from mmalign.train.quantization import require_wide
 
 __all__ = [
     "LORA_FILE",
@@ -111,9 +112,14 @@ def _is_hub_id(source: str) -> bool:
 
 
 def merged_network(network: Any) -> Any:
-    """A copy of the network with its adapters folded into its weights; the network itself is unchanged."""
+    """A copy of the network with its adapters folded into its weights; the network itself is unchanged.
+
+    Raises:
+        CheckpointError: its weights are quantised.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    require_wide(network, "merging adapters")
     merged = copy.deepcopy(network)
     if not getattr(merged, "peft_config", None):
         return merged
@@ -311,8 +317,8 @@ def main(*, run: Path, to: Literal["diffusers", "comfyui", "merged"], output: Pa
     Raises:
         CheckpointError: the run has no checkpoint, cannot be exported to this format, or the export differs.
     """
-    # float32: a difference then means a wrong export and not rounding.
-    trained = load_trained(run, dtype=torch.float32)
+    # float32, and no narrow weights: a difference then means a wrong export and not rounding.
+    trained = load_trained(run, dtype=torch.float32, quantised=False)
     if to == "comfyui" and trained.trainables is not None and trained.trainables.lora is None:
         message = explain(
             "mmalign export --to comfyui",

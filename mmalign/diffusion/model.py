@@ -23,6 +23,7 @@ from mmalign.diffusion.encoding import EncodesRows
 from mmalign.diffusion.loading import PartSource
 from mmalign.files import fingerprint
 from mmalign.likelihood.schedules import Prediction, Schedule, prediction_from_config
+from mmalign.train.quantization import quantize, report_of
 
 if TYPE_CHECKING:
     from mmalign.train.config import ModelConfig
@@ -88,12 +89,16 @@ class DiffusionModel(EncodesRows):
             network, self.settings.attention, device=self.device, dtype=self.dtype
         )
         self.notes.append(f"attention: {self.attention.detail}")
+        if self.settings.quantization is not None:
+            quantize(network, self.settings.quantization, dtype=dtype)
         if self.settings.gradient_checkpointing:
             self.notes.append(f"gradient checkpointing: {self.recompute(network)} blocks")
         if self.dtype == torch.float16 and self.half_dtype != self.dtype:
             remark = "in which this family may overflow: it is made for bfloat16"
             self.notes.append(f"precision: float16, {remark}")
         self.bare_network: Any = network.to(self.device)
+        if self.settings.quantization is not None:
+            self.notes.append(str(report_of(self.bare_network)))
         self.network: nn.Module = self.bare_network
 
     def recompute(self, network: Any) -> int:

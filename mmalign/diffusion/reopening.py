@@ -156,6 +156,7 @@ def reopen(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     changes: Mapping[str, Any] | None = None,
+    quantised: bool = True,
 ) -> Reopened:
     """What a run trained: its base model with the newest weights, the average where the run kept one.
 
@@ -167,6 +168,7 @@ def reopen(
         device: where to load it; default the best there is.
         dtype: of the frozen weights; default as `open_base`, for runs in mixed precision.
         changes: settings of the medium's section in the place of the run's.
+        quantised: whether weights that the run quantised are so here.
 
     Raises:
         CheckpointError: it is not a run, or has no checkpoint yet.
@@ -180,4 +182,5 @@ def reopen(
         raise ConfigError(explain(str(run), got=f"a run of {config.model.family}", expected=expected))
     media = config.media.model_copy(update={**(changes or {}), "cache": None})  # it need not be here, either
     half = family.model.half_dtype
-    return restored(kind, family.load, config, media, folders, half=half, device=device, dtype=dtype)
+    wide = {} if quantised else {"quantization": None}
+    return restored(kind, family.load, config, media, folders, half=half, device=device, dtype=dtype, **wide)

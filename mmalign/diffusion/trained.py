@@ -120,6 +120,7 @@ def load_trained(
     source: str | None = None,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    quantised: bool = True,
 ) -> TrainedModel:
     """What a run trained: its base model with the newest weights, the average where the run kept one.
 
@@ -129,6 +130,7 @@ def load_trained(
         device: where to load it; default the best there is.
         dtype: of the frozen weights; default the family's half precision on CUDA for runs in mixed precision,
             else float32.
+        quantised: whether weights that the run quantised are so here.
 
     Raises:
         CheckpointError: it is not a run, or has no checkpoint yet.
@@ -141,4 +143,7 @@ def load_trained(
     family: ImageFamily = registry.find("families", config.model.family)
     image = config.image.model_copy(update={"cache": None})  # it need not be here, either
     half = family.model.half_dtype
-    return restored(TrainedModel, family.load, config, image, folders, half=half, device=device, dtype=dtype)
+    load, changes = family.load, {} if quantised else {"quantization": None}
+    return restored(
+        TrainedModel, load, config, image, folders, half=half, device=device, dtype=dtype, **changes
+    )

@@ -90,8 +90,11 @@ class FamilyTraits(ABC):
         return timestep
 
     def input_dtype(self, network: nn.Module) -> torch.dtype:
-        """The dtype of the network's inputs: of its first weight, since no adapter replaces it."""
-        return next(network.parameters()).dtype
+        """The dtype of the network's inputs: of its first weight, since no adapter replaces it.
+
+        Quantised weights are integers and say nothing of inputs.
+        """
+        return next(value.dtype for value in network.parameters() if value.is_floating_point())
 
     def pack(self, latents: Float[Tensor, "row channel *size"]) -> Float[Tensor, "row ..."]:
         """Latents as the network takes them; as they are, by default."""

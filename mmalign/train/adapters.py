@@ -19,6 +19,7 @@ from mmalign.likelihood.adapters import switched_off
 from mmalign.sharded import is_sharded, place, reshard
 from mmalign.train.config import AdapterConfig
 from mmalign.train.distributed.shards import fill
+from mmalign.train.quantization import require_readable
 
 __all__ = ["Trainables", "attach"]
 
@@ -128,7 +129,7 @@ def attach(
         trains: without adapter: which parameters train, by name; None trains all.
 
     Raises:
-        ConfigError: the targets match no module.
+        ConfigError: the targets match no module, or weights are held in a way that DoRA cannot read.
     """
     if config.kind == "none":
         network.requires_grad_(True)
@@ -169,6 +170,8 @@ def attach(
         )
         raise ConfigError(message) from error
     _widen(network)
+    if config.use_dora:
+        require_readable(network)
     layers = tuple(module for module in network.modules() if isinstance(module, BaseTunerLayer))
     return Trainables(network, _named(network), lora, layers)
 

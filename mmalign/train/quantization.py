@@ -1,13 +1,13 @@
 """Frozen weights in 4 or 8 bits under LoRA: which layers, by what, and how many there are afterwards.
 
-nf4 is bitsandbytes' (arXiv:2305.14314), with quantised scales; int8 and fp8 are `NarrowLinear`. All three keep
-weights alone narrow and compute products in the run's precision.
+nf4 is bitsandbytes' (arXiv:2305.14314), with quantised scales; int8 and fp8 are `NarrowLinear`. All three
+keep weights alone narrow and compute products in the run's precision.
 
-What stays as it is, is said once, by `_WIDE_PARTS` and `is_narrowed`: convolutions, biases, everything outside
-the repeated blocks (input and output projections, embeddings of time and of text), and inside of them norms
-with their modulation and projections of the time embedding. They are a small share of the weights and every
-layer reads their outputs. diffusers' `enable_layerwise_casting` keeps the same
-(`DEFAULT_SKIP_MODULES_PATTERN` and the models' `_skip_layerwise_casting_patterns`).
+What stays as it is, is said once, by `_WIDE_PARTS` and `is_narrowed`: convolutions, biases, everything
+outside the repeated blocks (input and output projections, embeddings of time and of text), and inside of them
+norms with their modulation and projections of the time embedding. Every layer reads what they give.
+diffusers' `enable_layerwise_casting` keeps the same (`DEFAULT_SKIP_MODULES_PATTERN` and the models'
+`_skip_layerwise_casting_patterns`).
 """
 
 from collections.abc import Collection
@@ -29,6 +29,7 @@ __all__ = [
     "quantize",
     "report_of",
     "require_bitsandbytes",
+    "require_readable",
     "require_wide",
     "train_through",
 ]
@@ -105,7 +106,7 @@ def quantize(
         ConfigError: no linear layer of the network would be narrow.
         MissingExtraError: nf4 without bitsandbytes.
     """
-    if kind == "nf4":
+    if kind == "nf4" and next(network.parameters()).device.type != "meta":
         require_bitsandbytes(kind)
     names = [
         name
@@ -150,9 +151,9 @@ def _narrow(layer: nn.Linear, kind: Quantization, dtype: torch.dtype) -> nn.Modu
 def train_through(network: nn.Module) -> Any:
     """Keep bitsandbytes' 4-bit layers in the format that has gradients; returns the network.
 
-    On CPUs with bfloat16 instructions a pass without gradients in evaluation mode, as the reference's is,
-    repacks the weights for a kernel that has no backward pass; the next policy pass would go through it, and
-    gradients would end there without an error.
+    On CPUs with bfloat16 instructions bitsandbytes 0.50 repacks a layer's weights in the first pass without
+    gradients in evaluation mode, as the reference's is, for a kernel that has no backward pass. Policy passes
+    would then go through it, and gradients would end there without an error.
     """
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -220,6 +221,22 @@ def require_wide(network: nn.Module, what: str) -> None:
             do="Use `mmalign export`, which merges into the base model's own weights, or save the adapter.",
         )
         raise CheckpointError(message)
+
+
+def require_readable(network: nn.Module) -> None:
+    """Refuse DoRA on `NarrowLinear`: peft would take the norms of the bytes for those of the weights.
+
+    Raises:
+        ConfigError: the network has such layers.
+    """
+    kinds = sorted({module.kind for module in network.modules() if isinstance(module, NarrowLinear)})
+    if kinds:
+        message = explain(
+            "adapter.use_dora",
+            got=f"true, with frozen weights in {' and '.join(kinds)}",
+            expected="false, or model.quantization: nf4, whose weights peft can read",
+        )
+        raise ConfigError(message)
 
 
 def require_bitsandbytes(kind: str) -> None:

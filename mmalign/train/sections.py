@@ -66,8 +66,8 @@ class ModelConfig(Section):
         description="FLUX dev, HunyuanVideo: guidance the network is told while training; default 3.5, 6",
     )
     attention: Literal["sdpa", "xformers", "flash"] = Field("sdpa", description="attention backend, verified")
-    quantization: Literal["nf4", "int8"] | None = Field(
-        None, description="frozen weights of a language model in 4 or 8 bits (bitsandbytes), under LoRA"
+    quantization: Literal["nf4", "int8", "fp8"] | None = Field(
+        None, description="frozen linear layers in 4 or 8 bits, under LoRA; nf4 by bitsandbytes"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_encoders: bool = Field(False, description="keep VAE and text encoders on the CPU between uses")
@@ -439,6 +439,12 @@ class RunConfig(Section):
             message = (
                 "reference.kind adapters_off needs adapter.kind lora (there is no adapter to switch off); "
                 "use reference.kind frozen, stored or auto"
+            )
+            raise ValueError(message)
+        if self.model.quantization is not None and self.adapter.kind == "none":
+            message = (
+                f"model.quantization {self.model.quantization} needs adapter.kind lora: weights of so few "
+                "bits are frozen; leave model.quantization out to train the whole network"
             )
             raise ValueError(message)
         if self.likelihood.timesteps == "listed" and not self.likelihood.values:

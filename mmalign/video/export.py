@@ -36,7 +36,7 @@ def main(run: Path, to: Format, output: Path | None = None) -> int:
         ConfigError: official, of a family without a layout of its own.
     """
     # float32: a difference then means a wrong export and not rounding.
-    trained = load_trained(run, device="cpu", dtype=torch.float32)
+    trained = load_trained(run, device="cpu", dtype=torch.float32, quantised=False)
     lora = trained.trainables is not None and trained.trainables.lora is not None
     if to == "comfyui" and not lora:
         message = explain(

@@ -67,6 +67,7 @@ def load_trained(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     clip: Mapping[str, Any] | None = None,
+    quantised: bool = True,
 ) -> TrainedVideo:
     """What a run trained: its base model with the newest weights, the average where the run kept one.
 
@@ -75,10 +76,12 @@ def load_trained(
         device: where to load it; default the best there is.
         dtype: of the frozen weights; default as `load_base`, for runs in mixed precision.
         clip: settings of its clips in the place of the run's.
+        quantised: whether weights that the run quantised are so here.
 
     Raises:
         CheckpointError: it is not a run, or has no checkpoint yet.
         ConfigError: it is a run of another kind, or the base model cannot be loaded.
     """
     known = families_in(families)
-    return reopen(TrainedVideo, run, known, VideoConfig, device=device, dtype=dtype, changes=clip)
+    how = {"device": device, "dtype": dtype, "changes": clip, "quantised": quantised}
+    return reopen(TrainedVideo, run, known, VideoConfig, **how)

@@ -12,6 +12,7 @@ import torch
 from mmalign.data.config import ImageLimits
 from mmalign.errors import ConfigError, explain
 from mmalign.methods.row import View
+from mmalign.train.quantization import report_of
 from mmalign.vlm.loading import load_config, load_model, load_processor
 from mmalign.vlm.media import FrameChoice, MediaReader
 from mmalign.vlm.model import VlmModel, VlmPolicy
@@ -75,7 +76,10 @@ class VlmFamily:
         )
         reader = self._reader(self.traits(model.config, processor), tokens, views, record, corrupt)
         network = LanguageNetwork(model, reader.traits).requires_grad_(False)
-        return VlmModel(self.name, network, reader, settings, tokens, device=device)
+        made = VlmModel(self.name, network, reader, settings, tokens, device=device)
+        if settings.quantization is not None:
+            made.notes.append(str(report_of(model)))
+        return made
 
     def outline(
         self,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmalign.errors import ConfigError, MissingExtraError, explain
+from mmalign.errors import ConfigError, explain
+from mmalign.train.quantization import quantize, require_bitsandbytes, train_through
 
 if TYPE_CHECKING:
     from mmalign.train.config import ModelConfig
@@ -88,7 +89,8 @@ def load_model(
         "dtype": dtype,
         "attn_implementation": _ATTENTION[settings.attention],
     }
-    if settings.quantization is not None:
+    by_loader = settings.quantization in ("nf4", "int8")
+    if by_loader:
         options |= {"quantization_config": _quantised(settings, dtype), "device_map": {"": device}}
     try:
         model = _load("weights", settings, loader, **options)
@@ -96,7 +98,11 @@ def load_model(
         message = explain("model.attention", got=settings.attention, expected="sdpa", do=f"({error})")
         raise ConfigError(message) from error
     model.eval()
-    if settings.quantization is None:
+    if by_loader:
+        train_through(model)
+    else:
+        if settings.quantization is not None:
+            quantize(model, settings.quantization, dtype=dtype, wide=("lm_head", *_SEEING))
         model.to(device)
     if settings.gradient_checkpointing:
         checkpoint_layers(model)
@@ -109,16 +115,7 @@ def _quantised(settings: "ModelConfig", dtype: torch.dtype) -> Any:
     Raises:
         MissingExtraError: bitsandbytes is not installed.
     """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        message = explain(
-            "model.quantization",
-            got=settings.quantization,
-            expected="bitsandbytes",
-            do="pip install 'mmalign[8bit]'",
-        )
-        raise MissingExtraError(message) from error
+    require_bitsandbytes(str(settings.quantization))
     from transformers import BitsAndBytesConfig
 
     compute = torch.bfloat16 if dtype == torch.float32 else dtype

@@ -16,6 +16,7 @@ from torch import nn
 from mmalign.batch import Candidate, PreferenceRow
 from mmalign.errors import RowError
 from mmalign.likelihood.head_tiles import tiles
+from mmalign.train.quantization import PER_WEIGHT
 from mmalign.vlm.inputs import Features, VlmInputs
 from mmalign.vlm.loading import checkpoint_layers
 from mmalign.vlm.network import LanguageNetwork
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from mmalign.train.token_sections import TokensConfig
 
 __all__ = ["ModelOutline", "OutlinedBatch", "outline_network"]
-
-_PER_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-"""Bytes of a quantised weight; nf4 with a byte per 64 weights and a float32 per 256 of those."""
 
 _PICTURE = (1280, 960)
 _ANSWER = "There is a red car in front of a white house, and two people walk past it. " * 9
@@ -97,7 +95,7 @@ class ModelOutline:
 
     def frozen_bytes(self) -> int:
         """Bytes of the model's weights as it is loaded, quantised where the run asks for it."""
-        per_weight = _PER_WEIGHT.get(self.settings.quantization or "")
+        per_weight = PER_WEIGHT.get(self.settings.quantization or "")
         head = self.network.model.get_output_embeddings()
         narrow = {
             id(module.weight)

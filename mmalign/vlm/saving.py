@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.errors import CheckpointError, explain
 from mmalign.files import atomic_directory, atomic_write, save_tensors
+from mmalign.train.quantization import require_wide
 from mmalign.vlm.network import bare
 
 if TYPE_CHECKING:
@@ -62,8 +63,12 @@ def save_model(model: "VlmModel", folder: str | Path) -> Path:
     Args:
         model: loaded, trained or not; not changed.
         folder: replaced when it is there.
+
+    Raises:
+        CheckpointError: its weights are quantised.
     """
     network: Any = bare(model.network)
+    require_wide(network, "save_model")
     if getattr(network, "peft_config", None):
         network = merged(network)
     with atomic_directory(folder) as partial:

@@ -21,6 +21,7 @@ from mmalign.train.planning.counted import Counted, Encoding
 from mmalign.train.planning.language import RELEASED, count_released
 from mmalign.train.planning.outline import Outline, encoding_inputs, outline_of
 from mmalign.train.planning.trace import Kernel, trace_pass
+from mmalign.train.quantization import frozen_bytes
 from mmalign.train.rollout_memory import memory_of_rollouts, rows_with_gradient
 from mmalign.train.rollouts import is_online
 from mmalign.train.token_plan import OutlinedRun, outline_dialogues
@@ -182,7 +183,7 @@ def count_media(run: ResolvedRun, *, device_type: str, reward_bytes: int | None 
             device_type=device_type,
             keeps_casts=False,
         )
-    elements = torch.Size(model.latent_shape).numel()
+    elements, kind = torch.Size(model.latent_shape).numel(), run.config.model.quantization
     more: list[MemoryItem] = []
     if is_online(run):
         conditioning = sum(value.numel() * value.element_size() for value in model.meta_inputs(1)[2].values())
@@ -201,6 +202,7 @@ def count_media(run: ResolvedRun, *, device_type: str, reward_bytes: int | None 
         reference=reference,
         encoding=_encoding(run, outline),
         more=more,
+        frozen_bytes=None if kind is None else frozen_bytes(trainables.network, kind),
         elements=elements,
         notes=[*outline.notes],
     )

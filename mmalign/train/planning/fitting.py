@@ -159,9 +159,15 @@ def _factored(run: ResolvedRun) -> Sequence[str]:
     return ["train.optimizer=adafactor"] if wanted and run.config.adapter.kind == "none" else []
 
 
+def _one_byte(run: ResolvedRun) -> Sequence[str]:
+    wanted = tokens_of(run.config) is None and run.config.adapter.kind == "lora"
+    return ["model.quantization=int8"] if wanted and run.config.model.quantization is None else []
+
+
 def _four_bits(run: ResolvedRun) -> Sequence[str]:
-    wanted = tokens_of(run.config) is not None and run.config.adapter.kind == "lora"
-    return ["model.quantization=nf4"] if wanted and run.config.model.quantization is None else []
+    before = {None} if tokens_of(run.config) is not None else {None, "int8"}
+    wanted = run.config.adapter.kind == "lora" and run.config.model.quantization in before
+    return ["model.quantization=nf4"] if wanted else []
 
 
 def _lora(run: ResolvedRun) -> Sequence[str]:
@@ -183,7 +189,8 @@ _LADDER: tuple[_Rung, ...] = (
     _Rung("half precision", _narrow, "changes rounding"),
     _Rung("optimiser state in 8 bits", _eight_bits, "changes rounding of the state; needs bitsandbytes"),
     _Rung("factored optimiser state", _factored, "another optimiser: no first moment"),
-    _Rung("frozen weights in 4 bits", _four_bits, "changes the base model's numbers"),
+    _Rung("frozen weights in 8 bits", _one_byte, "changes the base model's numbers by their rounding"),
+    _Rung("frozen weights in 4 bits", _four_bits, "changes the base model's numbers; needs bitsandbytes"),
 )
 _LAST = _Rung("LoRA in the place of the whole network", _lora, "another set of trained weights")
 

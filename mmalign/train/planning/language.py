@@ -18,6 +18,7 @@ from mmalign.train.parts import DTYPES
 from mmalign.train.plan import MemoryItem
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.trace import Kernel, trace_pass
+from mmalign.train.quantization import PER_WEIGHT
 from mmalign.train.token_sections import tokens_of
 
 __all__ = ["RELEASED", "ReleasedLanguage", "count_released", "empty_language"]
@@ -26,8 +27,6 @@ PROMPT, ANSWER = 50, 180
 """Tokens of the made-up question, and of each answer."""
 
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_PER_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-"""Bytes of a quantised weight, as `mmalign.vlm.outline` has them."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def count_released(run: ResolvedRun, released: ReleasedLanguage, *, device_type:
     )
     width = next(network.parameters()).element_size()
     whole = sum(value.numel() for value in network.parameters()) + released.tower
-    narrow = _PER_WEIGHT.get(run.config.model.quantization or "", float(width))
+    narrow = PER_WEIGHT.get(run.config.model.quantization or "", float(width))
     frozen = round(layers * narrow + (whole - layers) * width)
     trainables = attach(network, run.config.adapter, default_targets=_TARGETS, seed=train.seed)
     tokens = tokens_of(run.config)

@@ -5,7 +5,7 @@ model. The rest is loaded as a run would load it, and its shapes are kept.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmalign.train.parts import DTYPES, load_model
 from mmalign.train.planning.meta_source import MetaSource
 from mmalign.train.planning.published import STANDS_FOR, published
 from mmalign.train.planning.shapes_only import meta_copy
+from mmalign.train.quantization import quantize
 
 __all__ = ["TYPICAL_WORDS", "Outline", "encoding_inputs", "outline_of"]
 
@@ -60,7 +61,8 @@ def outline_of(run: ResolvedRun, *, on_cuda: bool) -> Outline:
     """
     family = registry.find("families", run.config.model.family)
     source, notes = _source_of(run, family)
-    model: Any = _on_meta(run, family, source) if source is not None else load_model(run, torch.device("cpu"))
+    kind = run.config.model.quantization
+    model: Any = _on_meta(run, family, source) if source is not None else _loaded(run)
     if source is None:
         notes.append(
             f"{run.config.model.source} was read with its weights: there are no settings alone of it "
@@ -71,9 +73,14 @@ def outline_of(run: ResolvedRun, *, on_cuda: bool) -> Outline:
         f"text encoder {number + 1}": encoder if source is not None else meta_copy(encoder)
         for number, encoder in enumerate(model.encoders)
     }
+    network = model.network if source is not None else meta_copy(model.network)
+    if source is None and kind is not None:
+        quantize(network, kind, dtype=DTYPES[run.config.train.mixed_precision])
+    if kind is not None:
+        notes.append(f"{kind}: linear layers of the network's blocks, nothing else")
     outlined = Outline(
         model=model,
-        network=model.network if source is not None else meta_copy(model.network),
+        network=network,
         vae=vae if vae is None or source is not None else meta_copy(vae),
         encoders=encoders,
         vae_dtype=_vae_dtype(run, model, on_cuda=on_cuda),
@@ -83,6 +90,13 @@ def outline_of(run: ResolvedRun, *, on_cuda: bool) -> Outline:
         if module is not None:
             module.requires_grad_(False)
     return outlined
+
+
+def _loaded(run: ResolvedRun) -> Any:
+    """The run's model with its weights, all of them wide: shapes are taken of those."""
+    settings = run.config.model.model_copy(update={"quantization": None})
+    config = run.config.model_copy(update={"model": settings})
+    return load_model(replace(run, config=config), torch.device("cpu"))
 
 
 def _source_of(run: ResolvedRun, family: Any) -> tuple[MetaSource | None, list[str]]:
