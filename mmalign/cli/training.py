@@ -128,9 +128,9 @@ def trains_a_step_aware_model(config_path: Path, overrides: Sequence[str] = ()) 
 
 
 def _method(config_path: Path, overrides: Sequence[str]) -> str:
-    from mmalign.rewards.training.config import method_of
+    from mmalign.config_files import read_config
 
     try:
-        return method_of(config_path, overrides)
+        return str(read_config(config_path, overrides).content.get("method", ""))
     except ConfigError:  # the reader of policies' configs says it with file and line
         return ""

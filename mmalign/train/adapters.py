@@ -7,16 +7,22 @@ bfloat16 around 1), so trainable weights are float32 whatever the frozen ones ar
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
-from diffusers.loaders.peft import PeftAdapterMixin
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.likelihood.adapters import switched_off
 from mmalign.sharded import is_sharded, place, reshard
+from mmalign.train.adapter_library import (
+    BaseTunerLayer,
+    LoraConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+    without_unused_kernels,
+)
 from mmalign.train.config import AdapterConfig
 from mmalign.train.distributed.shards import fill
 from mmalign.train.quantization import require_readable
@@ -150,10 +156,10 @@ def attach(
         init_lora_weights="gaussian" if config.init == "gaussian" else True,
     )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_unused_kernels():
             torch.manual_seed(seed)
-            if isinstance(network, PeftAdapterMixin):
-                network.add_adapter(lora)
+            if _is_of_diffusers(network):
+                cast("Any", network).add_adapter(lora)
             else:
                 inject_adapter_in_model(lora, network, adapter_name="default")
     except ValueError as error:
@@ -181,6 +187,11 @@ def _widen(network: nn.Module) -> None:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+
+
+def _is_of_diffusers(network: nn.Module) -> bool:
+    """Whether diffusers' own `add_adapter` serves it, asked without loading diffusers for other networks."""
+    return any(base.__module__ == "diffusers.loaders.peft" for base in type(network).__mro__)
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from mmalign.batch import Batch
@@ -27,6 +26,7 @@ from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.seeding import derive_seed
 from mmalign.sharded import is_sharded
 from mmalign.train.adapters import Trainables
+from mmalign.train.average import Average
 from mmalign.train.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -110,7 +110,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     updater: Updater
-    ema: EMAModel | None
+    ema: Average | None
     layout: Layout
     tracking: Tracking
     folder: Path

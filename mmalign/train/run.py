@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 from mmalign.data.readers import RowTable, open_rows
@@ -25,6 +24,7 @@ from mmalign.files import atomic_write, read_json_lines, write_json
 from mmalign.sharded import is_sharded
 from mmalign.train.adapters import Trainables
 from mmalign.train.audio_sections import AudioRunConfig
+from mmalign.train.average import average_of
 from mmalign.train.checkpoint import load_checkpoint, prune, set_aside_later
 from mmalign.train.config import ResolvedRun, load_run, resolved_content
 from mmalign.train.distributed.networks import for_sampling, for_saving
@@ -232,7 +232,6 @@ def prepare(
         )
     parameters = list(trainables.parameters.values())
     optimizer = make_optimizer(learning_rates(config, model, trainables), config.train)
-    decay = config.train.ema_decay
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / CONFIG_FILE, yaml.safe_dump(resolved_content(run), sort_keys=False))
@@ -253,7 +252,7 @@ def prepare(
             max_grad_norm=config.train.max_grad_norm,
             scaler=getattr(accelerator, "scaler", None),
         ),
-        ema=None if decay is None else EMAModel(parameters, decay=decay, foreach=True),
+        ema=average_of(parameters, config.train.ema_decay),
         layout=layout,
         tracking=tracking,
         folder=folder,

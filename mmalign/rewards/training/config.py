@@ -24,7 +24,6 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "load_reward_run",
-    "method_of",
 ]
 
 
@@ -190,15 +189,6 @@ class RewardRunConfig(_Section):
 
 
 # --------------------------------------------------------------------------------------------- the file
-
-
-def method_of(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """The method a YAML file names, after `extends` and overrides; "" if it names none.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    return str(read_config(path, overrides).content.get("method", ""))
 
 
 def load_reward_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RewardRunConfig, Method]:
