@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmalign.errors import ConfigError, MissingExtraError, explain
 
-__all__ = ["AttentionReport", "FlashOnly", "apply_attention", "enable_checkpointing"]
+__all__ = ["AttentionReport", "FlashOnly", "apply_attention"]
 
 Backend = Literal["sdpa", "xformers", "flash"]
 
@@ -226,25 +226,3 @@ def _require_xformers(device: torch.device) -> None:
             "or set model.attention: sdpa, which runs the same kernels on current torch."
         )
         raise MissingExtraError(message) from error
-
-
-def enable_checkpointing(network: Any) -> int:
-    """Recompute activations in the backward pass (non-reentrant). Returns how many blocks do so.
-
-    Raises:
-        ConfigError: the network has no checkpointed blocks.
-    """
-    network.enable_gradient_checkpointing()  # non-reentrant is diffusers' default
-    blocks = sum(bool(getattr(module, "gradient_checkpointing", False)) for module in network.modules())
-    if blocks == 1 and getattr(network, "gradient_checkpointing", False):
-        # A transformer recomputes its blocks itself, from one switch.
-        blocks = sum(len(part) for part in network.children() if isinstance(part, nn.ModuleList))
-    if blocks == 0:
-        message = explain(
-            "model.gradient_checkpointing",
-            got=type(network).__name__,
-            expected="a network with checkpointed blocks",
-            do="Set model.gradient_checkpointing: false.",
-        )
-        raise ConfigError(message)
-    return blocks

@@ -120,7 +120,7 @@ def merged_network(network: Any) -> Any:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     require_wide(network, "merging adapters")
-    merged = copy.deepcopy(network)
+    merged = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # as files have it
     if not getattr(merged, "peft_config", None):
         return merged
     for name, module in list(merged.named_modules()):

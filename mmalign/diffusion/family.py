@@ -71,8 +71,8 @@ class ImageModel(DiffusionModel, ImageTraits):
 
         def load(dtype: torch.dtype) -> Any:
             if replacement is None:
-                return self.source.part("vae", dtype=dtype)
-            return load_autoencoder(replacement, dtype=dtype)
+                return self._laid_out(self.source.part("vae", dtype=dtype))
+            return self._laid_out(load_autoencoder(replacement, dtype=dtype))
 
         self.autoencoder = Autoencoder(
             load,

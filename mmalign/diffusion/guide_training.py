@@ -210,7 +210,7 @@ def _identity(run: ResolvedRun, settings: GuideSettings, block: str, num_rows: i
     """What must agree for a training to go on; steps may grow."""
     config = run.config
     made: dict[str, Any] = {
-        "model": config.model.model_dump(mode="json", exclude={"gradient_checkpointing", "offload_encoders"}),
+        "model": config.model.model_dump(mode="json", exclude=set(NO_BITS - {"attention"})),
         "media": config.media.model_dump(mode="json", exclude={"cache"}),
         "data": config.data.model_dump(mode="json"),
         "train": [config.train.seed, config.train.batch_size, config.train.mixed_precision],

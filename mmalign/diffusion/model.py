@@ -17,18 +17,22 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mmalign.data.cache import CacheIdentity, LatentCache
-from mmalign.diffusion.attention import AttentionReport, apply_attention, enable_checkpointing
+from mmalign.diffusion.attention import AttentionReport, apply_attention
 from mmalign.diffusion.autoencoder import on_device, weight_digest
 from mmalign.diffusion.encoding import EncodesRows
 from mmalign.diffusion.loading import PartSource
 from mmalign.files import fingerprint
 from mmalign.likelihood.schedules import Prediction, Schedule, prediction_from_config
 from mmalign.train.quantization import quantize, report_of
+from mmalign.train.recomputing import recompute_network
 
 if TYPE_CHECKING:
     from mmalign.train.config import ModelConfig
 
 __all__ = ["DiffusionModel"]
+
+_REPEATED = ("TransformerBlock", "DiTBlock", "CogVideoXBlock")
+"""How the classes of blocks end, of networks that do not say which of theirs are repeated."""
 
 
 class DiffusionModel(EncodesRows):
@@ -92,18 +96,31 @@ class DiffusionModel(EncodesRows):
         if self.settings.quantization is not None:
             quantize(network, self.settings.quantization, dtype=dtype)
         if self.settings.gradient_checkpointing:
-            self.notes.append(f"gradient checkpointing: {self.recompute(network)} blocks")
+            way = ", selectively" if self.settings.gradient_checkpointing == "selective" else ""
+            self.notes.append(f"gradient checkpointing: {self.recompute(network)} blocks{way}")
         if self.dtype == torch.float16 and self.half_dtype != self.dtype:
             remark = "in which this family may overflow: it is made for bfloat16"
             self.notes.append(f"precision: float16, {remark}")
-        self.bare_network: Any = network.to(self.device)
+        if self.settings.channels_last:
+            self.notes.append("channels last: convolutions of network and VAE")
+        self.bare_network: Any = self._laid_out(network.to(self.device))
         if self.settings.quantization is not None:
             self.notes.append(str(report_of(self.bare_network)))
         self.network: nn.Module = self.bare_network
 
+    def _laid_out(self, module: Any) -> Any:
+        """A network or VAE with its filters in the memory format of the run."""
+        # In a new place even where nothing changes: not asked for, not touched.
+        return module.to(memory_format=torch.channels_last) if self.settings.channels_last else module
+
+    def repeated_blocks(self, network: nn.Module) -> list[nn.Module]:
+        """What `model.compile` compiles: blocks that diffusers calls repeated, else of known kinds."""
+        named = tuple(getattr(network, "_repeated_blocks", None) or _REPEATED)
+        return [module for module in network.modules() if type(module).__name__.endswith(named)]
+
     def recompute(self, network: Any) -> int:
         """Recompute activations in the backward pass. Returns how many blocks do so. Raises ConfigError."""
-        return enable_checkpointing(network)
+        return recompute_network(network, self.settings.gradient_checkpointing)
 
     @property
     def _home(self) -> torch.device:

@@ -173,13 +173,15 @@ class VlmTrainingConformance(_OfOneFamily):
     def test_checkpointed_layers_give_the_same_gradients(self, folder: Path) -> None:
         """Packed rows, LoRA, layers recomputed in the backward pass."""
         grads = []
-        for checkpointing in (False, True):
+        for checkpointing in (False, True, "selective"):
             model = self.load(folder, model={"gradient_checkpointing": checkpointing})
             trainables = with_adapter(model)
             token_log_probs(model, self.rows(model)[:1]).sum().backward()
             grads.append([parameter.grad for parameter in trainables.parameters.values()])
         for found, expected in zip(grads[1], grads[0], strict=True):
             assert_same_gradient(found, expected)
+        for found, expected in zip(grads[2], grads[0], strict=True):
+            assert torch.equal(found, expected)
 
     def test_a_saved_adapter_works_in_plain_transformers_and_peft(self, folder: Path, tmp_path: Path) -> None:
         """The same log-probabilities, and the same answer written."""

@@ -33,18 +33,20 @@ from mmalign.likelihood import (
     Reference,
     UniformTimesteps,
 )
-from mmalign.likelihood.reference import make_reference
+from mmalign.likelihood.reference import FrozenCopy, make_reference
 from mmalign.likelihood.reference_rules import SyncRule
 from mmalign.likelihood.tokens import Tokens
 from mmalign.likelihood.weighting import MinSnr
 from mmalign.objectives import Objective, ObjectiveState
 from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
+from mmalign.train.compiling import compile_blocks
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
 from mmalign.train.distributed.modes import mode_of, refuse_deepspeed, require_fitting
 from mmalign.train.distributed.networks import make_room, prepare_network, prepare_reference
 from mmalign.train.distributed.sharding import unsynced
 from mmalign.train.model import PreferenceModel, TrainedModel, denoising, in_time
+from mmalign.train.recomputing import Recomputed
 from mmalign.train.row_needs import RowNeeds
 from mmalign.train.split_backward import SplitBackward
 from mmalign.train.step import StepParts
@@ -368,7 +370,12 @@ def attach_and_refer(
         )
 
     make_room(accelerator, model.network, copied=kind == "frozen")
+    compiles = config.model.compile == "blocks"
+    if compiles:  # before stored errors are computed: policy and reference must round alike
+        compile_blocks(model, model.network, device=accelerator.device)
     before = reference_at("before")
+    if compiles and isinstance(before, FrozenCopy):  # copies of modules are not compiled
+        compile_blocks(model, before.network, device=accelerator.device)
     trainables = attach(
         model.network,
         config.adapter,
@@ -418,7 +425,7 @@ def _base_for_panel(
     return make_reference("adapters_off", network=trainables.network, make_denoise=make_denoise)
 
 
-def _keeps_casts(recomputes: bool) -> bool:
+def _keeps_casts(recomputes: Recomputed) -> bool:
     """Whether autocast keeps its half-precision copies of trained weights until a forward pass ends.
 
     Blocks that are recomputed cast their weights anew in any case, so the copies are only in the way: 5 GB of

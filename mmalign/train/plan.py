@@ -177,17 +177,21 @@ def memory_estimate(
         if config.model.offload_encoders:
             size, note = 0, f"{size / GIB:.3f} GiB on the CPU between uses; {note}"
         items.append(MemoryItem(name, size, note))
-    note = (
-        "with gradient checkpointing"
-        if config.model.gradient_checkpointing
-        else "without gradient checkpointing"
-    )
+    note = CHECKPOINTING[config.model.gradient_checkpointing]
     if config.train.split_backward:
         note += f", {config.train.split_size or config.train.batch_size} candidates at a time"
     items.append(MemoryItem(f"activations of {config.train.batch_size} prompts", activation_bytes, note))
     if recomputed_bytes:
         items.append(MemoryItem("largest recomputed block", recomputed_bytes, "while its turn lasts"))
     return items
+
+
+CHECKPOINTING = {
+    False: "without gradient checkpointing",
+    True: "with gradient checkpointing",
+    "selective": "with selective gradient checkpointing",
+}
+"""In words, by `model.gradient_checkpointing`."""
 
 
 def _score_model_memory(

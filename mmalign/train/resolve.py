@@ -114,6 +114,13 @@ def resolve_with_row(config: RunConfig, path: str) -> ResolvedRun:
         )
         raise ConfigError(message)
     modality = registry.modality(config.model.family)
+    if config.model.channels_last and modality != "image":
+        message = explain(
+            f"{path}: model.channels_last",
+            got=True,
+            expected=f"false: family {config.model.family} makes no pictures, and has other filters",
+        )
+        raise ConfigError(message)
     _require_suits(method, path, modality=modality)
     defaults = defaults_of(method, config.model.family, modality)
     parameters = objectives.signature(method.objective).parameters

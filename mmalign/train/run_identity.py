@@ -13,6 +13,7 @@ from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
 from mmalign.train.loop import CHECKPOINTS
 from mmalign.train.rollouts import is_online
+from mmalign.train.sections import NO_BITS
 from mmalign.train.token_sections import tokens_of
 
 __all__ = ["identity_of", "require_agreement", "start_of"]
@@ -58,9 +59,7 @@ def identity_of(run: ResolvedRun, layout: Layout, kind: str, rows: int | str) ->
     return {
         "method": config.method,
         "objective": {name: run.objective_arguments[name] for name in sorted(run.objective_arguments)},
-        "model": config.model.model_dump(
-            mode="json", exclude={"attention", "gradient_checkpointing", "offload_encoders"}
-        ),
+        "model": config.model.model_dump(mode="json", exclude=set(NO_BITS)),
         "adapter": config.adapter.model_dump(mode="json"),
         "reference": {
             "ema": f"ema, decay {config.reference.decay}",

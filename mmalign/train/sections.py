@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mmalign.data.config import DataConfig
 
 __all__ = [
+    "NO_BITS",
     "AdapterConfig",
     "GuardConfig",
     "ImageConfig",
@@ -30,6 +31,10 @@ class Section(BaseModel):
     """A part of the run configuration: unknown keys are errors, values cannot change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+NO_BITS = frozenset({"attention", "gradient_checkpointing", "offload_encoders", "compile", "channels_last"})
+"""Settings of a model that decide how it is computed, and nothing of what but rounding."""
 
 
 class ModelConfig(Section):
@@ -69,7 +74,18 @@ class ModelConfig(Section):
     quantization: Literal["nf4", "int8", "fp8"] | None = Field(
         None, description="frozen linear layers in 4 or 8 bits, under LoRA; nf4 by bitsandbytes"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    gradient_checkpointing: bool | Literal["selective"] = Field(
+        False,
+        description="recompute activations in the backward pass; selective: only what costs no products, "
+        "for no FLOPs and a part of the memory",
+    )
+    compile: Literal["none", "blocks"] = Field(
+        "none",
+        description="blocks: compile what the network repeats (regional compilation); it starts slower",
+    )
+    channels_last: bool = Field(
+        False, description="pictures: convolutions of UNet and VAE on memory with channels innermost"
+    )
     offload_encoders: bool = Field(False, description="keep VAE and text encoders on the CPU between uses")
 
 

@@ -26,6 +26,7 @@ from mmalign.likelihood.stored import ReferenceTable, precompute_errors
 from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import make_loader, to_batch
 from mmalign.train.model import PreferenceModel
+from mmalign.train.sections import NO_BITS
 
 __all__ = ["REFERENCE_FILE", "OnceThrough", "stored_reference"]
 
@@ -169,7 +170,7 @@ def _compute(
 def _facts(run: ResolvedRun, table: RowTable) -> dict[str, str]:
     """Everything outside the likelihood that a reference error depends on."""
     config = run.config
-    model = config.model.model_dump(exclude={"attention", "gradient_checkpointing", "offload_encoders"})
+    model = config.model.model_dump(exclude=set(NO_BITS))
     return {
         **{name: str(value) for name, value in model.items()},
         "mixed_precision": config.train.mixed_precision,

@@ -83,7 +83,7 @@ def stored_token_reference(
 
 def _facts(run: ResolvedRun) -> dict[str, str]:
     """What a log-probability depends on besides what the network reads, which is in its key."""
-    model = run.config.model.model_dump(exclude={"attention", "gradient_checkpointing", "offload_encoders"})
+    model = run.config.model.model_dump(exclude=set(NO_BITS))
     return {
         **{name: str(value) for name, value in model.items()},
         "mixed_precision": run.config.train.mixed_precision,

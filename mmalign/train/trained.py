@@ -157,7 +157,12 @@ def away_from_training(settings: ModelConfig, source: str | None, **changes: Any
         changes: other settings to replace.
     """
     moved = {} if source is None else {"source": source}
-    plain = {"attention": "sdpa", "gradient_checkpointing": False}
+    plain = {
+        "attention": "sdpa",
+        "gradient_checkpointing": False,
+        "compile": "none",
+        "channels_last": False,
+    }
     return settings.model_copy(update={**plain, **moved, **changes})
 
 

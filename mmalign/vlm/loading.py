@@ -8,6 +8,7 @@ import torch
 
 from mmalign.errors import ConfigError, explain
 from mmalign.train.quantization import quantize, require_bitsandbytes, train_through
+from mmalign.train.recomputing import recompute_layers
 
 if TYPE_CHECKING:
     from mmalign.train.config import ModelConfig
@@ -105,7 +106,7 @@ def load_model(
             quantize(model, settings.quantization, dtype=dtype, wide=("lm_head", *_SEEING))
         model.to(device)
     if settings.gradient_checkpointing:
-        checkpoint_layers(model)
+        recompute_layers(model, settings.gradient_checkpointing)
     return model
 
 
@@ -118,14 +119,13 @@ def _quantised(settings: "ModelConfig", dtype: torch.dtype) -> Any:
     require_bitsandbytes(str(settings.quantization))
     from transformers import BitsAndBytesConfig
 
-    compute = torch.bfloat16 if dtype == torch.float32 else dtype
     if settings.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_WIDE_PARTS)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_compute_dtype=dtype,  # a run in full precision has its products in it
         llm_int8_skip_modules=_WIDE_PARTS,
     )
 
@@ -139,22 +139,3 @@ _WIDE_PARTS = ["lm_head", *_SEEING, *(f"model.{name}" for name in _SEEING)]
 
 Names are compared from their beginning: of the base model in some versions, of the whole one in others.
 """
-
-
-def checkpoint_layers(model: Any) -> int:
-    """Recompute activations of every layer in the backward pass; returns how many layers do.
-
-    Layers do so in training mode only, and that mode would switch dropout on. It is set on the layers
-    themselves, not on what they are made of.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    keywords = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2x on
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.training = True
-    return len(layers)

@@ -223,6 +223,10 @@ class VlmModel:
 
     # --- the network ----------------------------------------------------------------------------------------
 
+    def repeated_blocks(self, network: nn.Module) -> list[nn.Module]:
+        """What `model.compile` compiles: layers of the language model."""
+        return list(self.traits.decoder(network.model).layers)
+
     def policy(self, network: nn.Module) -> VlmPolicy:
         """A network of this model as the token likelihood calls it."""
         return VlmPolicy(network)

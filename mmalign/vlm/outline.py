@@ -17,8 +17,8 @@ from mmalign.batch import Candidate, PreferenceRow
 from mmalign.errors import RowError
 from mmalign.likelihood.head_tiles import tiles
 from mmalign.train.quantization import PER_WEIGHT
+from mmalign.train.recomputing import recompute_layers
 from mmalign.vlm.inputs import Features, VlmInputs
-from mmalign.vlm.loading import checkpoint_layers
 from mmalign.vlm.network import LanguageNetwork
 from mmalign.vlm.packing import inputs_of, lay_out
 from mmalign.vlm.reader import DialogueReader
@@ -229,7 +229,7 @@ def outline_network(
         model = maker.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval()
     if settings.gradient_checkpointing:
-        checkpoint_layers(model)
+        recompute_layers(model, settings.gradient_checkpointing)
     return LanguageNetwork(model, traits(model.config, processor)).requires_grad_(False)
 
 

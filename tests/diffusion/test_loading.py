@@ -228,11 +228,11 @@ def test_networks_with_a_dispatcher_are_asked_through_it() -> None:
 
 
 def test_a_network_without_checkpointed_blocks_is_refused() -> None:
-    from mmalign.diffusion.attention import enable_checkpointing
+    from mmalign.train.recomputing import recompute_network
 
     class Plain(torch.nn.Module):
         def enable_gradient_checkpointing(self) -> None:
             pass
 
     with pytest.raises(ConfigError, match=r"gradient_checkpointing: false"):
-        enable_checkpointing(Plain())
+        recompute_network(Plain())

@@ -118,6 +118,13 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
     if mode in ("single", "ddp"):
         return
     train, name = run.config.train, "FSDP2"
+    if run.config.model.compile != "none":
+        message = explain(
+            "model.compile",
+            got=run.config.model.compile,
+            expected=f"none under {name}: gathering of weights inside of compiled blocks has not been tested",
+        )
+        raise ConfigError(message)
     if train.optimizer != "adamw":
         message = explain(
             "train.optimizer",

@@ -60,7 +60,14 @@ def count_activations(
     for name, value in network.named_parameters():
         own[name].requires_grad_(value.requires_grad)
     held = _Held({value.untyped_storage()._cdata for value in own.values()})
-    largest = [0]
+    largest, inner = [0], list[_Held]()
+
+    def keep(tensor: Tensor) -> None:
+        # Kept by selective recomputation: beside what is computed again, or not a part of that.
+        if not inner:
+            held.keep(tensor)
+        else:
+            inner[-1].know(tensor)
 
     def blocked(function: Callable[..., object], inputs: tuple[object, ...], named: dict[str, Any]) -> None:
         for value in inputs:
@@ -68,9 +75,11 @@ def count_activations(
                 held.keep(value)
         if with_blocks:
             inside = _Held(held.known | set(held.sizes))
+            inner.append(inside)
             with inside.counting():
                 result = function(*inputs, **named)
             del result
+            inner.pop()
             largest[0] = max(largest[0], sum(inside.sizes.values()))
 
     class _OnMeta(nn.Module):
@@ -83,7 +92,8 @@ def count_activations(
             return iter(cast("list[nn.Parameter]", [own[name] for name, _ in network.named_parameters()]))
 
     narrow = contextlib.nullcontext() if autocast is None else Narrowed(autocast)
-    with recomputed_blocks(network, blocked), fused_attention(), narrow, held.counting():
+    blocks = recomputed_blocks(network, blocked, keep=keep)
+    with blocks, fused_attention(), narrow, held.counting():
         forward(_OnMeta())
     return Activations(sum(held.sizes.values()), largest[0])
 
@@ -107,6 +117,11 @@ class _Held:
             self.sizes[storage._cdata] = storage.nbytes()
         self._alive.append(tensor)  # so that no two storages share an address
         return tensor
+
+    def know(self, tensor: Tensor) -> None:
+        """Leave it out from now on."""
+        self.known.add(tensor.untyped_storage()._cdata)
+        self._alive.append(tensor)
 
     def counting(self) -> contextlib.AbstractContextManager[None]:
         """What autograd saves meanwhile is counted."""

@@ -138,7 +138,12 @@ def _halved(run: ResolvedRun) -> Sequence[str]:
 
 
 def _recomputed(run: ResolvedRun) -> Sequence[str]:
-    return [] if run.config.model.gradient_checkpointing else ["model.gradient_checkpointing=true"]
+    is_whole = run.config.model.gradient_checkpointing is True
+    return [] if is_whole else ["model.gradient_checkpointing=true"]
+
+
+def _recomputed_in_part(run: ResolvedRun) -> Sequence[str]:
+    return [] if run.config.model.gradient_checkpointing else ["model.gradient_checkpointing=selective"]
 
 
 def _split(run: ResolvedRun) -> Sequence[str]:
@@ -183,6 +188,7 @@ _LADDER: tuple[_Rung, ...] = (
     ),
     _Rung("encoders on the CPU between uses", _offloaded_encoders),
     _Rung("half the micro-batch, twice the micro-steps", _halved, "same batch", repeats=True),
+    _Rung("recompute activations that cost no products", _recomputed_in_part),
     _Rung("recompute activations", _recomputed),
     _Rung("one candidate at a time in the backward pass", _split),
     _Rung("reference copy on the CPU between uses", _offloaded_copy),

@@ -19,6 +19,7 @@ from mmalign.train.plan import MemoryItem
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.trace import Kernel, trace_pass
 from mmalign.train.quantization import PER_WEIGHT
+from mmalign.train.recomputing import recompute_layers
 from mmalign.train.token_sections import tokens_of
 
 __all__ = ["RELEASED", "ReleasedLanguage", "count_released", "empty_language"]
@@ -105,7 +106,7 @@ def count_released(run: ResolvedRun, released: ReleasedLanguage, *, device_type:
     half = DTYPES[train.mixed_precision]
     network = empty_language(released, torch.float32 if full else half)
     if run.config.model.gradient_checkpointing:
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        recompute_layers(network, run.config.model.gradient_checkpointing)
     layers = sum(
         value.numel() for name, value in network.named_parameters() if "layers." in name and value.ndim > 1
     )

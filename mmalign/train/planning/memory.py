@@ -13,7 +13,7 @@ from torch import nn
 
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import reference_kind
-from mmalign.train.plan import MemoryItem, layout_of, memory_estimate
+from mmalign.train.plan import CHECKPOINTING, MemoryItem, layout_of, memory_estimate
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.counting import num_passes
 from mmalign.train.planning.devices import Device
@@ -178,7 +178,8 @@ def _while_learning(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
     gradients = resident or parts["gradients"]
     recomputes = run.config.model.gradient_checkpointing
     layout = f"{counted.rows} rows at a time"
-    kept = "inputs of recomputed blocks among them" if recomputes else "without gradient checkpointing"
+    kept = "inputs of recomputed blocks among them" if recomputes else CHECKPOINTING[False]
+    kept = "results of products in recomputed blocks among them" if recomputes == "selective" else kept
     items = [
         MemoryItem("gradients", gradients, "" if resident else "those that are there at the peak"),
         MemoryItem("activations", parts["activations"], f"{layout}; {kept}"),

@@ -7,13 +7,16 @@ shapes is what a device does.
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint as recomputing
+
+from mmalign.train.recomputing import kept_results, recompute_selectively
 
 __all__ = ["AttentionSeen", "Blocked", "Narrowed", "fused_attention", "meta_copy", "recomputed_blocks"]
 
@@ -106,20 +109,45 @@ class AttentionSeen(Protocol):
         ...
 
 
+_LIBRARY = torch.library.Library("mmalign", "DEF")
+_LIBRARY.define("shapes_of_attention(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)")
+_watchers: list[AttentionSeen | None] = []
+
+
+@contextlib.contextmanager
+def _watching(seen: AttentionSeen | None) -> Iterator[None]:
+    _watchers.append(seen)
+    try:
+        yield
+    finally:
+        _watchers.pop()
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Result and normaliser; called only where they are computed, not where they were kept."""
+    if _watchers and (seen := _watchers[-1]) is not None:
+        seen(query, key, value, is_backward=False)
+    result = query.new_empty(*query.shape[:-1], value.shape[-1])
+    if value.shape[-1] == query.shape[-1]:
+        result = torch.empty_like(query)  # with the strides of the query, as the kernels have it
+    return result, torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+
+
+_LIBRARY.impl("shapes_of_attention", _attend, "CompositeExplicitAutograd")
+_operation: Any = torch.ops.mmalign.shapes_of_attention
+
+
 class _FusedAttention(torch.autograd.Function):
     """Holds what the fused kernels hold: query, key, value, result, and one float32 per query."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, seen: AttentionSeen | None) -> Tensor:
-        result = query.new_empty(*query.shape[:-1], value.shape[-1])
-        if value.shape[-1] == query.shape[-1]:
-            result = torch.empty_like(query)  # with the strides of the query, as the kernels have it
-        normaliser = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        # One operation to torch's dispatcher, as the kernels are: selective recomputation keeps its results.
+        with _watching(seen):
+            result, normaliser = _operation(query, key, value)
         ctx.save_for_backward(query, key, value, result, normaliser)
         ctx.seen = seen
-        if seen is not None:
-            seen(query, key, value, is_backward=False)
-        return result
+        return cast("Tensor", result)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,12 +185,17 @@ def fused_attention(
 Blocked = Callable[[Callable[..., object], tuple[object, ...], dict[str, Any]], None]
 """Told of every block that is recomputed: what is run, and what it is given."""
 
+_OF_TORCH = ("use_reentrant", "context_fn")  # keyword arguments that torch's own function takes
+_HOOKS = "respect_saved_tensors_hooks"  # from torch 2.15 on: who counts here is told by `keep`
+
 
 @contextlib.contextmanager
 def recomputed_blocks(
     network: nn.Module,
     blocked: Blocked,
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    *,
+    keep: Callable[[Tensor], object] = lambda _: None,
 ) -> Iterator[None]:
     """Tell of recomputed blocks: what they are given stays alive, but autograd's hooks do not see it.
 
@@ -170,6 +203,7 @@ def recomputed_blocks(
         network: with blocks that are recomputed.
         blocked: told of each, when it is called.
         around: a context that each of them runs in, when it is called and when it is recomputed.
+        keep: told of every result inside of a block that is kept, where recomputation is selective.
     """
     blocks = [module for module in network.modules() if getattr(module, "gradient_checkpointing", False)]
     before = [(block, block.__dict__.get(_RECOMPUTE)) for block in blocks]
@@ -191,14 +225,26 @@ def recomputed_blocks(
     module: Any = recomputing
     plain = module.checkpoint
 
+    def telling(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*inputs: object, **named: Any) -> object:
+            with kept_results(keep):
+                return function(*inputs, **named)
+
+        return call
+
     def checkpoint(function: Callable[..., object], *inputs: object, **named: Any) -> object:
-        settings = {name: named.pop(name) for name in ("use_reentrant",) if name in named}
+        settings = {name: named.pop(name) for name in _OF_TORCH if name in named}
+        if "context_fn" in settings:
+            function = telling(function)
+            if _HOOKS in inspect.signature(plain).parameters:
+                settings[_HOOKS] = False
         blocked(function, inputs, named)
         return plain(surrounded(function), *inputs, **settings, **named)
 
     try:
         for block, recompute in before:
-            if recompute is not None:
+            # The selective one calls torch's by its name, and that is counted below.
+            if recompute is not None and recompute is not recompute_selectively:
                 block.__dict__[_RECOMPUTE] = counted(recompute)
         # Networks whose blocks diffusers has not prepared call it themselves.
         module.checkpoint = checkpoint

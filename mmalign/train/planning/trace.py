@@ -226,7 +226,8 @@ def trace_pass(
     wide = autocast if device_type == "cuda" else None
     try:
         with hooks, fused_attention(trace.attention, narrow=wide), trace, grows:
-            with recomputed_blocks(network, _inputs_marked(trace), again), narrowed(cached=keeps_casts):
+            blocks = recomputed_blocks(network, _inputs_marked(trace), again, keep=_kept_by_choice(trace))
+            with blocks, narrowed(cached=keeps_casts):
                 result = forward(network)
             kept = trace.live
             if is_trained:
@@ -265,6 +266,16 @@ def _marking(trace: Trace, trained: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _kept_by_choice(trace: Trace) -> Callable[[Tensor], object]:
+    """What selective recomputation keeps is kept from the forward pass on."""
+
+    def kept(tensor: Tensor) -> None:
+        if trace.moment == "forward":
+            trace.mark(tensor, "activations")
+
+    return kept
 
 
 def _inputs_marked(trace: Trace) -> Callable[..., None]:

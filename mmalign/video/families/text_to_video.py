@@ -40,7 +40,8 @@ class TextToVideo(PictureModel):
 
     def recompute(self, network: Any) -> int:
         """Its blocks, which diffusers does not prepare for this."""
-        return recompute_blocks([*network.down_blocks, network.mid_block, *network.up_blocks])
+        blocks = [*network.down_blocks, network.mid_block, *network.up_blocks]
+        return recompute_blocks(blocks, self.settings.gradient_checkpointing)
 
     @property
     def sampler_defaults(self) -> tuple[int, float]:
