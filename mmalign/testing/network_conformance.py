@@ -172,6 +172,32 @@ class NetworkConformance(ABC):
             torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
             assert torch.equal(plain, in_part)
 
+    @pytest.mark.parametrize("kind", ["nf4", "fp8"])
+    def test_adapters_train_over_quantised_weights_that_the_reference_shares(
+        self, folder: Path, kind: str
+    ) -> None:
+        """Before training both answer alike, bit for bit; what is learnt acts on wide weights as on these."""
+        model = self.loaded(folder, model={"quantization": kind})
+        assert f"linear layers in {kind}" in " ".join(model.notes)
+        adapter = AdapterConfig(rank=2)
+        trainables = attach(model.bare_network, adapter, default_targets=model.adapter_targets, seed=0)
+        inputs = example_inputs(model)
+        with torch.no_grad(), adapters_off(model.bare_network):
+            base = model.denoise(*inputs)
+        policy = model.denoise(*inputs)
+        assert torch.equal(policy, base)
+        policy.square().mean().backward()
+        for name, parameter in model.bare_network.named_parameters():
+            acts = "lora_B" in name and not any(part in name for part in self.idle)
+            assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == acts, name
+        wide = self.loaded(folder)
+        with torch.no_grad():
+            before = wide.denoise(*inputs)
+            learnt = trained_by(wide, adapter).state()
+            trainables.load(learnt)
+            moved, same = model.denoise(*inputs) - base, wide.denoise(*inputs) - before
+        assert torch.cosine_similarity(moved.flatten(), same.flatten(), dim=0) > 0.8
+
     def test_half_precision_networks_take_float32_latents(self, folder: Path) -> None:
         """Inputs are cast to the network's dtype; adapters stay float32."""
         model = self.loaded(folder, dtype=torch.bfloat16)

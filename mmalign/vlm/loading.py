@@ -119,15 +119,13 @@ def _quantised(settings: "ModelConfig", dtype: torch.dtype) -> Any:
     require_bitsandbytes(str(settings.quantization))
     from transformers import BitsAndBytesConfig
 
-    compute = torch.bfloat16 if dtype == torch.float32 else dtype
-
     if settings.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_WIDE_PARTS)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_compute_dtype=dtype,  # a run in full precision has its products in it
         llm_int8_skip_modules=_WIDE_PARTS,
     )
 
