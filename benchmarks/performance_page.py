@@ -115,6 +115,21 @@ def _tax(found: Mapping[str, Any]) -> str:
     return _table(["pairs a step", "tax", "quartiles over rounds", "of the fastest rounds"], rows)
 
 
+def _lora(found: Mapping[str, Any]) -> str:
+    """Steps with our forward pass of LoRA layers over steps with peft's."""
+    rows = [
+        [
+            name.removeprefix("lora."),
+            str(values["layers"]),
+            *(f"{values['milliseconds'][title]:.0f}" for title in ("peft", "lean")),
+            f"{values['over_peft']:.2f}",
+            f"{values['over_peft_low']:.2f} to {values['over_peft_high']:.2f}",
+        ]
+        for name, values in _of(found, "lora.").items()
+    ]
+    return _table(["step", "LoRA layers", "ms, peft's", "ms, ours", "ratio", "quartiles over rounds"], rows)
+
+
 def _rates(found: Mapping[str, Any]) -> str:
     """Everything that is a rate or a start."""
     rows = []
@@ -186,6 +201,7 @@ PARTS_OF_THE_PAGE = {
     "parts": _parts,
     "flops": _flops,
     "tax": _tax,
+    "lora": _lora,
     "rates": _rates,
     "growth": _growth,
 }

@@ -10,6 +10,7 @@
     step.*      one DPO step per family on tiny true models: pairs per CPU second, memory, parts, FLOPs
                 against the least, against an unoptimised restatement (images, sound, clips) or TRL (vlm)
     tax.sdxl    our trainer over a bare loop by hand, pairs per step 1 and 4
+    lora.*      a step with our forward pass of LoRA layers over one with peft's
     start       `mmalign --help`; `mmalign train` to its first step, and TRL's
     loader      rows per second: JPEG pairs decoded, cropped, flipped
     reward      pictures per second of a reward, by batch
@@ -55,7 +56,7 @@ class Profile:
         steps: per round.
         pairs: per step.
         memory: measure peaks, in processes of their own.
-        tax_rounds: of the race against the bare loop.
+        tax_rounds: of the race against the bare loop, at one pair per step; half as many at four.
         items: pictures of the scoring store.
         quick: the smallest sizes everywhere.
     """
@@ -130,13 +131,15 @@ def _tax(folder: Path, profile: Profile) -> dict[str, Any]:
     from step_race import interleaved, ratio
     from vlm_contestants import largest_difference
 
-    result: dict[str, Any] = {"rounds": profile.tax_rounds}
+    result: dict[str, Any] = {}
     for pairs in (1,) if profile.quick else (1, 4):
         contestants = [make("sdxl", folder / "sdxl", pairs=pairs) for make in (mmalign, bare)]
         difference = largest_difference(contestants, TOLERANCE)
-        times = interleaved(contestants, rounds=profile.tax_rounds, steps=2)
+        rounds = max(1, round(profile.tax_rounds / pairs**0.5))  # longer steps vary less
+        times = interleaved(contestants, rounds=rounds, steps=2)
         middle, low, high = ratio(times["mmalign"], times["bare"])
         result[f"{pairs} pairs"] = {
+            "rounds": rounds,
             "gradient_difference": difference,
             "tax": middle - 1,
             "tax_low": low - 1,
@@ -144,6 +147,17 @@ def _tax(folder: Path, profile: Profile) -> dict[str, Any]:
             "tax_of_minima": min(times["mmalign"]) / min(times["bare"]) - 1,
         }
     return result
+
+
+def _lora(name: str) -> Callable[[Path, Profile], dict[str, Any]]:
+    def measured(folder: Path, profile: Profile) -> dict[str, Any]:
+        import lora_step
+
+        # Pictures of another size need a cache of their own.
+        home = folder / f"lora_{name}"
+        return lora_step.measure(name, home, pairs=1, rounds=profile.tax_rounds, steps=2)
+
+    return measured
 
 
 def _start(folder: Path, profile: Profile) -> dict[str, Any]:
@@ -191,6 +205,7 @@ MEASUREMENTS: dict[str, Callable[[Path, Profile], dict[str, Any]]] = {
     **{f"step.{name}": _step(name) for name in ("sd15", "sdxl", "sd3", "flux", "video", "audio")},
     "step.vlm": _vlm,
     "tax.sdxl": _tax,
+    **{f"lora.{name}": _lora(name) for name in ("sdxl", "host", "llava")},
     "start": _start,
     "loader": _loader,
     "reward": _reward,

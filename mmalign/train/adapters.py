@@ -25,6 +25,7 @@ from mmalign.train.adapter_library import (
 )
 from mmalign.train.config import AdapterConfig
 from mmalign.train.distributed.shards import fill
+from mmalign.train.lean_lora import make_lean
 from mmalign.train.quantization import require_readable
 
 __all__ = ["Trainables", "attach"]
@@ -178,6 +179,7 @@ def attach(
     _widen(network)
     if config.use_dora:
         require_readable(network)
+    make_lean(network)
     layers = tuple(module for module in network.modules() if isinstance(module, BaseTunerLayer))
     return Trainables(network, _named(network), lora, layers)
 

@@ -362,6 +362,9 @@ def test_the_page_is_made_of_the_records(tmp_path):
     }
     results = tmp_path / "bench.jsonl"
     records.append(results, [records.record("tax.sdxl", values, profile="cpu", where=where)])
+    lean = {"layers": 560, "milliseconds": {"peft": 123.4, "lean": 111.1}}
+    lean |= {"over_peft": 0.903, "over_peft_low": 0.894, "over_peft_high": 0.917}
+    records.append(results, [records.record("lora.host", lean, profile="cpu", where=where)])
     page = tmp_path / "page.md"
     markers = (
         f"<!-- bench_{name}:begin -->\n<!-- bench_{name}:end -->\n"
@@ -395,6 +398,17 @@ def test_the_page_is_made_of_the_records(tmp_path):
     text = page.read_text()
     assert "| 1 pairs | +1.2% | +1.0% to +2.0% | +1.1% |" in text
     assert "| a CPU, 1 of 2 cores | `abc` | torch 9 |" in text
+    assert "| host | 560 | 123 | 111 | 0.90 | 0.89 to 0.92 |" in text
+
+
+def test_both_forward_passes_of_adapters_are_raced_on_one_trainer(tmp_path):
+    import lora_step
+
+    found = lora_step.measure("host", tmp_path, pairs=1, rounds=1, steps=1)
+    assert found["layers"] == 560
+    assert found["gradient_difference"] < 1e-5
+    assert set(found["milliseconds"]) == {"peft", "lean"}
+    assert found["over_peft"] == pytest.approx(found["milliseconds"]["lean"] / found["milliseconds"]["peft"])
 
 
 def test_rates_and_growth_of_the_records_become_rows():
@@ -535,10 +549,10 @@ class TestGpu:
 
         said = []
         monkeypatch.setattr(torch.compiler, "reset", lambda: said.append("reset"))
-        network = SimpleNamespace(
-            _repeated_blocks=["Block"], compile_repeated_blocks=lambda **_: said.append("compile")
-        )
-        gpu._compile(network)
+        block = SimpleNamespace(compile=lambda **_: said.append("compile"))
+        model = SimpleNamespace(family="any", repeated_blocks=lambda network: [network.block])
+        step = SimpleNamespace(model=model, network=SimpleNamespace(block=block))
+        gpu._compile(step, torch.device("cpu"))
         assert said == ["reset", "compile"]
 
     @pytest.mark.parametrize("place", ["build", "gradient", "step", "count"])
@@ -577,7 +591,7 @@ class TestGpu:
 
         bench = _bench(tmp_path)
 
-        def refuse(network):
+        def refuse(step, device):
             raise RuntimeError("no compiler\nand much more")
 
         monkeypatch.setattr(gpu, "_compile", refuse)
@@ -594,7 +608,7 @@ class TestGpu:
         import gpu
 
         bench = _bench(tmp_path)
-        monkeypatch.setattr(gpu, "_compile", lambda network: None)
+        monkeypatch.setattr(gpu, "_compile", lambda step, device: None)
         bench.race("one", _products(["mmalign"]), 2, compiled=True)
         plain, gradients, compiled = bench.rows
         assert gradients == {"id": "one, 2 pairs, mmalign compiled, gradients", "gradient_difference": 0.0}
