@@ -276,14 +276,15 @@ def _empty(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _compile(network: Any) -> None:
-    """The repeated blocks alone: seconds to compile instead of minutes.
+def _compile(step: Any, device: torch.device) -> None:
+    """What `model.compile: blocks` compiles of a step's network.
 
     The number of graphs per code is limited for the whole process: those of networks before are forgotten.
     """
+    from mmalign.train.compiling import compile_blocks
+
     torch.compiler.reset()
-    if getattr(network, "_repeated_blocks", None):
-        network.compile_repeated_blocks(fullgraph=False)
+    compile_blocks(step.model, step.network, device=device)
 
 
 def _first_line(error: Exception) -> str:
@@ -432,7 +433,7 @@ class Bench:
         title = f"{begin}, mmalign compiled"
         if kept and not self.is_late(title):
             titles.append(title)
-            _compile(kept[0].network)
+            _compile(kept[0], self.device)
             self.gradients(title, first, gradients_of(kept[0]))
             self.step(race, title, kept[0], counts=False)
 

@@ -35,6 +35,7 @@ class Step:
         network: whose blocks may be compiled.
         repeated: FLOPs of the forward pass that checkpointing takes twice: arithmetic of no use.
         dropped: updates dropped so far because they were not finite.
+        model: whose network it is; None where nothing is compiled.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Step:
     network: Any
     repeated: Callable[[], int] | None = None
     dropped: Callable[[], float] | None = None
+    model: Any = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def steps_of(
         loop.trainables.network,
         repeated if subject.checkpointing else None,
         lambda: float(loop.dropped[0]),
+        loop.model,
     )
     if plain is None:
         return

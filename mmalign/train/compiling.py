@@ -12,7 +12,10 @@ from torch import nn
 
 from mmalign.errors import ConfigError, explain
 
-__all__ = ["GRAPHS_PER_BLOCK", "RepeatsBlocks", "compile_blocks", "require_compiler"]
+__all__ = ["BACKEND", "GRAPHS_PER_BLOCK", "RepeatsBlocks", "compile_blocks", "require_compiler"]
+
+BACKEND = "inductor"
+"""Of torch's compiler."""
 
 GRAPHS_PER_BLOCK = 64
 """Specialisations of a block's code before torch stops to compile further ones and runs those as they are.
@@ -33,9 +36,7 @@ class RepeatsBlocks(Protocol):
         ...
 
 
-def compile_blocks(
-    model: Any, network: nn.Module, *, device: torch.device | str, backend: str = "inductor"
-) -> int:
+def compile_blocks(model: Any, network: nn.Module, *, device: torch.device | str) -> int:
     """Compile the repeated blocks of a network in place, at their first call. Returns how many.
 
     Sizes are taken as fixed until they change; what has changed once is a variable from then on.
@@ -44,7 +45,6 @@ def compile_blocks(
         model: whose network it is.
         network: the trained one, or a copy of it; adapters may be attached before or afterwards.
         device: where it runs.
-        backend: of torch's compiler.
 
     Raises:
         ConfigError: the network repeats no blocks, or nothing can be compiled on this machine.
@@ -58,12 +58,12 @@ def compile_blocks(
             do="Set model.compile: none.",
         )
         raise ConfigError(message)
-    if backend == "inductor":
+    if BACKEND == "inductor":
         require_compiler(torch.device(device))
     settings: Any = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, GRAPHS_PER_BLOCK)
     for block in blocks:
-        block.compile(backend=backend)
+        block.compile(backend=BACKEND)
     return len(blocks)
 
 
