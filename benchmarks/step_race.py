@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from inside_a_step import PARTS, breakdown, flops_of, matmul_rate
 from tiny_models import TINY
 from vlm_contestants import Contestant, largest_difference
 
-__all__ = ["interleaved", "measure", "peak_in_process", "ratio"]
+__all__ = ["interleaved", "measure", "peaks_in_process", "ratio"]
 
 
 def _seconds(step: Callable[[], None], steps: int) -> float:
@@ -106,9 +107,7 @@ def measure(
     if parts:
         result["milliseconds"] = breakdown(name, folder, pairs=pairs, steps=2 * rounds, cached=True)
     if memory:
-        result["step_mib"] = {
-            title: peak_in_process(name, title, folder, pairs) for title in ("mmalign", "bare", "unoptimised")
-        }
+        result["step_mib"] = peaks_in_process(name, ("mmalign", "bare", "unoptimised"), folder, pairs)
     return result
 
 
@@ -133,17 +132,52 @@ def _peak(name: str, title: str, folder: Path, pairs: int) -> float:
     return _status("VmHWM") - before
 
 
-def peak_in_process(name: str, title: str, folder: Path, pairs: int) -> float:
-    """`_peak` in a process of its own, whose allocator gives memory back at once."""
+def _peaks(name: str, titles: Sequence[str], folder: Path, pairs: int) -> dict[str, float]:
+    """`_peak` of contestants, each in a copy of this process: libraries are loaded once.
+
+    A process that measured one of them would hold pieces of its memory that the next uses unseen.
+    """
+    # What all contestants need. Not more: threads, which a step starts, do not survive the copying.
+    from diffusers import AutoencoderKL  # noqa: F401
+
+    import mmalign.train.run  # noqa: F401
+
+    found = {}
+    for title in titles:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            code = 1
+            try:
+                with os.fdopen(writing, "w") as pipe:
+                    json.dump(_peak(name, title, folder, pairs), pipe)
+                code = 0
+            except Exception:  # shown here; the parent says which contestant
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            found[title] = float(pipe.read() or "nan")
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            message = f"{title}: the process that measured its memory ended with {status}"
+            raise RuntimeError(message)
+    return found
+
+
+def peaks_in_process(name: str, titles: Sequence[str], folder: Path, pairs: int) -> dict[str, float]:
+    """`_peaks` in processes of their own, whose allocator gives memory back at once."""
     finished = subprocess.run(
-        [sys.executable, __file__, name, "--peak", title, "--folder", str(folder), "--pairs", str(pairs)],
+        [sys.executable, __file__, name, "--peaks", *titles, "--folder", str(folder), "--pairs", str(pairs)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
     )
-    peak: float = json.loads(finished.stdout.strip().splitlines()[-1])["mib"]
-    return peak
+    peaks: dict[str, float] = json.loads(finished.stdout.strip().splitlines()[-1])
+    return peaks
 
 
 # --- the command --------------------------------------------------------------------------------------------
@@ -174,11 +208,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--folder", type=Path, help="where model, rows and cache are kept")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--peaks", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.peak is not None:
-        print(json.dumps({"mib": _peak(options.model, options.peak, options.folder, options.pairs)}))
+    if options.peaks is not None:
+        print(json.dumps(_peaks(options.model, options.peaks, options.folder, options.pairs)))
         return
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
