@@ -5,8 +5,8 @@
     python benchmarks/recomputation.py --page docs/planning.md        # the table of the records, no counting
 
 Each network is that of a recipe, with its adapter, one pair at a time in bfloat16, on the meta device, as
-`mmalign plan` counts it for a GPU. Kept is what lives between the forward and the backward pass of the policy;
-repeated are the products of the backward pass beyond those of a run that recomputes nothing.
+`mmalign plan` counts it for a GPU. Kept is what lives between the policy's forward and backward pass; repeated are
+the products of the backward pass beyond those of a run that recomputes nothing.
 """
 
 import argparse
