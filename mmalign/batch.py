@@ -196,6 +196,7 @@ class RowKeys:
         stratum: position of the row inside the optimiser step as a fraction in [0, 1), for stratified
             timesteps.
         num_strata: rows in the optimiser step (width of a stratum is 1 / num_strata).
+        mirrored: some keys are below 0, mirror images of others (`mmalign.likelihood.draws`).
 
     Keys that came from the CPU remember their copy there: what a row draws then decides shapes without
     waiting for the device.
@@ -204,6 +205,7 @@ class RowKeys:
     key: Int[Tensor, " prompt"]
     stratum: Float[Tensor, " prompt"]
     num_strata: int
+    mirrored: bool = False
     _host: "RowKeys | None" = field(default=None, init=False, repr=False, compare=False)
 
     def to(self, device: torch.device | str) -> "RowKeys":

@@ -91,6 +91,12 @@ def philox(key: Int[Tensor, " row"], num_blocks: int, stream: int) -> Int[Tensor
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
+def keys_under(key: Int[Tensor, " row"], num: int, *, purpose: str) -> Int[Tensor, "row num"]:
+    """`num` 63-bit keys per row, decided by (key, purpose); key i is the same for every `num`."""
+    words = philox(key, -(-2 * num // 4), stream_of(purpose)).flatten(1)[:, : 2 * num]
+    return ((words[:, ::2] & 0x7FFFFFFF) << 32) | words[:, 1::2]
+
+
 def row_uniform(key: Int[Tensor, " row"], num: int, *, purpose: str) -> Float[Tensor, "row num"]:
     """`num` float32 numbers in [0, 1) per row, decided by (key, purpose)."""
     words = philox(key, -(-num // 4), stream_of(purpose)).flatten(1)[:, :num]

@@ -19,6 +19,7 @@ from mmalign.likelihood.base import (
     TokenPolicy,
 )
 from mmalign.likelihood.cosine_schedule import CosineSchedule
+from mmalign.likelihood.draws import Draws
 from mmalign.likelihood.elbo import BetaUnits, Elbo, beta_conventions, squared_error
 from mmalign.likelihood.inversion import Inversion, InversionMethod
 from mmalign.likelihood.inversion_steps import Landing
@@ -83,6 +84,7 @@ __all__ = [
     "Denoiser",
     "DpmSolver",
     "Draw",
+    "Draws",
     "Elbo",
     "EmaReference",
     "Estimate",

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmalign.batch import Batch
 from mmalign.errors import ConfigError, HyperparameterError, ShapeError, explain, unknown_name
 from mmalign.likelihood.base import Denoiser, Draw, Evaluation
+from mmalign.likelihood.draws import noise_sign, unmirrored
 from mmalign.likelihood.schedules import PREDICTIONS, Number, Prediction, Schedule
 from mmalign.likelihood.timesteps import TimestepSampler
 from mmalign.likelihood.weighting import MinSnr
@@ -234,16 +235,20 @@ class Elbo:
         return weight * self.weighting(self.schedule, timestep, space=space, dtype=dtype)
 
     def _timesteps(self, batch: Batch) -> Shaped[Tensor, "prompt candidate"]:
-        num_candidates = batch.num_candidates
+        num_candidates, keys = batch.num_candidates, unmirrored(batch.keys)
         if not self.share_timestep:
-            return self.timesteps.sample(batch.keys, self.schedule, num_candidates=num_candidates)
-        return self.timesteps.sample(batch.keys, self.schedule).unsqueeze(1).expand(-1, num_candidates)
+            return self.timesteps.sample(keys, self.schedule, num_candidates=num_candidates)
+        return self.timesteps.sample(keys, self.schedule).unsqueeze(1).expand(-1, num_candidates)
 
     def _noise(self, batch: Batch) -> Float[Tensor, "prompt candidate *event"]:
         num_candidates, event = batch.num_candidates, tuple(batch.clean.shape[2:])
-        if not self.share_noise:
-            return row_normal(batch.keys.key, (num_candidates, *event), purpose="noise_candidate")
-        noise = row_normal(batch.keys.key, event, purpose="noise").unsqueeze(1)
+        key, sign = unmirrored(batch.keys).key, noise_sign(batch.keys)
+        if self.share_noise:
+            noise = row_normal(key, event, purpose="noise").unsqueeze(1)
+        else:
+            noise = row_normal(key, (num_candidates, *event), purpose="noise_candidate")
+        if sign is not None:
+            noise = noise * sign.view(-1, *(1 for _ in noise.shape[1:]))
         return noise.expand(-1, num_candidates, *event)
 
 

@@ -26,6 +26,7 @@ from mmalign.data.segments import FrameGrid
 from mmalign.errors import ConfigError, explain
 from mmalign.likelihood import (
     Denoiser,
+    Draws,
     Elbo,
     Inversion,
     ListedTimesteps,
@@ -59,6 +60,7 @@ __all__ = [
     "DTYPES",
     "attach_and_refer",
     "denoiser_of",
+    "draws_of",
     "frame_grid",
     "in_time",
     "likelihood_of",
@@ -404,8 +406,14 @@ def attach_and_refer(
         base=_base_for_panel(reference, trainables, denoiser_of(model)),
         supply=supply,
         split=_split(run, model),
+        draws=draws_of(run),
     )
     return trainables, parts
+
+
+def draws_of(run: ResolvedRun) -> Draws:
+    """How often a row is drawn at a visit."""
+    return Draws(run.config.likelihood.draws, run.config.likelihood.antithetic)
 
 
 def _split(run: ResolvedRun, model: TrainedModel) -> SplitBackward | None:

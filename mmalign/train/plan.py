@@ -76,6 +76,10 @@ def derived_values(run: ResolvedRun, layout: Layout, num_elements: int | None) -
     }
     if num_elements is None:  # a language model: beta multiplies nats
         return values
+    likelihood = config.likelihood
+    if likelihood.draws > 1:
+        how = "mirrored in pairs" if likelihood.antithetic else "independent"
+        values["draws"] = f"{likelihood.draws} per row and visit, {how}; the loss is their mean"
     values["elements per sample"] = f"{num_elements}"
     beta = run.objective_arguments.get("beta")
     objective = objectives.build(run.method.objective, **run.objective_arguments)
@@ -179,8 +183,11 @@ def memory_estimate(
         items.append(MemoryItem(name, size, note))
     note = CHECKPOINTING[config.model.gradient_checkpointing]
     if config.train.split_backward:
-        note += f", {config.train.split_size or config.train.batch_size} candidates at a time"
-    items.append(MemoryItem(f"activations of {config.train.batch_size} prompts", activation_bytes, note))
+        at_once = config.train.split_size or config.train.batch_size * config.likelihood.draws
+        note += f", {at_once} candidates at a time"
+    drawn = "" if config.likelihood.draws == 1 else f", {config.likelihood.draws} draws each"
+    prompts = f"activations of {config.train.batch_size} prompts{drawn}"
+    items.append(MemoryItem(prompts, activation_bytes, note))
     if recomputed_bytes:
         items.append(MemoryItem("largest recomputed block", recomputed_bytes, "while its turn lasts"))
     return items

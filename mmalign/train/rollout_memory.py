@@ -11,7 +11,8 @@ _FLOAT32 = 4
 def rows_with_gradient(run: ResolvedRun) -> int:
     """Rows that the network sees with gradients in one micro-step."""
     train, rollout = run.config.train, run.config.rollout
-    batch_size, pairs = train.batch_size, 2 * train.batch_size
+    batch_size = train.batch_size * run.config.likelihood.draws
+    pairs = 2 * batch_size
     if train.split_backward:
         pairs = min(pairs, train.split_size or batch_size)
         batch_size = min(batch_size, pairs)

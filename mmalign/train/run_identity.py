@@ -13,7 +13,7 @@ from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
 from mmalign.train.loop import CHECKPOINTS
 from mmalign.train.rollouts import is_online
-from mmalign.train.sections import NO_BITS
+from mmalign.train.sections import NO_BITS, LikelihoodConfig
 from mmalign.train.token_sections import tokens_of
 
 __all__ = ["identity_of", "require_agreement", "start_of"]
@@ -21,6 +21,12 @@ __all__ = ["identity_of", "require_agreement", "start_of"]
 
 _ROUNDING = {"head_chunk", "packing", "share_vision"}
 """Ways of computing the same log-probabilities, which differ in the last bits alone: as `model.attention`."""
+
+
+def _without_defaults(likelihood: LikelihoodConfig) -> set[str]:
+    """Settings that came later: runs without them keep the identity they had before."""
+    left_out = set() if likelihood.snr_gamma else {"snr_gamma", "snr_form"}
+    return left_out if likelihood.draws > 1 else left_out | {"draws", "antithetic"}
 
 
 _OF_STREAMS = {"streaming", "shuffle_buffer", "stream_lanes"}
@@ -66,10 +72,7 @@ def identity_of(run: ResolvedRun, layout: Layout, kind: str, rows: int | str) ->
             "synced": f"synced, every {config.reference.sync_every}, mixing {config.reference.mixing}",
             "stored": f"stored, {config.reference.draws_per_row} draws",
         }.get(kind, kind),
-        # Runs without min-SNR keep the identity they had before it was a setting.
-        "likelihood": config.likelihood.model_dump(
-            mode="json", exclude=None if config.likelihood.snr_gamma else {"snr_gamma", "snr_form"}
-        ),
+        "likelihood": config.likelihood.model_dump(mode="json", exclude=_without_defaults(config.likelihood)),
         "safeguard": config.safeguard.model_dump(mode="json"),
         "rollout": config.rollout.model_dump(mode="json") if is_online(run) else None,
         # Every process has samples of its own waiting.

@@ -236,6 +236,15 @@ class LikelihoodConfig(Section):
     logit_mean: float = 0.0
     logit_std: float = Field(1.0, gt=0)
     stratified: bool = Field(False, description="spread the timesteps of one optimiser step evenly")
+    draws: int = Field(
+        1,
+        ge=1,
+        description="draws of (timestep, noise) per row and visit; the loss is their mean, a step costs as "
+        "many times more, and a micro-batch holds as many times more rows",
+    )
+    antithetic: bool = Field(
+        False, description="draws come in pairs with one timestep and noises of opposite sign"
+    )
     share_noise: bool | None = Field(
         None, description="the candidates of a prompt share the noise; default: yes, with inversion no"
     )
@@ -255,6 +264,16 @@ class LikelihoodConfig(Section):
         description="min-SNR: exact, in the network's own space; epsilon, as if it predicted noise (Tango's "
         "released trainer); default: the row, else exact",
     )
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> "LikelihoodConfig":
+        if self.antithetic and self.draws % 2:
+            message = (
+                f"antithetic true with draws {self.draws}: expected an even number, for every draw comes "
+                "with its mirror image; set draws=2, or antithetic=false"
+            )
+            raise ValueError(message)
+        return self
 
 
 class ReferenceConfig(Section):

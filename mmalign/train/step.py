@@ -10,7 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.batch import Batch
-from mmalign.likelihood import AnyDraw, AnyPolicy, Denoiser, Evaluation, Likelihood, Reference, TokenDraw
+from mmalign.likelihood import (
+    AnyDraw,
+    AnyPolicy,
+    Denoiser,
+    Draws,
+    Evaluation,
+    Likelihood,
+    Reference,
+    TokenDraw,
+)
 from mmalign.objectives import Objective, ObjectiveState
 from mmalign.train.metrics import Quantity, panel_values
 from mmalign.train.split_backward import InParts, PartLosses, SplitBackward
@@ -37,6 +46,7 @@ class StepParts:
             of its own; None where that would need a second network.
         supply: what the objective reads besides the scores.
         split: cuts the backward pass into parts; None is one pass over all candidates.
+        draws: how often every row of a batch is drawn.
     """
 
     denoise: AnyPolicy
@@ -48,6 +58,7 @@ class StepParts:
     base: Reference | None = None
     supply: Supply | TokenSupply = field(default_factory=Supply)
     split: SplitBackward | None = None
+    draws: Draws = field(default_factory=Draws)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -60,8 +71,9 @@ class StepOutput:
     """Result of one micro-step.
 
     Args:
-        loss: sum over valid prompts of weight times loss. The loop divides by the global number of valid
-            prompts. Gradients flow to the weights unless the backward pass is split: see `backward`.
+        loss: sum over valid prompts of weight times loss, a prompt being there once per draw. The loop
+            divides by the global number of valid prompts. Gradients flow to the weights unless the backward
+            pass is split: see `backward`.
         num_valid: valid prompts, on the device.
         values: panel values per prompt, detached.
         weights: their weights.
@@ -99,6 +111,7 @@ def preference_step(parts: StepParts, batch: Batch, *, is_record: bool = False) 
         is_record: the numbers of this step are logged: also measure the drift of the predictions, and compare
             with the base model where the objective has no reference.
     """
+    batch = parts.draws.over(batch)
     with parts.autocast():
         draw = parts.likelihood.draw(batch, parts.denoise)
     keep = is_record or parts.supply.needs_prediction

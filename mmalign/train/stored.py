@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Int
 from torch import Tensor
 
 from mmalign.batch import Batch
@@ -26,6 +27,7 @@ from mmalign.likelihood.stored import ReferenceTable, precompute_errors
 from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import make_loader, to_batch
 from mmalign.train.model import PreferenceModel
+from mmalign.train.parts import draws_of
 from mmalign.train.sections import NO_BITS
 
 __all__ = ["REFERENCE_FILE", "OnceThrough", "stored_reference"]
@@ -78,7 +80,9 @@ def stored_reference(
     done = [ReferenceTable.load(part) for part in parts if part.exists()]
     # What a rank that is ahead saves must not be done already for others, which would share out other rows.
     accelerator.wait_for_everyone()
-    keys = torch.tensor([bank.key(position) for position in range(bank.num_entries)], dtype=torch.int64)
+    draws = draws_of(run)
+    visits = torch.tensor([bank.key(position) for position in range(bank.num_entries)], dtype=torch.int64)
+    keys = draws.row_keys(visits)
     missing = _missing(keys, done)
     own = missing[accelerator.process_index :: accelerator.num_processes]
     result = _compute(
@@ -95,7 +99,7 @@ def stored_reference(
         _merge(path, [*done, *([result] if result is not None else [])])
     accelerator.wait_for_everyone()
     stored = ReferenceTable.load(path)
-    _require_all(keys, stored, path)
+    _require_all(keys.flatten(), stored, path)
     return StoredReference(stored, likelihood, facts)
 
 
@@ -116,13 +120,13 @@ def _require_all(keys: Tensor, stored: ReferenceTable, path: Path) -> None:
         raise CheckpointError(message)
 
 
-def _missing(keys: Tensor, done: list[ReferenceTable]) -> list[int]:
-    """Positions of the bank without a usable entry; rows that could not be read are tried again."""
+def _missing(keys: Int[Tensor, "entry draw"], done: list[ReferenceTable]) -> list[int]:
+    """Positions of the bank with a draw that has no usable entry; unreadable rows are tried again."""
     found = torch.zeros_like(keys, dtype=torch.bool)
     for table in done:
-        errors, known = table.find(keys)
-        found |= known & errors.isfinite().all(1)
-    positions: list[int] = (~found).nonzero().flatten().tolist()
+        errors, known = table.find(keys.flatten())
+        found |= (known & errors.isfinite().all(1)).view_as(keys)
+    positions: list[int] = (~found.all(1)).nonzero().flatten().tolist()
     return positions
 
 
@@ -190,7 +194,7 @@ def _batches(
     positions: list[int],
     accelerator: Accelerator,
 ) -> Iterator[Batch]:
-    """The bank's positions in micro-batches of training's size: the last bits depend on the batch size."""
+    """The bank's positions in micro-batches of training's size, for the last bits depend on it, all draws."""
     size = run.config.train.batch_size
     padded = positions + positions[:1] * (-len(positions) % size)
     loader = make_loader(
@@ -203,5 +207,6 @@ def _batches(
         num_workers=run.config.train.num_workers,
         pin_memory=False,
     )
+    draws = draws_of(run)
     for micro in loader:
-        yield to_batch(micro, model, accelerator.device)
+        yield draws.over(to_batch(micro, model, accelerator.device))

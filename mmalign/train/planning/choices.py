@@ -98,7 +98,8 @@ def _reference(
     each, visits = reference_seconds(run, counted, device), _visits(run)
     live = None if visits is None else visits * each
     stored = None if num_rows is None else num_rows * draws * each
-    disk = None if num_rows is None else num_rows * draws * (8 + 4 * num_candidates(run))
+    entries = draws * run.config.likelihood.draws
+    disk = None if num_rows is None else num_rows * entries * (8 + 4 * num_candidates(run))
     now, other = (stored, live) if kind == "stored" else (live, stored)
     if live is None or stored is None:
         why = (

@@ -39,7 +39,8 @@ def num_passes(run: ResolvedRun, counted: Counted) -> int:
     """Passes with gradients in a micro-step: more than one where the backward pass is split."""
     if not run.config.train.split_backward or counted.encoding is None:
         return 1
-    return max(1, -(-num_candidates(run) * run.config.train.batch_size // counted.rows))
+    rows = num_candidates(run) * run.config.train.batch_size * run.config.likelihood.draws
+    return max(1, -(-rows // counted.rows))
 
 
 def count(run: ResolvedRun, *, device_type: str, reward_bytes: int | None = None) -> Counted:

@@ -165,6 +165,7 @@ def disk_of(run: ResolvedRun, counted: Counted, num_rows: int | None) -> tuple[M
         draws = (
             1 if counted.encoding is None else run.config.reference.draws_per_row
         )  # nothing is drawn of tokens
+        draws *= run.config.likelihood.draws
         size = rows * draws * (8 + 4 * num_candidates(run))
         found.append(MemoryItem("stored reference", size, per or f"{draws} draws per row"))
     trained = counted.trained_bytes

@@ -21,6 +21,14 @@ _LEVELS: Settings = {
     "share_noise": ("share_noise", None),
 }
 
+_WITHOUT_DRAWS: Mapping[str, str] = {
+    "inversion": "noise that the policy's own trajectory decides",
+    "on_policy": "noised samples that came from a trajectory of the policy",
+    "transition": "states of one sampled trajectory",
+    "reward": "a reward's gradient and no noise to draw",
+}
+"""What stands in the place of a draw."""
+
 LIKELIHOOD_SETTINGS = (_INVERSION, _LEVELS)
 """Tables of what comes from rows under names of their own."""
 
@@ -48,6 +56,16 @@ def resolve_likelihood(
             got=str(given),
             expected="no settings: log-probabilities of tokens know no timesteps and no noise",
             do="Take the section out.",
+        )
+        raise ConfigError(message)
+    if kind != "elbo" and (likelihood.draws > 1 or likelihood.antithetic):
+        message = explain(
+            f"{path}: likelihood.draws",
+            got=f"{likelihood.draws}{' antithetic' if likelihood.antithetic else ''} with likelihood {kind}",
+            expected="1: only denoising errors at noise that nobody else has a say in (likelihood elbo) can "
+            f"be drawn again for the same row; method {method.name} has "
+            f"{_WITHOUT_DRAWS.get(kind, 'noise of its own')}",
+            do="Take draws and antithetic out, or raise train.batch_size for gradients with less noise.",
         )
         raise ConfigError(message)
     if config.train.split_backward and kind in ("tokens", "reward"):
