@@ -566,7 +566,7 @@ def _out_of_memory(run: ResolvedRun) -> str:
         )
     if not config.model.gradient_checkpointing:
         helps.append(
-            "model.gradient_checkpointing=selective (about half of the activations; no product is repeated)"
+            "model.gradient_checkpointing=selective (a fifth to half of the activations, no product twice)"
         )
     if config.adapter.kind == "none":
         helps.append("adapter.kind=lora (12 bytes per network weight of optimiser state and master weights)")
