@@ -1,11 +1,13 @@
 """Optimisers and updates: scaled, clipped, refused when not finite, restored bit for bit."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmalign.errors import CheckpointError, ConfigError, MissingExtraError
 from mmalign.train.checkpoint import (
@@ -255,3 +257,31 @@ def test_cosine_is_half_way_in_the_middle_and_ends_at_zero() -> None:
 
 def test_linear_falls_evenly_to_zero() -> None:
     assert rates(config(schedule="linear")) == pytest.approx([0.1 - 0.01 * step for step in range(11)])
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("number", [3, 29])
+def test_an_update_is_a_few_calls_for_all_parameters_together(number: int) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(5)) for _ in range(number)]
+    updater = Updater(parameters, make_optimizer(parameters, config()), max_grad_norm=1.0)
+    give_gradients(parameters, 0)
+    updater.apply(torch.tensor(0.5))  # makes the state
+    give_gradients(parameters, 1)
+    with Calls() as calls:
+        updater.apply(torch.tensor(0.5))
+    found = calls.counts
+    assert found["_fused_adamw_"] == 1
+    assert found["_foreach_norm"] == 1
+    assert found["_foreach_mul_"] == 1
+    assert {name for name, count in found.items() if count >= number > 3} <= {"unbind", "detach"}
