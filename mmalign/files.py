@@ -11,8 +11,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmalign.errors import CheckpointError
 
@@ -136,15 +137,35 @@ def append_json_line(path: str | Path, value: Mapping[str, Any]) -> None:
     """Append one record to a JSON-lines file in a single write, so that a crash cannot interleave records.
 
     What a killed process left of its last line is removed first: the new record would otherwise continue it.
+    Processes of one machine wait for each other, or one could take another's last line for such a rest.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    # Without a buffer: what is written is there when the lock is given back, in one piece.
+    with path.open("ab+", buffering=0) as file:
+        _lock(file)
         _drop_torn_line(file)
-        file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        _write_all(file, json.dumps(value, ensure_ascii=False).encode() + b"\n")
 
 
-def _drop_torn_line(file: BinaryIO) -> None:
+def _write_all(file: FileIO, content: bytes) -> None:
+    """Write in one piece; a full disk or a signal can make it several."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
+
+
+def _lock(file: FileIO) -> None:
+    """Wait until no other process has the file; closing it gives it back. Without locks it does nothing."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # Windows, or a network file system that has no locks
+        return
+
+
+def _drop_torn_line(file: FileIO) -> None:
     """Cut the file behind its last line break, unless what follows is a whole record."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 1))

@@ -1,11 +1,13 @@
 """Files are old or new, never half written; damaged ones say so."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -157,6 +159,43 @@ class TestJson:
         path.write_text('{"step": 0}\nnot json\n{"step": 1}\n')
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2: not a JSON record"):
             files.read_json_lines(path)
+
+    def test_processes_wait_for_a_line_that_another_one_writes(self, tmp_path, monkeypatch):
+        path, fork = tmp_path / "quarantine.jsonl", multiprocessing.get_context("fork")
+        half_way = fork.Event()
+        whole = files._write_all
+
+        def slowly(file, content):
+            whole(file, content[:5])
+            half_way.set()
+            time.sleep(0.3)
+            whole(file, content[5:])
+
+        monkeypatch.setattr(files, "_write_all", slowly)
+        writer = fork.Process(target=files.append_json_line, args=(path, {"rank": 1}))
+        writer.start()
+        monkeypatch.setattr(files, "_write_all", whole)
+        assert half_way.wait(10)
+        files.append_json_line(path, {"rank": 0})
+        writer.join(10)
+        assert files.read_json_lines(path) == [{"rank": 1}, {"rank": 0}]
+
+    def test_lines_of_two_processes_are_all_there(self, tmp_path):
+        path, fork = tmp_path / "quarantine.jsonl", multiprocessing.get_context("fork")
+        ready = fork.Barrier(2)
+
+        def write(rank):
+            ready.wait(10)
+            for step in range(100):
+                files.append_json_line(path, {"rank": rank, "step": step, "message": "é" * 5000})
+
+        writers = [fork.Process(target=write, args=(rank,)) for rank in range(2)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(30)
+        found = [(record["rank"], record["step"]) for record in files.read_json_lines(path)]
+        assert sorted(found) == [(rank, step) for rank in range(2) for step in range(100)]
 
     def test_unicode_line_separators_do_not_split_a_record(self, tmp_path):
         path = tmp_path / "prompts.jsonl"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmalign.errors import CheckpointError, ConfigError, explain
 from mmalign.likelihood.adapters import switched_off
-from mmalign.sharded import is_sharded, place, reshard
+from mmalign.sharded import is_sharded, kept_copy, num_elements, place, reshard
 from mmalign.train.adapter_library import (
     BaseTunerLayer,
     LoraConfig,
@@ -55,7 +55,7 @@ class Trainables:
     @property
     def count(self) -> int:
         """Number of trained scalars."""
-        return sum(parameter.numel() for parameter in self.parameters.values())
+        return sum(num_elements(parameter) for parameter in self.parameters.values())
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -105,7 +105,7 @@ class Trainables:
     @contextmanager
     def swapped(self, weights: list[Tensor]) -> Iterator[None]:
         """The network with other trained weights (the average), given in the order of `parameters`."""
-        kept = [parameter.detach().clone() for parameter in self.parameters.values()]
+        kept = [kept_copy(parameter) for parameter in self.parameters.values()]
         self._write(weights)
         try:
             yield
@@ -115,7 +115,7 @@ class Trainables:
     def _write(self, weights: list[Tensor]) -> None:
         reshard(self.network)
         for parameter, weight in zip(self.parameters.values(), weights, strict=True):
-            place(parameter.detach(), weight)
+            place(parameter, weight)
 
 
 def attach(

@@ -24,7 +24,7 @@ from mmalign.files import append_json_line
 from mmalign.likelihood.reference import EmaReference
 from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.seeding import derive_seed
-from mmalign.sharded import is_sharded
+from mmalign.sharded import is_sharded, live_parts
 from mmalign.train.adapters import Trainables
 from mmalign.train.average import Average
 from mmalign.train.checkpoint import (
@@ -37,6 +37,7 @@ from mmalign.train.checkpoint import (
 from mmalign.train.config import ResolvedRun
 from mmalign.train.distributed.sharding import unsynced
 from mmalign.train.distributed.shards import fill
+from mmalign.train.distributed.zero import ZeroEngine
 from mmalign.train.guard import Decision, Guard
 from mmalign.train.loader import Layout, MicroBatch, to_batch
 from mmalign.train.metrics import Meter
@@ -95,6 +96,7 @@ class Loop:
         folder: run folder.
         identity: what must agree for a checkpoint to continue this run.
         on_update: called after each optimiser step with the step number (sample grids).
+        engine: holds gradients and optimiser in partitions (ZeRO); None for everything else.
         guard: watches the records.
         online: makes the batches of a method that samples; None for offline ones.
         reopen: micro-batches from the place the run stands at, for going on after a rollback.
@@ -116,6 +118,7 @@ class Loop:
     folder: Path
     identity: Mapping[str, Any]
     on_update: Callable[[int], None] = lambda _: None
+    engine: ZeroEngine | None = None
     guard: Guard = field(default_factory=Guard)
     online: OnlineSource | None = None
     reopen: Callable[[], Iterator[MicroBatch]] | None = None
@@ -149,7 +152,8 @@ class Loop:
     @property
     def is_sharded(self) -> bool:
         """Whether every process holds a part of the trained weights."""
-        return any(is_sharded(value) for value in self.trainables.parameters.values())
+        whole = self.engine is None
+        return not whole or any(is_sharded(value) for value in self.trainables.parameters.values())
 
     @property
     def checkpoints(self) -> Path:
@@ -179,13 +183,18 @@ class Loop:
         stream = self._stream_state()
         is_main = self.accelerator.is_main_process
         if is_main or self.is_sharded:
-            tensors, described = flatten_optimizer(self.optimizer)
             ema: dict[str, Tensor] = {}
             if self.ema is not None:
                 ema = dict(zip(self.trainables.parameters, self.ema.shadow_params, strict=True))
+            if self.engine is not None:
+                weights, ema = self.engine.weights(), self.engine.averages(ema)
+                tensors, described = self.engine.moments()
+            else:
+                weights = self.trainables.state()
+                tensors, described = flatten_optimizer(self.optimizer)
             checkpoint = Checkpoint(
                 step=self.progress.step,
-                weights=self.trainables.state(),
+                weights=weights,
                 optimizer=tensors,
                 ema=ema,
                 objective=self.parts.state.state_dict(),
@@ -232,13 +241,20 @@ class Loop:
         """Continue from a checkpoint of the same run (`require_same_run`)."""
         state = checkpoint.state
         device = self.accelerator.device
-        self.trainables.load(checkpoint.weights)
-        restore_optimizer(self.optimizer, checkpoint.optimizer, state["optimizer"])
+        if self.engine is not None:
+            self.engine.restore(checkpoint.weights, checkpoint.optimizer, state["optimizer"])
+        else:
+            self.trainables.load(checkpoint.weights)
+            restore_optimizer(self.optimizer, checkpoint.optimizer, state["optimizer"])
         self.schedule.load_state_dict(dict(state["schedule"]))
         if self.updater.scaler is not None and state["scaler"] is not None:
             self.updater.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            fill(dict(zip(self.trainables.parameters, self.ema.shadow_params, strict=True)), checkpoint.ema)
+            shadows = dict(zip(self.trainables.parameters, self.ema.shadow_params, strict=True))
+            if self.engine is not None:
+                self.engine.restore_averages(shadows, checkpoint.ema)
+            else:
+                fill(shadows, checkpoint.ema)
             self.ema.optimization_step = int(state["ema_steps"])
         self.parts.state.load_state_dict(
             {name: value.to(device) for name, value in checkpoint.objective.items()}
@@ -345,6 +361,7 @@ class Loop:
         device = self.accelerator.device
         num_valid = torch.zeros((), device=device)
         local_rows = self.layout.batch_size * self.layout.accumulation
+        backward = self.accelerator.backward if self.engine is None else self.engine.backward
         for micro_step in range(self.layout.accumulation):
             batch = next(batches)
             is_last = micro_step == self.layout.accumulation - 1
@@ -352,7 +369,7 @@ class Loop:
             with syncing, self._dropout_randomness(micro_step):
                 output = preference_step(self.parts, batch, is_record=is_record)
                 # The gradient reduction takes the mean over ranks; `mean_factor` corrects for invalid rows.
-                output.backward(lambda loss: self.accelerator.backward(loss / local_rows))
+                output.backward(lambda loss: backward(loss / local_rows))
             num_valid += output.num_valid
             self.meter.add(output.values, output.weights)
         # Filled on the device: a tensor made of a Python number is copied there, and the copy waits.
@@ -365,7 +382,7 @@ class Loop:
         self.stop_flag, self.stop_flag_before = stop_flag, self.stop_flag
         self.schedule.step()
         if self.ema is not None:
-            self.ema.step(list(self.trainables.parameters.values()))
+            self.ema.step(live_parts(list(self.trainables.parameters.values())))
         self.parts.reference.update(self.progress.step + 1)
         if self.online is not None:
             self.online.updated(self.progress.step + 1)

@@ -7,7 +7,7 @@ multiplication of every gradient by one number that never leaves the device.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -98,6 +98,23 @@ class UpdateStats:
     dropped: Float[Tensor, ""]
 
 
+@runtime_checkable
+class Engine(Protocol):
+    """What reduces gradients into partitions of its own and steps on them."""
+
+    def gradients(self) -> list[Tensor]:
+        """What this process holds; writing to it changes the gradient."""
+        ...
+
+    def norm(self, gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
+        """Of the whole gradient."""
+        ...
+
+    def step(self) -> None:
+        """The optimiser's step on the partitions."""
+        ...
+
+
 class Updater:
     """Applies one optimiser step to summed gradients.
 
@@ -106,6 +123,7 @@ class Updater:
         optimizer: torch optimiser (its accelerate wrapper is unwrapped by the caller).
         max_grad_norm: clip at this global norm; None leaves the gradients alone.
         scaler: fp16 gradient scaler, or None.
+        engine: holds the gradients in partitions and steps; None: gradients are the parameters' own.
     """
 
     def __init__(
@@ -115,11 +133,13 @@ class Updater:
         *,
         max_grad_norm: float | None,
         scaler: Any = None,
+        engine: "Engine | None" = None,
     ) -> None:
         self.parameters = list(parameters)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
+        self.engine = engine
         # Fused AdamW skips an update on the device when told so; others need one look from the host per
         # update.
         self.skips_on_device = bool(optimizer.defaults.get("fused")) and scaler is None
@@ -137,8 +157,12 @@ class Updater:
         """
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = total_norm(gradients) * mean_factor
+        if self.engine is not None:
+            gradients = self.engine.gradients()
+            norm = self.engine.norm(gradients) * mean_factor
+        else:
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            norm = total_norm(gradients) * mean_factor
         dropped = (~torch.isfinite(norm)).to(torch.float32)
         skipped = dropped if is_empty is None else torch.maximum(dropped, is_empty.to(torch.float32))
         factor = mean_factor
@@ -154,7 +178,7 @@ class Updater:
         elif self.skips_on_device:
             told = replicated(skipped, self.parameters[0])
             self.optimizer.found_inf = told  # type: ignore[attr-defined]  # read by the fused kernel
-            self.optimizer.step()
+            (self.engine or self.optimizer).step()
         elif not bool(skipped):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

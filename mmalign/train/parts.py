@@ -43,7 +43,7 @@ from mmalign.objectives.predictions import safeguarded
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.compiling import compile_blocks
 from mmalign.train.config import LikelihoodConfig, ResolvedRun
-from mmalign.train.distributed.modes import mode_of, refuse_deepspeed, require_fitting
+from mmalign.train.distributed.modes import mode_of, require_fitting, require_library
 from mmalign.train.distributed.networks import make_room, prepare_network, prepare_reference
 from mmalign.train.distributed.sharding import unsynced
 from mmalign.train.model import PreferenceModel, TrainedModel, denoising, in_time
@@ -86,7 +86,7 @@ def make_accelerator(run: ResolvedRun) -> Accelerator:
     torch.set_float32_matmul_precision("high" if config.train.allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
     folder = Path(config.train.output)
-    refuse_deepspeed()
+    require_library()
     try:
         accelerator = Accelerator(
             mixed_precision=config.train.mixed_precision,

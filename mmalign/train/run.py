@@ -21,13 +21,13 @@ from torch import nn
 from mmalign.data.readers import RowTable, open_rows
 from mmalign.data.streaming import StreamOrder, StreamTable
 from mmalign.files import atomic_write, read_json_lines, write_json
-from mmalign.sharded import is_sharded
+from mmalign.sharded import is_sharded, live_parts
 from mmalign.train.adapters import Trainables
 from mmalign.train.audio_sections import AudioRunConfig
 from mmalign.train.average import average_of
 from mmalign.train.checkpoint import load_checkpoint, prune, set_aside_later
 from mmalign.train.config import ResolvedRun, load_run, resolved_content
-from mmalign.train.distributed.networks import for_sampling, for_saving
+from mmalign.train.distributed.networks import for_sampling, for_saving, prepare_optimizer
 from mmalign.train.dry_run import describe
 from mmalign.train.guard import Guard, protected_steps
 from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader, make_order
@@ -232,6 +232,7 @@ def prepare(
         )
     parameters = list(trainables.parameters.values())
     optimizer = make_optimizer(learning_rates(config, model, trainables), config.train)
+    engine = prepare_optimizer(accelerator, trainables, optimizer)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / CONFIG_FILE, yaml.safe_dump(resolved_content(run), sort_keys=False))
@@ -251,13 +252,15 @@ def prepare(
             optimizer,
             max_grad_norm=config.train.max_grad_norm,
             scaler=getattr(accelerator, "scaler", None),
+            engine=engine,
         ),
-        ema=average_of(parameters, config.train.ema_decay),
+        ema=average_of(live_parts(parameters), config.train.ema_decay),
         layout=layout,
         tracking=tracking,
         folder=folder,
         identity=identity,
         on_update=hook,
+        engine=engine,
         guard=_guard(run),
         online=online,
         stream=order if isinstance(order, StreamOrder) else None,

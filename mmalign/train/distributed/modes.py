@@ -4,46 +4,56 @@ import os
 from typing import Any, Literal, get_args
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    is_deepspeed_available,
+)
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from mmalign.errors import ConfigError, explain
+from mmalign.errors import ConfigError, MissingExtraError, explain
 from mmalign.methods.row import ROLLOUTS
 from mmalign.train.config import ResolvedRun
+from mmalign.train.distributed.zero import zero_settings
 
-__all__ = ["Mode", "fsdp_settings", "mode_of", "refuse_deepspeed", "require_fitting"]
+__all__ = ["Mode", "fsdp_settings", "is_zero", "mode_of", "require_fitting", "require_library", "zero_plugin"]
 
-Mode = Literal["single", "ddp", "fsdp2"]
+Mode = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 """single: one process. ddp: every process holds the network, gradients are averaged (torch's
-DistributedDataParallel). fsdp2: weights, gradients and optimiser are sharded (torch's `fully_shard`)."""
+DistributedDataParallel). fsdp2: weights, gradients and optimiser are sharded (torch's `fully_shard`). zero1,
+zero2, zero3: DeepSpeed spreads the optimiser, then also gradients, then also weights."""
+
+_USES_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+_STAGES: dict[int, Mode] = {1: "zero1", 2: "zero2", 3: "zero3"}
 
 
 def _asks_for(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
-_ZERO = {"1": "ddp", "2": "fsdp2_keep", "3": "fsdp2"}
-"""The launch file that spreads the same things as a stage of ZeRO; stage 1's optimiser state alone is not
-worth a mode: the file of stage 2 spreads it, too."""
-
-
-def refuse_deepspeed() -> None:
-    """Stop before accelerate does, with the launch file that has the same effect.
+def require_library() -> None:
+    """Look for DeepSpeed where the launch asks for it, before accelerate does.
 
     Raises:
-        ConfigError: the launch asks for DeepSpeed.
+        MissingExtraError: it is not installed.
     """
-    if not _asks_for("ACCELERATE_USE_DEEPSPEED"):
-        return
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    file = _ZERO.get(stage, "fsdp2")
-    message = explain(
-        "accelerate configuration: distributed_type",
-        got=f"DEEPSPEED, ZeRO stage {stage}",
-        expected="FSDP with fsdp_version 2, which spreads the same weights, gradients and optimiser state",
-        do=f'Launch with --config_file "$(python -m mmalign.train.launch {file})"; see docs/scale.md.',
-    )
-    raise ConfigError(message)
+    if _asks_for(_USES_DEEPSPEED) and not is_deepspeed_available():
+        message = (
+            "The launch asks for DeepSpeed, which is not installed: pip install 'mmalign[deepspeed]'. Or "
+            'launch with --config_file "$(python -m mmalign.train.launch fsdp2)", which spreads the same.'
+        )
+        raise MissingExtraError(message)
+
+
+def is_zero(mode: Mode) -> bool:
+    """Whether DeepSpeed spreads something."""
+    return mode.startswith("zero")
+
+
+def zero_plugin(accelerator: Accelerator) -> Any:
+    """The `DeepSpeedPlugin` of this launch, also where accelerate itself ignored it."""
+    return getattr(accelerator.state, "deepspeed_plugin", None) or DeepSpeedPlugin()
 
 
 def mode_of(accelerator: Accelerator) -> Mode:
@@ -69,6 +79,9 @@ def mode_of(accelerator: Accelerator) -> Mode:
             raise ConfigError(message)
         _refuse_offload(accelerator)
         return "fsdp2"
+    if kind == DistributedType.DEEPSPEED or (several and _asks_for(_USES_DEEPSPEED)):
+        stage = zero_settings(zero_plugin(accelerator))["zero_optimization"]["stage"]
+        return _STAGES[stage]
     if kind == DistributedType.NO:
         return "single"
     if several:
@@ -117,7 +130,7 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
     """
     if mode in ("single", "ddp"):
         return
-    train, name = run.config.train, "FSDP2"
+    train, name = run.config.train, "ZeRO" if is_zero(mode) else "FSDP2"
     if run.config.model.compile != "none":
         message = explain(
             "model.compile",
@@ -149,7 +162,15 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
             do="Launch with the file that `python -m mmalign.train.launch ddp` names.",
         )
         raise ConfigError(message)
-    if kind == "frozen" and run.config.reference.offload:
+    if mode == "zero3" and kind in ("ema", "synced"):
+        message = explain(
+            "reference.kind",
+            got=kind,
+            expected="a reference that does not move, under ZeRO stage 3: its weights are empty between uses",
+            do="Launch with the file that `python -m mmalign.train.launch fsdp2` names.",
+        )
+        raise ConfigError(message)
+    if kind == "frozen" and run.config.reference.offload and mode in ("fsdp2", "zero3"):
         message = explain(
             "reference.offload",
             got=True,

@@ -12,15 +12,25 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from mmalign.errors import ConfigError, explain
 from mmalign.likelihood import Reference
 from mmalign.likelihood.reference import FrozenCopy
 from mmalign.sharded import reshard
 from mmalign.train.adapters import Trainables
-from mmalign.train.distributed.modes import fsdp_settings, mode_of
-from mmalign.train.distributed.sharding import shard, skeleton_of, whole_copy
+from mmalign.train.distributed.modes import fsdp_settings, is_zero, mode_of, zero_plugin
+from mmalign.train.distributed.sharding import ENGINE, shard, skeleton_of, whole_copy
+from mmalign.train.distributed.zero import ZeroEngine, gathers_itself, make_engine, zero_settings
 from mmalign.train.model import TrainedModel
 
-__all__ = ["Prepared", "for_sampling", "for_saving", "make_room", "prepare_network", "prepare_reference"]
+__all__ = [
+    "Prepared",
+    "for_sampling",
+    "for_saving",
+    "make_room",
+    "prepare_network",
+    "prepare_optimizer",
+    "prepare_reference",
+]
 
 _SKELETON = "_mmalign_skeleton"
 
@@ -46,7 +56,7 @@ def make_room(accelerator: Accelerator, network: nn.Module, *, copied: bool) -> 
         network: moved in place.
         copied: a frozen copy of it will be made.
     """
-    if copied and mode_of(accelerator) == "fsdp2":
+    if copied and mode_of(accelerator) in ("fsdp2", "zero3"):
         network.to("cpu")
 
 
@@ -58,9 +68,15 @@ def prepare_network(accelerator: Accelerator, model: TrainedModel, trainables: T
         model: whose network trains, with its adapter on.
         trainables: its trained weights.
     """
-    if mode_of(accelerator) != "fsdp2":
-        return Prepared(accelerator.prepare_model(trainables.network), trainables)
-    network = trainables.network
+    mode, network = mode_of(accelerator), trainables.network
+    if mode == "zero3":
+        _refuse_quantised(network)
+    if is_zero(mode):
+        # At every stage: DeepSpeed hangs process groups on parameters, which exporters cannot copy.
+        object.__setattr__(network, _SKELETON, skeleton_of(network))
+        return Prepared(network.to(accelerator.device), trainables)
+    if mode != "fsdp2":
+        return Prepared(accelerator.prepare_model(network), trainables)
     # Not as an attribute of the module: its own would be part of the network.
     object.__setattr__(network, _SKELETON, skeleton_of(network))
     shard(
@@ -75,6 +91,11 @@ def prepare_network(accelerator: Accelerator, model: TrainedModel, trainables: T
 
 def prepare_reference(accelerator: Accelerator, reference: Reference) -> Reference:
     """A frozen copy, sharded as the trained network is; other references hold no network."""
+    if mode_of(accelerator) == "zero3" and isinstance(reference, FrozenCopy):
+        frozen = reference.network.to(accelerator.device)
+        settings = zero_settings(zero_plugin(accelerator))
+        # Kept for as long as the network lives: its hooks gather the weights.
+        object.__setattr__(frozen, ENGINE, gathers_itself(frozen, settings, accelerator.device))
     if mode_of(accelerator) == "fsdp2" and isinstance(reference, FrozenCopy):
         # No backward pass will want its weights: they need not stay.
         shard(
@@ -85,6 +106,35 @@ def prepare_reference(accelerator: Accelerator, reference: Reference) -> Referen
             gathered_dtype=_half(accelerator),
         )
     return reference
+
+
+def prepare_optimizer(
+    accelerator: Accelerator, trainables: Trainables, optimizer: torch.optim.Optimizer
+) -> ZeroEngine | None:
+    """ZeRO's engine, which spreads the optimiser's state and what else its stage spreads; None without ZeRO.
+
+    After it trained weights may be partitioned (`mmalign.sharded`).
+    """
+    if not is_zero(mode_of(accelerator)):
+        return None
+    return make_engine(trainables, optimizer, zero_settings(zero_plugin(accelerator)), accelerator.device)
+
+
+def _refuse_quantised(network: nn.Module) -> None:
+    """Stage 3 cuts weights into flat parts and makes them whole again, of which quantised ones know nothing.
+
+    Raises:
+        ConfigError: the network has some.
+    """
+    kinds = {type(value).__name__ for value in network.parameters() if not value.is_floating_point()}
+    if kinds:
+        message = explain(
+            "model.quantization under ZeRO stage 3",
+            got=f"weights of type {', '.join(sorted(kinds))}",
+            expected="weights in floating point",
+            do="Launch with the file that `python -m mmalign.train.launch zero2` or `fsdp2` names.",
+        )
+        raise ConfigError(message)
 
 
 def _half(accelerator: Accelerator) -> torch.dtype | None:

@@ -18,7 +18,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPoli
 from mmalign.errors import ConfigError, explain
 from mmalign.sharded import whole
 
-__all__ = ["shard", "skeleton_of", "units_of", "unsynced", "whole_copy"]
+__all__ = ["ENGINE", "shard", "skeleton_of", "units_of", "unsynced", "whole_copy"]
+
+ENGINE = "_mmalign_zero"
+"""Where a network's `ZeroEngine` is found: in the module's `__dict__`, beside its parameters."""
 
 _REDUCES = "_mmalign_reduces"
 _REDUCES_EVERY_TIME = "_mmalign_reduces_every_time"
@@ -114,6 +117,10 @@ def unsynced(network: nn.Module) -> AbstractContextManager[None]:
 
     Without effect on one process, and on sharded networks that train fully.
     """
+    engine = network.__dict__.get(ENGINE)
+    if engine is not None:
+        without: AbstractContextManager[None] = engine.unsynced()
+        return without
     if isinstance(network, FSDPModule):
         every_time = getattr(network, _REDUCES_EVERY_TIME, False)
         return contextlib.nullcontext() if every_time else _without_reduction(network)
@@ -174,7 +181,7 @@ def whole_copy(
         if only is not None and name not in only:
             continue
         if id(value) not in made:
-            gathered = whole(value.detach())
+            gathered = whole(value)
             made[id(value)] = nn.Parameter(
                 gathered.to("cpu", copy=True) if keeps else gathered.new_empty(0),
                 requires_grad=value.requires_grad,

@@ -28,6 +28,7 @@ __all__ = [
     "require_shards",
     "require_whole",
     "shard_sizes",
+    "whole_values",
     "write_shards",
 ]
 
@@ -212,6 +213,30 @@ def _cause(error: BaseException) -> str:
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"process {rank}: {cause!r}" if len(error.failures) > 1 or rank else repr(cause)
     return str(error)
+
+
+def whole_values(values: Mapping[str, Tensor], *, at_once: int = 2**30) -> Iterator[tuple[str, Tensor]]:
+    """Saved tensors by name, whole on the CPU, read many at a time: every reading looks through all files.
+
+    Args:
+        values: a part of a checkpoint.
+        at_once: bytes that are held together, unless one tensor alone is larger.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if not isinstance(values, ShardedTensors):
+        yield from values.items()
+        return
+    waiting: dict[str, Tensor] = {}
+    for name in values:
+        waiting[name] = values.empty(name)
+        if sum(value.nbytes for value in waiting.values()) >= at_once:
+            values.read(waiting)
+            yield from waiting.items()
+            waiting = {}
+    values.read(waiting)
+    yield from waiting.items()
 
 
 def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

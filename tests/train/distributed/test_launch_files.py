@@ -27,9 +27,12 @@ def test_accelerate_reads_its_files(name: str) -> None:
     config = load_config_from_file(str(launch_file(name)))
     assert config.num_processes == {"single": 1}.get(name, 64 if name.endswith("_nodes") else 8)
     assert config.num_machines == (8 if name.endswith("_nodes") else 1)
-    settings = getattr(config, "fsdp_config", {}) or {}
-    assert bool(settings) == name.startswith("fsdp2")
-    assert config.distributed_type == ("NO" if name == "single" else "FSDP" if settings else "MULTI_GPU")
+    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero1": "DEEPSPEED"}
+    kinds |= {"zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert config.distributed_type == kinds[name.partition("_")[0]]
+    assert bool(getattr(config, "fsdp_config", None)) == name.startswith("fsdp2")
+    if name.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(name[4])
 
 
 @pytest.mark.parametrize(("name", "gives_back"), [("fsdp2", True), ("fsdp2_keep", False)])

@@ -8,9 +8,10 @@ import pytest
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from mmalign.errors import ConfigError
+from mmalign.errors import ConfigError, MissingExtraError
 from mmalign.train import parts
-from mmalign.train.distributed.modes import mode_of, refuse_deepspeed, require_fitting
+from mmalign.train.distributed import modes
+from mmalign.train.distributed.modes import mode_of, require_fitting, require_library
 
 
 def launch(kind: DistributedType, version: int | None = None) -> Any:
@@ -36,13 +37,40 @@ def test_kinds_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         mode_of(launch(DistributedType.MEGATRON_LM))
 
 
-@pytest.mark.parametrize(("stage", "file"), [("1", "ddp"), ("2", "fsdp2_keep"), ("3", "fsdp2")])
-def test_deepspeed_is_told_its_equal(monkeypatch: pytest.MonkeyPatch, stage: str, file: str) -> None:
-    refuse_deepspeed()
+def test_deepspeed_is_a_mode_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
-    with pytest.raises(ConfigError, match=rf"ZeRO stage {stage}.*launch {file}\)"):
-        refuse_deepspeed()
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true")
+    with pytest.raises(ConfigError, match=r"zero3_init_flag: got True.*expected false"):
+        mode_of(launch(DistributedType.DEEPSPEED))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
+    for stage in (1, 2, 3):
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+        assert mode_of(launch(DistributedType.MULTI_CPU)) == f"zero{stage}"
+        assert mode_of(launch(DistributedType.DEEPSPEED)) == f"zero{stage}"
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    with pytest.raises(ConfigError, match=r"offload_optimizer_device: got 'cpu'.*expected none"):
+        mode_of(launch(DistributedType.DEEPSPEED))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
+    with pytest.raises(ConfigError, match=r"zero_stage: got 0.*expected 1, 2 or 3"):
+        mode_of(launch(DistributedType.DEEPSPEED))
+
+
+def test_a_launch_without_the_library_is_told_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "is_deepspeed_available", lambda: False)
+    require_library()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(MissingExtraError, match=r"mmalign\[deepspeed\].*launch fsdp2"):
+        require_library()
+
+
+def test_stage_3_needs_a_reference_that_stands_still(make_run) -> None:
+    run = make_run()
+    for kind in ("ema", "synced"):
+        require_fitting(run, "zero2", kind)
+        with pytest.raises(ConfigError, match=rf"reference\.kind: got '{kind}'.*launch fsdp2"):
+            require_fitting(run, "zero3", kind)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +84,9 @@ def test_deepspeed_is_told_its_equal(monkeypatch: pytest.MonkeyPatch, stage: str
 def test_what_sharding_would_change_is_refused(make_run, settings: Any, kind: str, message: str) -> None:
     run = make_run(**settings)
     require_fitting(run, "ddp", kind)
-    with pytest.raises(ConfigError, match=message):
-        require_fitting(run, "fsdp2", kind)
+    for mode in ("fsdp2", "zero3"):
+        with pytest.raises(ConfigError, match=message):
+            require_fitting(run, mode, kind)
 
 
 def test_processes_wait_longer_for_each_other_than_nccl_would(make_run, monkeypatch) -> None:

@@ -1,0 +1,137 @@
+"""Runs under DeepSpeed's ZeRO are the run of one process; cut ones go on with any number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmalign.testing.processes import on_processes, train_config
+from mmalign.train.checkpoint import load_checkpoint
+from mmalign.train.distributed.shards import whole_values
+
+pytest.importorskip("deepspeed", reason="ZeRO needs the extra deepspeed")
+
+# See tests/train/test_loop.py: an update that is a smooth function of the gradient can be compared.
+SMOOTH = {"adam_epsilon": 1e-2}
+FULL = {"adapter": {"kind": "none", "rank": 8, "alpha": None}}
+UNSTRATIFIED = {"likelihood": {"stratified": False}}
+
+
+def same_state(got: Path, expected: Path, *, step: int, atol: float = 1e-6) -> None:
+    """Weights, optimiser and average of two runs, by name."""
+    found, wanted = (
+        load_checkpoint(folder / "checkpoints" / f"step-{step:08d}") for folder in (got, expected)
+    )
+    for part in ("weights", "optimizer", "ema", "reference"):
+        ours, theirs = getattr(found, part), getattr(wanted, part)
+        assert set(ours) == set(theirs), part
+        values, theirs = dict(whole_values(ours)), dict(whole_values(theirs))
+        for name in theirs:
+            torch.testing.assert_close(values[name], theirs[name], rtol=0, atol=atol, msg=f"{part} {name}")
+    moved = [float(value.abs().max()) for name, value in whole_values(found.weights) if "lora_A" not in name]
+    assert max(moved) > 1e-6
+
+
+def launched(stage: int) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for the file of this stage."""
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    }
+
+
+TWO = {"train": {"batch_size": 2, "ema_decay": 0.9}}
+SLOW = {
+    "full": (2, {**TWO, **FULL}),
+    "lora-4": (4, {"train": {"batch_size": 1, "ema_decay": 0.9}}),
+    "full-4": (4, {"train": {"batch_size": 1}, **FULL}),
+    "accumulated": (2, {"train": {"batch_size": 1, "accumulation": 2}}),
+    "full-accumulated": (2, {"train": {"batch_size": 1, "accumulation": 2}, **FULL}),
+    "split": (2, {"train": {"batch_size": 1, "accumulation": 2, "split_backward": True}}),
+    "stored": (2, {"train": {"batch_size": 2}, "reference": {"kind": "stored"}, **UNSTRATIFIED, **FULL}),
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        pytest.param(2, TWO, id="lora"),
+        *(pytest.param(*values, id=name, marks=pytest.mark.slow) for name, values in SLOW.items()),
+    ],
+)
+def test_a_run_under_zero_is_the_run_of_one_process(
+    write_config,
+    run_to_end,
+    write_pairs,
+    tmp_path: Path,
+    stage: int,
+    processes: int,
+    settings: dict[str, Any],
+) -> None:
+    """Weights, moments and averages within 1e-6 after two updates that move weights by up to 1e-3 each."""
+    shared = {
+        "data": {"source": str(write_pairs(tmp_path / "some.parquet", 11, broken={3})), "max_bad_share": 1.0},
+        "likelihood": {"stratified": True},
+        **{name: value for name, value in settings.items() if name != "train"},
+    }
+    train = {"steps": 2, **SMOOTH, **settings["train"]}
+    config = write_config("spread", train=train, **shared)
+    on_processes(processes, train_config, str(config), environment=launched(stage))
+    run_to_end("one", train={**train, "batch_size": 4, "accumulation": 1}, **shared)
+    same_state(tmp_path / "spread", tmp_path / "one", step=2)
+    assert len(list((tmp_path / "spread").rglob("shard-*.safetensors"))) >= processes
+    assert not list((tmp_path / "spread").rglob("*.pt")), "none of DeepSpeed's own files"
+    name = (
+        "model/unet/diffusion_pytorch_model.safetensors"
+        if "adapter" in settings
+        else "pytorch_lora_weights.safetensors"
+    )
+    got, expected = (load_file(tmp_path / folder / name) for folder in ("spread", "one"))
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(got[key], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 4), (4, 1)])
+def test_runs_under_zero_go_on_with_any_number_of_processes(
+    write_config, tmp_path: Path, adapter: str, stage: int, before: int, after: int
+) -> None:
+    """Bit for bit with as many processes as before; else within 1e-6, for sums are taken in another order.
+
+    One process is no launch of DeepSpeed: the checkpoint is read by a plain run.
+    """
+
+    def run(name: str, processes: int, steps: int) -> None:
+        train = {
+            "steps": steps,
+            "batch_size": 4 // processes,
+            "ema_decay": 0.9,
+            "checkpoint_every": 2,
+            **SMOOTH,
+        }
+        shared = {} if adapter == "lora" else FULL
+        config = write_config(name, train=train, likelihood={"stratified": True}, **shared)
+        on_processes(processes, train_config, str(config), environment=launched(stage))
+
+    run("whole", before, 4)
+    run("cut", before, 2)
+    run("cut", after, 4)
+    same_state(tmp_path / "cut", tmp_path / "whole", step=4, atol=0.0 if before == after else 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_language_model_under_zero_is_that_of_one_process(
+    write_dialogue_config, train_dialogues, tmp_path: Path, stage: int
+) -> None:
+    config = write_dialogue_config("spread", train={"batch_size": 2, **SMOOTH})
+    on_processes(2, train_config, str(config), environment=launched(stage))
+    train_dialogues("one", train={"batch_size": 4, **SMOOTH})
+    same_state(tmp_path / "spread", tmp_path / "one", step=2)
