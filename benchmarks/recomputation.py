@@ -5,8 +5,8 @@
     python benchmarks/recomputation.py --page docs/planning.md        # the table of the records, no counting
 
 Each network is that of a recipe, with its adapter, one pair at a time in bfloat16, on the meta device, as
-`mmalign plan` counts it for a GPU. Kept is what lives between the policy's forward and backward pass; repeated are
-the products of the backward pass beyond those of a run that recomputes nothing.
+`mmalign plan` counts it for a GPU. Kept is what lives between the policy's forward and backward pass;
+repeated are the products of the backward pass beyond those of a run that recomputes nothing.
 """
 
 import argparse
@@ -91,18 +91,18 @@ def table(found: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def renew(page: Path, content: str) -> None:
+def renew(page: Path, content: str, markers: tuple[str, str] = MARKERS) -> None:
     """Put the table between the page's markers.
 
     Raises:
         ValueError: it has none.
     """
-    before, found, rest = page.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, ended, after = rest.partition(MARKERS[1])
+    before, found, rest = page.read_text(encoding="utf-8").partition(markers[0])
+    _, ended, after = rest.partition(markers[1])
     if not (found and ended):
-        message = f"{page}: got no {' and '.join(MARKERS)}, between which the table stands"
+        message = f"{page}: got no {' and '.join(markers)}, between which the table stands"
         raise ValueError(message)
-    atomic_write(page, f"{before}{MARKERS[0]}\n{content}\n{MARKERS[1]}{after}")
+    atomic_write(page, f"{before}{markers[0]}\n{content}\n{markers[1]}{after}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

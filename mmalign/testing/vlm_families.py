@@ -181,6 +181,8 @@ class VlmTrainingConformance(_OfOneFamily):
         for found, expected in zip(grads[1], grads[0], strict=True):
             assert_same_gradient(found, expected)
         for found, expected in zip(grads[2], grads[0], strict=True):
+            assert found is not None
+            assert expected is not None
             assert torch.equal(found, expected)
 
     def test_a_saved_adapter_works_in_plain_transformers_and_peft(self, folder: Path, tmp_path: Path) -> None:

@@ -46,11 +46,11 @@ _AGAIN = torch_checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
 
 def _inner(place: int, axis: int) -> Callable[[Sequence[Any]], float]:
     """FLOPs per number of a product over one axis of an argument."""
-    return lambda arguments: 2.0 * arguments[place].shape[axis]
+    return lambda arguments: 2.0 * int(arguments[place].shape[axis])
 
 
 def _of_filter(arguments: Sequence[Any]) -> float:
-    return 2.0 * arguments[1][0].numel()
+    return 2.0 * int(arguments[1][0].numel())
 
 
 def _always(_: Sequence[Any]) -> float:

@@ -39,5 +39,6 @@ def recompute_blocks(blocks: list[nn.Module], kind: Recomputed = True) -> int:
     """
     for block in blocks:
         if not isinstance(block, _Recomputing):
-            block.__class__ = _recomputing(type(block), kind)
+            plain: Any = type(block)
+            block.__class__ = _recomputing(plain, kind)
     return len(blocks)
