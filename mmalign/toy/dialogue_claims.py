@@ -100,10 +100,10 @@ class World:
     def compare(self, name: str) -> ExamComparison:
         """Base against what one of `TRIALS` makes of it."""
         if name not in self._known:
-            self._known[name] = self._answers(TRIALS[name])
+            self._known[name] = self.answers(TRIALS[name])
         return ExamComparison(self.exam, *self._known[name])
 
-    def _answers(self, trial: Trial) -> tuple[Answers, Answers]:
+    def answers(self, trial: Trial) -> tuple[Answers, Answers]:
         """Of the base, which is asked once, and of what training makes of it."""
         result = self._train(trial)
         model = cast("Writer", result.model)
@@ -118,7 +118,7 @@ class World:
             pairs = shuffle_pictures(pairs, seed=self.seed)
         elif trial.broken == "labels swapped":
             pairs = flip_labels(pairs, 1.0, seed=self.seed)
-        home = self.folder / str(len(self._known))
+        home = self.folder / "".join(filter(str.isalnum, trial.name))
         extra = {
             "model": {"source": str(ASSETS)},
             "data": {"source": str(write_trl(pairs, home / "pairs.parquet"))},

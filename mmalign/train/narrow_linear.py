@@ -34,6 +34,8 @@ class NarrowLinear(nn.Linear):
         kind: of the stored numbers.
     """
 
+    scale: Tensor
+
     def __init__(self, linear: nn.Linear, kind: NarrowKind) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -46,7 +48,7 @@ class NarrowLinear(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         """The product in autocast's precision, or in that of the inputs."""
         device_type = inputs.device.type
-        if torch.is_autocast_enabled(device_type):
+        if device_type != "meta" and torch.is_autocast_enabled(device_type):
             inputs = inputs.to(torch.get_autocast_dtype(device_type))
         product: Tensor = _Product.apply(inputs, self.weight, self.scale, self.kind)
         return product if self.bias is None else product + self.bias.to(product.dtype)

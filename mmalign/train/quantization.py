@@ -1,7 +1,8 @@
 """Frozen weights in 4 or 8 bits under LoRA: which layers, by what, and how many there are afterwards.
 
 nf4 is bitsandbytes' (arXiv:2305.14314), with quantised scales; int8 and fp8 are `NarrowLinear`. All three
-keep weights alone narrow and compute products in the run's precision.
+keep weights alone narrow and compute products in the run's precision. LLM.int8 of bitsandbytes is not used:
+it rounds activations, too, so that its errors move with every update of the adapter.
 
 What stays as it is, is said once, by `_WIDE_PARTS` and `is_narrowed`: convolutions, biases, everything
 outside the repeated blocks (input and output projections, embeddings of time and of text), and inside of them
@@ -116,8 +117,8 @@ def quantize(
     if not names:
         message = explain(
             "model.quantization",
-            got=f"{kind}, and no linear layer in the blocks of {type(network).__name__}",
-            expected="a network with such layers",
+            got=kind,
+            expected=f"a network with linear layers in its blocks, which {type(network).__name__} has not",
             do="Leave model.quantization out.",
         )
         raise ConfigError(message)
@@ -145,19 +146,20 @@ def _narrow(layer: nn.Linear, kind: Quantization, dtype: torch.dtype) -> nn.Modu
         layer.weight.detach(), requires_grad=False, compress_statistics=True, quant_type="nf4", module=narrow
     )
     narrow.bias = layer.bias
-    return train_through(narrow.to(layer.weight.device))
+    narrow.to(layer.weight.device)
+    return train_through(narrow)
 
 
-def train_through(network: nn.Module) -> Any:
+def train_through(network: nn.Module) -> nn.Module:
     """Keep bitsandbytes' 4-bit layers in the format that has gradients; returns the network.
 
     On CPUs with bfloat16 instructions bitsandbytes 0.50 repacks a layer's weights in the first pass without
     gradients in evaluation mode, as the reference's is, for a kernel that has no backward pass. Policy passes
     would then go through it, and gradients would end there without an error.
     """
-    for module in network.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layers: list[Any] = [layer for layer in network.modules() if type(layer).__name__ == "Linear4bit"]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
     return network
 
 
@@ -166,7 +168,7 @@ def _kind_of(module: nn.Module) -> str | None:
     if isinstance(module, NarrowLinear):
         return module.kind
     # Known by name: bitsandbytes need not be here.
-    return {"Linear4bit": "nf4", "Linear8bitLt": "int8"}.get(type(module).__name__)
+    return "nf4" if type(module).__name__ == "Linear4bit" else None
 
 
 def report_of(network: nn.Module) -> QuantizationReport:
@@ -233,8 +235,9 @@ def require_readable(network: nn.Module) -> None:
     if kinds:
         message = explain(
             "adapter.use_dora",
-            got=f"true, with frozen weights in {' and '.join(kinds)}",
-            expected="false, or model.quantization: nf4, whose weights peft can read",
+            got=True,
+            expected=f"false over frozen weights in {' and '.join(kinds)}, whose norms peft cannot take",
+            do="Set model.quantization: nf4 to train DoRA over few bits.",
         )
         raise ConfigError(message)
 

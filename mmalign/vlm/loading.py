@@ -90,7 +90,7 @@ def load_model(
         "dtype": dtype,
         "attn_implementation": _ATTENTION[settings.attention],
     }
-    by_loader = settings.quantization in ("nf4", "int8")
+    by_loader = settings.quantization == "nf4"
     if by_loader:
         options |= {"quantization_config": _quantised(settings, dtype), "device_map": {"": device}}
     try:

@@ -190,7 +190,7 @@ def test_what_scores_depend_on_is_described(tiny_vlm_folder: Folder) -> None:
     assert one["tokens"] != other["tokens"]
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
 def test_quantised_weights_take_adapters(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     recipe = TINY_VLMS["llava"]
@@ -203,12 +203,18 @@ def test_quantised_weights_take_adapters(kind: str, tmp_path: Path) -> None:
     folder = write_folder(replace(recipe, config=config), tmp_path / "wide", seed=0)
     model = load_vlm("llava", folder, model={"quantization": kind}, dtype=torch.bfloat16)
     kinds = {type(module).__name__ for module in model.traits.decoder(model.bare_network).modules()}
-    assert kinds & {"Linear4bit", "Linear8bitLt"}
+    narrow = {"Linear4bit", "NarrowLinear"}
+    assert kinds & narrow
+    assert f"linear layers in {kind}" in " ".join(model.notes)
     tower = model.bare_network.model.vision_tower
-    assert not {type(module).__name__ for module in tower.modules()} & {"Linear4bit", "Linear8bitLt"}
+    assert not {type(module).__name__ for module in tower.modules()} & narrow
+    with torch.no_grad():  # as a reference does: layers must not forget their gradients over it
+        token_log_probs(model, [dialogue(1)])
     trainables = with_adapter(model)
     token_log_probs(model, [dialogue(1)]).sum().backward()
     assert all(parameter.grad is not None for parameter in trainables.parameters.values())
+    slopes = {name: value.grad for name, value in trainables.parameters.items()}
+    assert all(bool(slope.any()) for name, slope in slopes.items() if "lora_B" in name and slope is not None)
 
 
 def test_quantisation_names_the_extra_it_needs(
