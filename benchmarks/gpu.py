@@ -114,6 +114,13 @@ def _kernels() -> Iterator[tuple[str, Callable[..., Tensor]]]:
                 return attend(*given, attn_mask=mask)
 
         yield f"sdpa {backend.name.lower()}", call
+
+    def chosen(*given: Tensor, mask: Tensor | None = None) -> Tensor:
+        return attend(*given, attn_mask=mask)
+
+    yield "sdpa, torch's choice", chosen
+    if torch.cuda.is_available():  # elsewhere it has no backward pass
+        yield "flex", _flex
     if find_spec("xformers") is not None:
         from xformers.ops import memory_efficient_attention
 
@@ -124,6 +131,20 @@ def _kernels() -> Iterator[tuple[str, Callable[..., Tensor]]]:
             return result.transpose(1, 2)
 
         yield "xformers", efficient
+
+
+def _flex(*given: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Compiled FlexAttention, a mask as blocks."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    blocks = None
+    if mask is not None:
+        rows, _, queries, keys = mask.shape
+        blocks = create_block_mask(
+            lambda row, _, query, key: mask[row, 0, query, key], rows, None, queries, keys, device=mask.device
+        )
+    result: Tensor = torch.compile(flex_attention)(*given, block_mask=blocks)
+    return result
 
 
 def _added(mask: Tensor, *, like: Tensor) -> Tensor:
@@ -173,6 +194,8 @@ def attention_errors(device: torch.device, *, dry: bool) -> dict[str, Any]:
             inputs = [value.bfloat16() for value in wide]
             exact = _with_gradients(_exact, [value.float() for value in inputs], mask)
             for kernel, call in _kernels():
+                if kernel == "flex" and shape_name != "llava":
+                    continue  # it serves packed rows, and each shape takes long to compile
                 key = f"{kernel}, {shape_name}{mask_name}"
                 try:
                     got = _with_gradients(call, inputs, mask)

@@ -2,18 +2,19 @@
 
 diffusers accepts a backend for networks that then ignore it, so a request counts only when the processors
 that will really run have been looked at. UNets know three: torch's own choice, torch's flash kernel and
-nothing else, xformers.
+nothing else, xformers. `auto` takes the fastest verified one (attention_choice.py).
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mmalign.diffusion.attention_choice import choose_backend
 from mmalign.errors import ConfigError, MissingExtraError, explain
 
 __all__ = ["AttentionReport", "FlashOnly", "apply_attention"]
@@ -34,7 +35,7 @@ class AttentionReport:
         detail: one sentence for the run's opening lines.
     """
 
-    requested: Backend
+    requested: Backend | Literal["auto"]
     processors: Mapping[str, int] = field(default_factory=dict)
     detail: str = ""
 
@@ -61,13 +62,17 @@ class FlashOnly:
 
 
 def apply_attention(
-    network: nn.Module, backend: Backend, *, device: torch.device | str, dtype: torch.dtype
+    network: nn.Module,
+    backend: Backend | Literal["auto", "flex"],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> AttentionReport:
     """Set the attention backend of a diffusers network and report what it runs on now.
 
     Args:
         network: UNet or transformer of diffusers; changed in place.
-        backend: "sdpa", "flash" or "xformers".
+        backend: "auto", "sdpa", "flash" or "xformers"; "flex" is refused.
         device: where the network will run.
         dtype: of its matrix products (the autocast dtype, where that differs from the weights').
 
@@ -84,11 +89,19 @@ def apply_attention(
             expected="a diffusers network with attention processors",
         )
         raise ConfigError(message)
+    is_dispatched = any(hasattr(processor, "_attention_backend") for processor in processors.values())
+    if backend == "flex":
+        expected = "auto, sdpa, flash or xformers: flex serves packed rows of language models"
+        raise ConfigError(explain("model.attention", got="flex", expected=expected))
+    if backend == "auto":
+        chosen, why = choose_backend(network, device=device, dtype=dtype, is_dispatched=is_dispatched)
+        report = _dispatch(network, chosen) if is_dispatched else _replace_processors(network, chosen)
+        return replace(report, requested="auto", detail=f"{report.detail}; {why}")
     if backend == "flash":
         _require_flash(device, dtype)
     elif backend == "xformers":
         _require_xformers(device)
-    if any(hasattr(processor, "_attention_backend") for processor in processors.values()):
+    if is_dispatched:
         return _dispatch(network, backend)
     return _replace_processors(network, backend)
 

@@ -29,11 +29,13 @@ def _not_loading() -> Iterator[None]:
 with _not_loading():
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
     from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+    from peft.tuners.lora.layer import Linear as LoraLinear
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 __all__ = [
     "BaseTunerLayer",
     "LoraConfig",
+    "LoraLinear",
     "get_peft_model_state_dict",
     "inject_adapter_in_model",
     "set_peft_model_state_dict",

@@ -10,8 +10,9 @@ changes, and anything but the plain case runs peft's own forward pass.
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
+
+from mmalign.train.adapter_library import LoraLinear
 
 __all__ = ["LeanLoraLinear", "make_lean"]
 

@@ -27,7 +27,7 @@ SHARED_PROMPT = "mmalign_shared_prompt"
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: states `[row, head, position, feature]` to `[row, position, ...]`.
 
@@ -37,11 +37,16 @@ def attend(
         key: of all positions.
         value: of all positions.
         attention_mask: `[row, 1, query, key]` of the last queries; those before are causal. None, or a mask
-            with a row for every query: as plain fused attention.
+            with a row for every query: as plain fused attention. Or a BlockMask: through FlexAttention.
         kwargs: scaling, dropout and what else the layer hands on.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        from transformers.integrations.flex_attention import flex_attention_forward
+
+        found, _ = flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return found, None
     masked = query.shape[2] if attention_mask is None else attention_mask.shape[-2]
     causal = query.shape[2] - masked
     if causal <= 0:

@@ -75,8 +75,10 @@ class VlmFamily:
             settings, config, dtype=network_dtype or dtype, device=device, sees=bool(self.traits.sees)
         )
         reader = self._reader(self.traits(model.config, processor), tokens, views, record, corrupt)
-        network = LanguageNetwork(model, reader.traits).requires_grad_(False)
+        uses_blocks = settings.attention == "flex"
+        network = LanguageNetwork(model, reader.traits, uses_blocks=uses_blocks).requires_grad_(False)
         made = VlmModel(self.name, network, reader, settings, tokens, device=device)
+        made.notes.append(f"attention: {network.attention}")
         if settings.quantization is not None:
             made.notes.append(str(report_of(model)))
         return made

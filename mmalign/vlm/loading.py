@@ -9,13 +9,15 @@ import torch
 from mmalign.errors import ConfigError, explain
 from mmalign.train.quantization import quantize, require_bitsandbytes, train_through
 from mmalign.train.recomputing import recompute_layers
+from mmalign.vlm.flex import require_flex
 
 if TYPE_CHECKING:
     from mmalign.train.config import ModelConfig
 
 __all__ = ["load_config", "load_model", "load_processor"]
 
-_ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2"}
+_ATTENTION = {"auto": "sdpa", "sdpa": "sdpa", "flash": "flash_attention_2", "flex": "sdpa"}
+"""Of transformers. flex is asked for by the masks of packed rows; all else stays with torch's SDPA."""
 
 
 def _load(what: str, settings: "ModelConfig", loader: Callable[..., Any], **options: Any) -> Any:
@@ -81,9 +83,15 @@ def load_model(
 
     if settings.attention not in _ATTENTION:
         message = explain(
-            "model.attention", got=settings.attention, expected="sdpa or flash for language models"
+            "model.attention",
+            got=settings.attention,
+            expected="auto, sdpa, flash or flex for language models",
         )
         raise ConfigError(message)
+    if settings.attention == "flex":
+        text = config.get_text_config()
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        require_flex(torch.device(device), dtype, int(size))
     loader = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained
     options: dict[str, Any] = {
         "config": config,

@@ -27,14 +27,25 @@ class LanguageNetwork(nn.Module):
     Args:
         model: of transformers, with its head.
         traits: of its family.
+        uses_blocks: packed rows go through FlexAttention, which leaves out what no answer sees.
     """
 
-    def __init__(self, model: nn.Module, traits: VlmTraits) -> None:
+    def __init__(self, model: nn.Module, traits: VlmTraits, *, uses_blocks: bool = False) -> None:
         super().__init__()
+        self.uses_blocks = uses_blocks
         self.model: Any = model
         self.traits = traits
         if share_prompts(traits.decoder(model)):
             shorten_last_layer(traits.decoder(model))
+
+    @property
+    def attention(self) -> str:
+        """What attention runs on, for a run's opening lines."""
+        implementation = self.traits.decoder(self.model).config._attn_implementation
+        if not shares_prompts(self.traits.decoder(self.model)):
+            return f"{implementation} of transformers"
+        answers = "packed rows by FlexAttention" if self.uses_blocks else "packed answers with a mask"
+        return f"torch scaled_dot_product_attention, prompts without a mask; {answers}"
 
     @property
     def head(self) -> TokenHead:
@@ -129,6 +140,8 @@ class LanguageNetwork(nn.Module):
         """What the decoder is told about who sees whom: True where seen; None where its own way is right."""
         if not self.traits.needs_mask(inputs):
             return None
+        if self.uses_blocks and inputs.is_packed:
+            return self.traits.masks(inputs, blocks=True)
         return self.traits.masks(inputs, narrow=shares_prompts(self.traits.decoder(self.model)))
 
     def _mask(self, inputs: VlmInputs, dtype: torch.dtype) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Message
 from mmalign.errors import ShapeError, explain
+from mmalign.vlm.flex import block_mask
 from mmalign.vlm.inputs import Features, MediaKind, Medium, VlmInputs
 from mmalign.vlm.packing import visible
 from mmalign.vlm.prompts import Seam
@@ -271,19 +272,24 @@ class VlmTraits:
         """Whether the decoder's own causal attention would see too much or too little."""
         return inputs.is_packed or inputs.blocks is not None
 
-    def masks(self, inputs: VlmInputs, *, narrow: bool = False) -> Any:
+    def masks(self, inputs: VlmInputs, *, narrow: bool = False, blocks: bool = False) -> Any:
         """What the decoder takes as its attention mask: True where a token sees another, by kind of layer.
 
         Args:
             inputs: rows.
             narrow: leave out queries that see exactly what comes before them.
+            blocks: masks of FlexAttention, which are not narrow.
         """
         window = getattr(self.text_config, "sliding_window", None)
         kinds = set(getattr(self.text_config, "layer_types", None) or ())
         first = inputs.num_causal if narrow else 0
 
-        def mask(window: int | None) -> Tensor:
-            if window is None or window >= inputs.segment.shape[1]:
+        def mask(window: int | None) -> Any:
+            if window is not None and window >= inputs.segment.shape[1]:
+                window = None
+            if blocks:
+                return block_mask(inputs, window=window)
+            if window is None:
                 return visible(inputs, first=first)
             return visible(inputs, window=window)
 

@@ -170,7 +170,7 @@ def test_attention_backends_that_cannot_run_here_are_refused(tiny_sdxl_folder: P
 
 def test_the_attention_report_counts_what_runs(tiny_sdxl_folder: Path) -> None:
     report = load("sdxl", tiny_sdxl_folder).attention
-    assert report.requested == "sdpa"
+    assert report.requested == "auto"
     assert report.processors == {"AttnProcessor2_0": 16}
 
 

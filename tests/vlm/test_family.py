@@ -33,7 +33,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_attention_that_language_models_do_not_have_is_refused(tiny_vlm_folder: Folder) -> None:
-    with pytest.raises(ConfigError, match=r"model.attention: got 'xformers', expected sdpa or flash"):
+    with pytest.raises(ConfigError, match=r"model.attention: got 'xformers', expected auto, sdpa, flash or flex"):
         load_vlm("llava", tiny_vlm_folder("llava"), model={"attention": "xformers"})
 
 

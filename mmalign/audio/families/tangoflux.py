@@ -100,7 +100,7 @@ class TangoFlux(TimedAudioModel):
                 expected=f"{channels}, as the VAE has",
             )
             raise ConfigError(message)
-        if self.settings.attention != "sdpa":
+        if self.settings.attention not in ("auto", "sdpa"):
             message = explain(
                 "model.attention",
                 got=self.settings.attention,
