@@ -25,6 +25,7 @@ from mmalign.train.planning.language import RELEASED, ReleasedLanguage, empty_la
 from mmalign.train.planning.measuring import allocated_peak
 from mmalign.train.planning.memory import Peak, peak_of
 from mmalign.train.planning.meta_source import MetaSource
+from mmalign.train.planning.processor import Curve
 from mmalign.train.planning.published import PIPELINES
 from mmalign.train.planning.run_plan import disk_of, plan_run
 from mmalign.train.planning.shapes_only import meta_copy
@@ -430,6 +431,32 @@ def test_the_host_works_ahead_of_a_card_and_not_of_itself() -> None:
     alone = Device("d", None, 1.0, 1.0, 10.0, overlaps=False, **common)
     assert seconds_of(kernels, ahead) == pytest.approx(10.0)
     assert seconds_of(kernels, alone) == pytest.approx(12.0)
+
+
+def test_a_measured_processor_is_read_between_its_sizes_and_beyond_them_at_the_rate_of_the_end() -> None:
+    curve = Curve((10.0, 1000.0), (2.0, 8.0))
+    assert [curve.at(size) for size in (5.0, 10.0, 100.0, 1000.0, 3000.0)] == pytest.approx(
+        [1.0, 2.0, 4.0, 8.0, 24.0]
+    )
+
+
+def test_work_that_was_measured_by_size_takes_what_its_kind_and_moment_took() -> None:
+    curves = {
+        ("volume", "forward"): Curve((10.0,), (1.0,)),
+        ("thin volume", "forward"): Curve((10.0,), (7.0,)),
+        ("elementwise", "forward"): Curve((10.0,), (5.0,)),
+    }
+    common: dict[str, Any] = {"kernel": 0.0, "host_forward": 0.5, "host_backward": 0.0, "overlaps": False}
+    device = Device("cpu", None, 2.0, 1.0, 1.0, products=1.0, traffic=1.0, curves=curves, **common)
+
+    def seconds(flops: int, moved: int, moment: Any = "forward", *, half: bool = False) -> float:
+        return seconds_of([Kernel(flops, moved, half, moment, "volume")], device)
+
+    assert seconds(100, 1) == pytest.approx(0.5 + 10.0)
+    assert seconds(100, 1, half=True) == pytest.approx(0.5 + 5.0)
+    assert seconds(100, 20) == pytest.approx(0.5 + 14.0)  # so few channels that bytes count
+    assert seconds(0, 20) == pytest.approx(0.5 + 10.0)
+    assert seconds(100, 1, "backward") == pytest.approx(100.0)  # never measured: by the rate
 
 
 def test_devices_are_named_or_given_in_numbers() -> None:

@@ -1,21 +1,15 @@
 """What devices can do: memory, products and bytes per second, and the host's time per operation.
 
 Peak numbers are the makers'; what a step reaches of them is a factor of ours, said below and printed with
-every plan. A CPU is measured here and now, for a second.
+every plan. A CPU is measured here and now, by processor.py, for some seconds.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import partial
-
-import torch
-from torch import nn
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from mmalign.errors import ConfigError, explain, unknown_name
-from mmalign.train.planning.shapes_only import meta_copy
-from mmalign.train.planning.trace import Kernel, trace_pass
+from mmalign.train.planning.processor import THIN, Curve, measure_processor
+from mmalign.train.planning.trace import Kernel
 
 __all__ = ["DEVICES", "Device", "device_of", "measured_cpu", "parse_bytes", "seconds_of"]
 
@@ -49,7 +43,7 @@ class Device:
         products: share of the peaks that products reach.
         traffic: share of the bandwidth that the rest reaches.
         plain: products of float32 without TF32, FLOP/s; None: as `full`.
-        volume: products of convolutions over three axes, FLOP/s; None: as all others.
+        curves: seconds by kind of work and moment where they were measured by size, in float32; else rates.
         source: of the numbers.
     """
 
@@ -65,7 +59,7 @@ class Device:
     products: float = PRODUCTS
     traffic: float = TRAFFIC
     plain: float | None = None
-    volume: float | None = None
+    curves: Mapping[tuple[str, str], Curve] = field(default_factory=dict)
     source: str = ""
 
     def without_tf32(self) -> "Device":
@@ -150,7 +144,7 @@ def _with(device: Device, key: str, value: str, text: str) -> Device:
             return replace(device, memory=parse_bytes(value), source="as given")
         if key in units:
             changed: dict[str, float] = {key: float(value) * units[key]}
-            return replace(device, source="as given", **changed)  # type: ignore[arg-type]  # of floats alone
+            return replace(device, source="as given", curves={}, **changed)  # type: ignore[arg-type]  # of floats alone
     except ValueError as error:
         message = explain(f"--device {text}", got=f"{key}:{value}", expected="a number")
         raise ConfigError(message) from error
@@ -190,94 +184,42 @@ def seconds_of(kernels: Iterable[Kernel], device: Device) -> float:
     """
     busy = host = 0.0
     for kernel in kernels:
-        rate = (device.half if kernel.half else device.full) * device.products
-        if kernel.volume and device.volume is not None:
-            rate = device.volume
-        work = max(kernel.flops / rate, kernel.moved / (device.bandwidth * device.traffic))
-        busy += max(work, device.kernel)
+        busy += max(_work_seconds(kernel, device), device.kernel)
         host += device.host_forward if kernel.moment == "forward" else device.host_backward
     return max(busy, host) if device.overlaps else busy + host
 
 
-def _best(run: Callable[[], object], *, rounds: int = 5) -> float:
-    """Least seconds of a few rounds that the process was at work, over as many threads as it uses."""
-    run()
-    found = []
-    for _ in range(rounds):
-        start = time.process_time()
-        run()
-        found.append(time.process_time() - start)
-    return min(found) / torch.get_num_threads()
+def _work_seconds(kernel: Kernel, device: Device) -> float:
+    """Of one operation: its products, or the bytes that they wait for."""
+    moving = kernel.moved / (device.bandwidth * device.traffic)
+    curve = device.curves.get(("elementwise" if kernel.flops == 0 else kernel.kind, kernel.moment))
+    if curve is None:
+        rate = (device.half if kernel.half else device.full) * device.products
+        return max(kernel.flops / rate, moving)
+    if kernel.flops == 0:
+        return curve.at(float(kernel.moved))
+    thin = device.curves.get((THIN + kernel.kind, kernel.moment))
+    spent = max(curve.at(float(kernel.flops)), 0.0 if thin is None else thin.at(float(kernel.moved)))
+    return spent * (device.full / device.half if kernel.half else 1.0)
 
 
 def measured_cpu() -> Device:
-    """This machine's processor, measured: products, elementwise work, and operations that do nothing.
-
-    Products are those of a large matrix and of a convolution of a small network, the slower of the two;
-    elementwise work is an activation, a norm and a sum.
-    """
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(768, 768, generator=generator) for _ in range(2))
-    picture, kernel = (torch.randn(*size, generator=generator) for size in ((4, 64, 32, 32), (64, 64, 3, 3)))
-    rates = []
-    for dtype in (torch.bfloat16, torch.float32):
-        one, other, image, weight = (value.to(dtype) for value in (left, right, picture, kernel))
-        matrices = 2 * 768**3 / _best(partial(torch.matmul, one, other))
-        products = 2 * 4 * 64 * 64 * 9 * 30 * 30
-        rates.append(min(matrices, products / _best(partial(torch.conv2d, image, weight))))
-    volume, block = (
-        torch.randn(*size, generator=generator) for size in ((1, 16, 5, 64, 64), (16, 16, 3, 3, 3))
-    )
-    solid = 2 * 16 * 16 * 27 * 3 * 62 * 62 / _best(partial(torch.conv3d, volume, block))
-    maps = torch.randn(4, 128, 64, 64, generator=generator)
-    work = (
-        nn.functional.silu,
-        nn.functional.gelu,
-        partial(nn.functional.group_norm, num_groups=32),
-        maps.add,
-    )
-    spent = sum(_best(partial(function, maps)) for function in work)
-    bandwidth = (2 * 3 + 3) * maps.nbytes / spent
-    forward, backward = _host_times()
-    device = Device(
+    """This machine's processor, as it is now."""
+    found = measure_processor()
+    products = found.curves["product", "forward"]
+    full = products.sizes[-1] / products.seconds[-1]
+    return Device(
         "cpu",
         None,
-        rates[0],
-        rates[1],
-        bandwidth,
-        host_forward=forward,
-        host_backward=backward,
+        full / found.half,
+        full,
+        found.bandwidth,
+        host_forward=found.forward,
+        host_backward=found.backward,
         overlaps=False,
         kernel=0.0,
         products=1.0,
         traffic=1.0,
-        volume=solid,
-        source=f"measured now, {torch.get_num_threads()} of {os.cpu_count()} threads",
+        curves=found.curves,
+        source=found.source,
     )
-    share = _reached(device)
-    return replace(device, products=share, traffic=share, volume=solid * share)
-
-
-def _reached(device: Device) -> float:
-    """Share of the rates that a small network's forward and backward pass reaches, at most 1."""
-    layers = (nn.GroupNorm(8, 64), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1), nn.Linear(32, 32))
-    with torch.random.fork_rng(devices=[]):
-        network, value = nn.Sequential(*layers, *layers, *layers), torch.ones(4, 64, 32, 32)
-    counted = trace_pass(meta_copy(network), lambda called: called(value.to("meta")))
-    spent = _best(lambda: network(value).square().sum().backward())
-    return min(1.0, seconds_of(counted.kernels, device) / spent)
-
-
-def _host_times() -> tuple[float, float]:
-    """Seconds of an operation of a network so small that nothing but operations takes time."""
-    with torch.random.fork_rng(devices=[]):
-        blocks = [
-            layer
-            for _ in range(20)
-            for layer in (nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(4, 4))
-        ]
-    network, value = nn.Sequential(*blocks), torch.ones(1, 8, 4, 4)
-    counted = trace_pass(meta_copy(network), lambda called: called(value.to("meta")))
-    forward = _best(lambda: network(value))
-    both = _best(lambda: network(value).square().sum().backward())
-    return forward / counted.count_of("forward"), max(both - forward, 0.0) / counted.count_of("backward")

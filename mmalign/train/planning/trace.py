@@ -28,6 +28,9 @@ ATTENTION_BACKWARD = 2.5
 """Products of the backward pass of fused attention over those of its forward: scores are computed again."""
 
 Moment = Literal["forward", "backward"]
+MOMENTS: tuple[Moment, ...] = ("forward", "backward")
+
+Work = Literal["product", "convolution", "volume", "attention", "elementwise"]
 
 
 class Kernel(NamedTuple):
@@ -38,14 +41,14 @@ class Kernel(NamedTuple):
         moved: bytes it reads and writes, at least.
         half: whether its products are of 16-bit numbers.
         moment: of the pass.
-        volume: a convolution over three axes, which processors are slow at.
+        kind: of its work; a volume is a convolution over three axes. Without products it is elementwise.
     """
 
     flops: int
     moved: int
     half: bool
     moment: Moment
-    volume: bool = False
+    kind: Work = "product"
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,7 @@ class Trace(TorchDispatchMode):
             flops = 0 if formula is None else int(formula(*args, **named, out_val=result))
             half = bool(inputs) and any(value.dtype in _HALF for value in inputs)
             moved = sum(map(_bytes, inputs)) + sum(map(_bytes, fresh or outputs))
-            volume = flops > 0 and func._schema.name in _CONVOLUTIONS and inputs[0].ndim == 5
-            self.kernels.append(Kernel(flops, moved, half, self.moment, volume))
+            self.kernels.append(Kernel(flops, moved, half, self.moment, _work_of(func, flops, inputs)))
         return result
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, *, is_backward: bool) -> None:
@@ -130,7 +132,7 @@ class Trace(TorchDispatchMode):
         products = 2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         flops = int(products * ATTENTION_BACKWARD) if is_backward else products
         moved = sum(map(_bytes, (query, key, value, query))) * (2 if is_backward else 1)
-        self.kernels.append(Kernel(flops, moved, query.dtype in _HALF, self.moment))
+        self.kernels.append(Kernel(flops, moved, query.dtype in _HALF, self.moment, "attention"))
 
     def mark(self, tensor: Tensor, kind: Kind) -> Tensor:
         """Say what a tensor is; the first word counts."""
@@ -184,6 +186,15 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 _CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
 _HALF = (torch.bfloat16, torch.float16)
 _NO_WORK = ("aten::empty", "aten::new_empty", "aten::detach", "aten::set_", "aten::resize_")
+
+
+def _work_of(func: Any, flops: int, inputs: list[Tensor]) -> Work:
+    """What kind of work an operation is."""
+    if flops == 0:
+        return "elementwise"
+    if func._schema.name not in _CONVOLUTIONS:
+        return "product"
+    return "volume" if inputs[0].ndim == 5 else "convolution"
 
 
 def _bytes(tensor: Tensor) -> int:
