@@ -40,6 +40,7 @@ from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader, to_batch
 from mmalign.train.model import TrainedModel
 from mmalign.train.parts import load_model
+from mmalign.train.sections import NO_BITS
 
 __all__ = ["METRICS_FILE", "GuideSettings", "train_guide"]
 

@@ -23,6 +23,7 @@ from mmalign.likelihood.tokens import Tokens
 from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import MicroBatch, make_loader, to_batch
 from mmalign.train.model import TrainedModel
+from mmalign.train.sections import NO_BITS
 from mmalign.train.stored import OnceThrough
 
 __all__ = ["REFERENCE_FILE", "stored_token_reference"]
