@@ -20,6 +20,7 @@ from mmalign.train.adapters import Trainables
 from mmalign.train.distributed.modes import fsdp_settings, is_zero, mode_of, zero_plugin
 from mmalign.train.distributed.sharding import ENGINE, shard, skeleton_of, whole_copy
 from mmalign.train.distributed.zero import ZeroEngine, gathers_itself, make_engine, zero_settings
+from mmalign.train.lean_lora import LeanLoraLinear
 from mmalign.train.model import TrainedModel
 
 __all__ = [
@@ -70,7 +71,8 @@ def prepare_network(accelerator: Accelerator, model: TrainedModel, trainables: T
     """
     mode, network = mode_of(accelerator), trainables.network
     if mode == "zero3":
-        _refuse_quantised(network)
+        _refuse_unreadable(model, network)
+        _call_layer_by_layer(network)
     if is_zero(mode):
         # At every stage: DeepSpeed hangs process groups on parameters, which exporters cannot copy.
         object.__setattr__(network, _SKELETON, skeleton_of(network))
@@ -120,21 +122,28 @@ def prepare_optimizer(
     return make_engine(trainables, optimizer, zero_settings(zero_plugin(accelerator)), accelerator.device)
 
 
-def _refuse_quantised(network: nn.Module) -> None:
-    """Stage 3 cuts weights into flat parts and makes them whole again, of which quantised ones know nothing.
+def _refuse_unreadable(model: TrainedModel, network: nn.Module) -> None:
+    """Refuse what stage 3 cannot make whole in time: it gathers a module's weights when the module is called.
 
     Raises:
-        ConfigError: the network has some.
+        ConfigError: quantised weights, or a language model, whose head and towers are read by themselves.
     """
     kinds = {type(value).__name__ for value in network.parameters() if not value.is_floating_point()}
-    if kinds:
+    if kinds or getattr(model, "parameter_groups", None) is not None:
         message = explain(
-            "model.quantization under ZeRO stage 3",
-            got=f"weights of type {', '.join(sorted(kinds))}",
-            expected="weights in floating point",
+            "model under ZeRO stage 3",
+            got=f"quantised weights ({', '.join(sorted(kinds))})" if kinds else "a language model",
+            expected="a denoiser in floating point, all of whose weights are read inside of their layers",
             do="Launch with the file that `python -m mmalign.train.launch zero2` or `fsdp2` names.",
         )
         raise ConfigError(message)
+
+
+def _call_layer_by_layer(network: nn.Module) -> None:
+    """Have LoRA layers call their two halves: stage 3 gathers the weights of what is called."""
+    for module in network.modules():
+        if isinstance(module, LeanLoraLinear):
+            module.__class__ = LeanLoraLinear.__base__  # peft's own
 
 
 def _half(accelerator: Accelerator) -> torch.dtype | None:
