@@ -199,8 +199,13 @@ def stopped_at(run: Any, step: int) -> None:
         {"train": {"ema_decay": 0.9}, "method": "diffusion_kto"},
         {"train": {"ema_decay": 0.9}, "adapter": {"dropout": 0.5, "use_dora": True}},
         {"train": {"ema_decay": 0.9, "mixed_precision": "bf16"}},
+        {"train": {"ema_decay": 0.9}, "model": {"quantization": "nf4"}},
+        {"train": {"ema_decay": 0.9, "mixed_precision": "bf16"}, "model": {"quantization": "fp8"}},
     ],
-    ids=["adafactor", "adamw_8bit", "moving_reference", "synced_reference", "kto", "dropout_dora", "bf16"],
+    ids=[
+        *("adafactor", "adamw_8bit", "moving_reference", "synced_reference", "kto", "dropout_dora", "bf16"),
+        *("nf4", "fp8"),
+    ],
 )
 def test_everything_that_moves_is_in_the_checkpoint(
     make_run, run_to_end, tmp_path: Path, without_timings, sections: dict[str, Any]
