@@ -135,7 +135,7 @@ def _scores(
     beta = float(run.objective_arguments["beta"])
 
     def scored() -> Float[Tensor, " prompt"]:
-        score = likelihood.evaluate(denoise, batch, draw).score
+        score: Tensor = likelihood.evaluate(denoise, batch, draw).score
         return beta * (score[:, 0] - score[:, 1])
 
     start = scored()
@@ -227,7 +227,7 @@ _LOGITS = (
 
 
 def _mean(found: Mapping[int, Mapping[str, Any]], name: str) -> float:
-    return sum(one["margin"][name] for one in found.values()) / len(found)
+    return sum(float(one["margin"][name]) for one in found.values()) / len(found)
 
 
 def tables(records: Records) -> dict[str, str]:

@@ -72,8 +72,8 @@ class ModelConfig(Section):
     )
     attention: Literal["auto", "sdpa", "xformers", "flash", "flex"] = Field(
         "auto",
-        description="attention backend, verified; auto: the fastest that gives the numbers of float32 on this "
-        "device; flex: packed rows of language models, on CUDA",
+        description="attention backend, verified; auto: the fastest that gives the numbers of float32 on "
+        "this device; flex: packed rows of language models, on CUDA",
     )
     quantization: Literal["nf4", "int8", "fp8"] | None = Field(
         None, description="frozen linear layers in 4 or 8 bits, under LoRA; nf4 by bitsandbytes"

@@ -83,5 +83,6 @@ def load_trained(
         ConfigError: it is a run of another kind, or the base model cannot be loaded.
     """
     known = families_in(families)
-    how = {"device": device, "dtype": dtype, "changes": clip, "quantised": quantised}
-    return reopen(TrainedVideo, run, known, VideoConfig, **how)
+    return reopen(
+        TrainedVideo, run, known, VideoConfig, device=device, dtype=dtype, changes=clip, quantised=quantised
+    )

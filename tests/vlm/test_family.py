@@ -33,7 +33,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_attention_that_language_models_do_not_have_is_refused(tiny_vlm_folder: Folder) -> None:
-    with pytest.raises(ConfigError, match=r"model.attention: got 'xformers', expected auto, sdpa, flash or flex"):
+    message = r"model.attention: got 'xformers', expected auto, sdpa, flash or flex"
+    with pytest.raises(ConfigError, match=message):
         load_vlm("llava", tiny_vlm_folder("llava"), model={"attention": "xformers"})
 
 
