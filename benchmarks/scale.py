@@ -28,6 +28,7 @@ __all__ = ["LINKS", "Counts", "Link", "count_step", "extrapolated", "table", "ti
 
 MARKERS = ("<!-- scale:begin -->", "<!-- scale:end -->")
 MODES = ("ddp", "fsdp2", "fsdp2_keep")
+STAGES = ("zero1", "zero2", "zero3")
 GPUS_PER_MACHINE = 8
 
 
@@ -118,7 +119,7 @@ def _sizes(network: torch.nn.Module) -> dict[str, int]:
     """Elements of units and of the rest, as `shard` cuts the network; those held whole are in neither."""
     from torch.distributed.fsdp import FSDPModule
 
-    from mmalign.sharded import is_sharded
+    from mmalign.sharded import is_sharded, num_elements
     from mmalign.train.distributed.sharding import units_of
 
     any_sharded = any(is_sharded(value) for value in network.parameters())
@@ -127,8 +128,8 @@ def _sizes(network: torch.nn.Module) -> dict[str, int]:
     cut = [module for module in network.modules() if isinstance(module, FSDPModule) and module is not network]
     units = cut or units_of(network)
     inside = {value for unit in units for value in unit.parameters()}
-    total = sum(value.numel() for value in held)
-    in_units = sum(value.numel() for value in held if value in inside)
+    total = sum(num_elements(value) for value in held)
+    in_units = sum(num_elements(value) for value in held if value in inside)
     return {"units": in_units, "root": total - in_units, "num_units": len(units)}
 
 
@@ -192,6 +193,7 @@ CASES: tuple[Row, ...] = (
     *(("sd15", "none", mode, 2, 1) for mode in MODES),
     *(("sd15", adapter, "fsdp2", 2, 2) for adapter in ("lora", "none")),
     *(("llava", "lora", mode, 2, 1) for mode in MODES),
+    *(("sd15", adapter, mode, 2, 1) for adapter in ("lora", "none") for mode in STAGES),
 )
 
 
@@ -221,8 +223,12 @@ def _one(folder: Path, model: str, adapter: str, mode: str, processes: int, micr
     from mmalign.train.launch import launch_file
 
     config = _config(folder, model, adapter, micro_steps)
-    settings = yaml.safe_load(launch_file(mode).read_text(encoding="utf-8")).get("fsdp_config", {})
+    launch = yaml.safe_load(launch_file(mode).read_text(encoding="utf-8"))
+    settings = launch.get("fsdp_config", {})
     variables = {key.upper(): str(value).lower() for key, value in settings.items()}
+    if stage := launch.get("deepspeed_config", {}).get("zero_stage"):
+        variables |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+        variables |= {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "false"}
     if settings:
         variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     target = folder / "counts.json"
@@ -373,12 +379,12 @@ def table(rows: Mapping[Row, Counts], sizes: list[Shape]) -> str:
     times: dict[tuple[str, str], float] = {}
     for (model, adapter, mode, count, accumulation), found in rows.items():
         often = times_gathered(found, accumulation)
-        if accumulation == 1 and model == "sd15":
+        if accumulation == 1 and model == "sd15" and mode in MODES:
             times[adapter, mode] = round(often)
         reduced = (found.scattered + found.reduced) / found.trained
         lines.append(
             f"| {model} | {_TRAINS[adapter]} | {mode} | {count} | {accumulation} "
-            f"| {_calls(found.gathers, found.gathered)} | {often:.2f} "
+            f"| {_calls(found.gathers, found.gathered)} | {'-' if mode in STAGES else f'{often:.2f}'} "
             f"| {_calls(found.scatters, found.scattered)} | {_calls(found.reduces, found.reduced)} "
             f"| {reduced:.2f} |"
         )
