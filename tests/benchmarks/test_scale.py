@@ -73,7 +73,8 @@ def test_the_table_names_every_case_and_network(scale) -> None:
     rows = {case: scale.Counts(gathers=3, gathered=161, units=50, root=11, trained=7) for case in scale.CASES}
     shape = scale.Shape("Some network", units=1000, root=100, adapter=10, num_units=5)
     text = scale.table(rows, [shape])
-    assert text.count("| sd15 |") == 11
+    assert text.count("| sd15 |") == 11 + 2 * len(scale.STAGES)
+    assert all(f"| {stage} |" in text for stage in scale.STAGES)
     assert text.count("| llava |") == 3
     assert text.count("| Some network |") == 2 * len(scale.MODES)
 
