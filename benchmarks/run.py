@@ -1,6 +1,6 @@
 """All benchmarks the project owns: `make bench`, or `python -m benchmarks`.
 
-    python -m benchmarks                               all on the CPU, under a quarter of an hour
+    python -m benchmarks                               all on the CPU, about twenty minutes
     python -m benchmarks --only step.sdxl start        some of them
     python -m benchmarks --profile quick               the same code, a round each: does it work?
     python -m benchmarks --profile gpu                 benchmarks/gpu.py on this machine's GPU
