@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -288,7 +289,7 @@ def memory_of(run: ResolvedRun, released: Released | None = None) -> list[Memory
     network = outline(released, torch.float32 if full else half)
     model: Any = registry.find("families", run.config.model.family).model
     if run.config.model.gradient_checkpointing:
-        model.recompute(None, network)
+        model.recompute(SimpleNamespace(settings=run.config.model), network)
     trainables = attach(
         network,
         run.config.adapter,

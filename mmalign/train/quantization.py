@@ -47,6 +47,10 @@ _WIDE_PARTS = ("norm", "emb", "adaln", "modulation")
 """In the name of a module, or of one that holds it: its linear layers stay as they are."""
 
 
+_AROUND = ("proj_in", "proj_out")
+"""Names of the projections into and out of a stack of blocks, beside whose list they stand."""
+
+
 @dataclass(frozen=True)
 class QuantizationReport:
     """What a network's linear layers are held in, as found in the network.
@@ -82,11 +86,14 @@ def is_narrowed(network: nn.Module, name: str, kind: str, *, wide: Collection[st
     parts = name.split(".")
     if any(word in part for word in _WIDE_PARTS for part in parts) or not set(wide).isdisjoint(parts):
         return False
+    holder = network.get_submodule(".".join(parts[:-1]))
+    if parts[-1] in _AROUND and any(isinstance(part, nn.ModuleList) for part in holder.children()):
+        return False
     layer = network.get_submodule(name)
     if type(layer) is not nn.Linear or (kind == "nf4" and layer.weight.numel() % _BLOCK):
         return False
-    holders = [".".join(parts[:end]) for end in range(1, len(parts))]
-    return any(isinstance(network.get_submodule(holder), nn.ModuleList) for holder in holders)
+    above = [".".join(parts[:end]) for end in range(1, len(parts))]
+    return any(isinstance(network.get_submodule(one), nn.ModuleList) for one in above)
 
 
 def quantize(

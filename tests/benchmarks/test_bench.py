@@ -550,8 +550,8 @@ class TestGpu:
         said = []
         monkeypatch.setattr(torch.compiler, "reset", lambda: said.append("reset"))
         block = SimpleNamespace(compile=lambda **_: said.append("compile"))
-        model = SimpleNamespace(family="any", repeated_blocks=lambda network: [network.block])
-        step = SimpleNamespace(model=model, network=SimpleNamespace(block=block))
+        model = SimpleNamespace(family="any", repeated_blocks=lambda network: [block])
+        step = SimpleNamespace(model=model, network=torch.nn.Identity())
         gpu._compile(step, torch.device("cpu"))
         assert said == ["reset", "compile"]
 

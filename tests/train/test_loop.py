@@ -57,8 +57,9 @@ def test_the_split_of_a_batch_into_micro_steps_does_not_change_the_result(
     for other in others:
         assert_close(other, first)
     losses = [[record["loss"] for record in result.records] for result in found]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+    # A logit is beta times a difference of errors, so their last bits show; on one processor 1.1e-5.
+    assert losses[1] == pytest.approx(losses[0], abs=3e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=3e-5)
 
 
 def test_stratified_timesteps_do_not_depend_on_the_split_either(run_to_end, trained_weights) -> None:

@@ -198,7 +198,9 @@ def _fit(
         curvature = (design * (share * (1.0 - share))[:, None]).T @ design + np.diag(penalty)
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
         reach = 1.0
-        while loss(weights + reach * step) > value and reach > 1e-12:
+        # Near the maximum a sum's rounding exceeds what a step gains: that is no reason to shorten it.
+        allowed = value + 1e-12 * max(1.0, abs(value))
+        while loss(weights + reach * step) > allowed and reach > 1e-12:
             reach *= 0.5
         weights = weights + reach * step
         value = loss(weights)

@@ -91,7 +91,8 @@ def test_the_order_of_prompts_and_the_size_of_blocks_change_nothing(monkeypatch)
     expected = resampled_means(values)
     assert np.array_equal(resampled_means(shuffled), expected)
     monkeypatch.setattr("mmalign.evals.statistics.bootstrap._BLOCK", 5 * 31)
-    assert np.array_equal(resampled_means(values), expected)
+    # Processors sum blocks of other sizes in other orders.
+    np.testing.assert_allclose(resampled_means(values), expected, rtol=1e-12, atol=1e-14)
     assert bootstrap_median(values[:, 0]) == bootstrap_median(shuffled[:, 0])
 
 
