@@ -47,8 +47,8 @@ _WIDE_PARTS = ("norm", "emb", "adaln", "modulation")
 """In the name of a module, or of one that holds it: its linear layers stay as they are."""
 
 
-_AROUND = ("proj_in", "proj_out")
-"""Names of the projections into and out of a stack of blocks, beside whose list they stand."""
+_BY_KEYWORD = {"AnimateDiffTransformer3D": ("proj_in", "proj_out")}
+"""Linear layers that diffusers calls with `input=`, which narrow layers name otherwise; few weights."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def is_narrowed(network: nn.Module, name: str, kind: str, *, wide: Collection[st
     parts = name.split(".")
     if any(word in part for word in _WIDE_PARTS for part in parts) or not set(wide).isdisjoint(parts):
         return False
-    holder = network.get_submodule(".".join(parts[:-1]))
-    if parts[-1] in _AROUND and any(isinstance(part, nn.ModuleList) for part in holder.children()):
+    holder = type(network.get_submodule(".".join(parts[:-1]))).__name__
+    if parts[-1] in _BY_KEYWORD.get(holder, ()):
         return False
     layer = network.get_submodule(name)
     if type(layer) is not nn.Linear or (kind == "nf4" and layer.weight.numel() % _BLOCK):

@@ -127,6 +127,7 @@ def test_what_is_embedded_is_not_embedded_again(folder: Path, monkeypatch: pytes
     assert run(folder) == first
 
 
+@pytest.mark.slow
 def test_shards_embed_their_part_and_the_report_finds_all_of_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

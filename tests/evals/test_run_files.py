@@ -88,6 +88,7 @@ def test_no_thumbnails_fit_into_no_bytes(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------- same model
 
 
+@pytest.mark.slow
 def test_one_folder_of_pictures_in_two_runs_is_one_model(folder: Path) -> None:
     run(folder, "base", "one", output="first")
     run(folder, "base", "two", output="second")
@@ -100,6 +101,7 @@ def test_one_folder_of_pictures_in_two_runs_is_one_model(folder: Path) -> None:
     assert [model["name"] for _, model in distinct_models(changed)] == ["base", "one", "base", "two"]
 
 
+@pytest.mark.slow
 def test_runs_in_folders_of_one_name_are_called_by_the_folder_above_too(folder: Path) -> None:
     for name in ("a/out", "b/out", "c"):
         run(folder, output=name)

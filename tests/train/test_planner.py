@@ -580,6 +580,7 @@ def test_a_change_that_saves_nothing_is_tried_once_though_it_may_be_repeated(
     assert len(tried) == len(set(tried)) > 1
 
 
+@pytest.mark.slow
 def test_no_more_is_fitted_than_the_device_has(write_config: Callable[..., Path]) -> None:
     path = write_config()
     device = replace(A_CARD, memory=2**20)

@@ -56,7 +56,7 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 @pytest.mark.parametrize(
     ("processes", "settings"),
     [
