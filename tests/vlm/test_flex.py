@@ -1,10 +1,13 @@
 """Packed rows through FlexAttention: the mask's rule, what it saves, and where it is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 
 from mmalign.errors import ConfigError
+from mmalign.train import verified_attention
 from mmalign.train.verified_attention import AttentionUse, Trial, fastest, torch_choice, try_kernel
 from mmalign.vlm.attention import attend
 from mmalign.vlm.flex import block_mask, require_flex, saved_share
@@ -92,6 +95,31 @@ def test_only_kernels_with_the_numbers_of_float32_may_be_chosen() -> None:
     assert "is off by 0.02" in try_kernel("wrong", wrong, use).refusal
     assert "is off by nan" in try_kernel("nan", nan, use).refusal
     assert "does not run here (No available kernel" in try_kernel("broken", broken, use).refusal
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_what_says_nothing_of_the_kernel_is_no_refusal(error: type[Exception]) -> None:
+    def failing(query: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:
+        raise error("the device")
+
+    use = AttentionUse(torch.device("cpu"), torch.float32, 8, tokens=19, heads=2)
+    with pytest.raises(error, match="the device"):
+        try_kernel("failing", failing, use)
+
+
+def test_float32_may_be_off_by_what_tf32_rounds_where_that_is_on() -> None:
+    card = AttentionUse(torch.device("cuda"), torch.float32, 8)  # named only
+    before = torch.get_float32_matmul_precision()
+    found = {}
+    try:
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            found[precision] = verified_attention._limit(card)
+            assert verified_attention._limit(replace(card, device=torch.device("cpu"))) == 1e-4
+            assert verified_attention._limit(replace(card, dtype=torch.bfloat16)) == 0.05
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found == {"highest": 1e-4, "high": 0.02}
 
 
 def test_the_fastest_verified_kernel_is_taken_and_ties_go_to_the_earlier() -> None:

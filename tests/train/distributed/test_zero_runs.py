@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.testing.processes import on_processes, train_config
+from mmalign.testing.run_states import same_state
 from mmalign.train.checkpoint import load_checkpoint
-from mmalign.train.distributed.shards import whole_values
 
 pytest.importorskip("deepspeed", reason="ZeRO needs the extra deepspeed")
 
@@ -18,21 +18,6 @@ pytest.importorskip("deepspeed", reason="ZeRO needs the extra deepspeed")
 SMOOTH = {"adam_epsilon": 1e-2}
 FULL = {"adapter": {"kind": "none", "rank": 8, "alpha": None}}
 UNSTRATIFIED = {"likelihood": {"stratified": False}}
-
-
-def same_state(got: Path, expected: Path, *, step: int, atol: float = 1e-6) -> None:
-    """Weights, optimiser and average of two runs, by name."""
-    found, wanted = (
-        load_checkpoint(folder / "checkpoints" / f"step-{step:08d}") for folder in (got, expected)
-    )
-    for part in ("weights", "optimizer", "ema", "reference"):
-        ours, theirs = getattr(found, part), getattr(wanted, part)
-        assert set(ours) == set(theirs), part
-        values, theirs = dict(whole_values(ours)), dict(whole_values(theirs))
-        for name in theirs:
-            torch.testing.assert_close(values[name], theirs[name], rtol=0, atol=atol, msg=f"{part} {name}")
-    moved = [float(value.abs().max()) for name, value in whole_values(found.weights) if "lora_A" not in name]
-    assert max(moved) > 1e-6
 
 
 def launched(stage: int) -> dict[str, str]:
