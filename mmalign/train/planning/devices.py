@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mmalign.errors import ConfigError, explain, unknown_name
+from mmalign.train.planning.communication import NVLINK_3, NVLINK_4, PCIE_4, Link, link_of
 from mmalign.train.planning.processor import THIN, Curve, measure_processor
 from mmalign.train.planning.trace import Kernel
 
@@ -43,6 +44,7 @@ class Device:
         products: share of the peaks that products reach.
         traffic: share of the bandwidth that the rest reaches.
         plain: products of float32 without TF32, FLOP/s; None: as `full`.
+        link: to the other devices of a launch; None where nobody measured one (a CPU's).
         curves: seconds by kind of work and moment where they were measured by size, in float32; else rates.
         source: of the numbers.
     """
@@ -59,6 +61,7 @@ class Device:
     products: float = PRODUCTS
     traffic: float = TRAFFIC
     plain: float | None = None
+    link: Link | None = None
     curves: Mapping[tuple[str, str], Curve] = field(default_factory=dict)
     source: str = ""
 
@@ -72,39 +75,27 @@ class Device:
 
 
 def _card(
-    name: str, mebibytes: int, half: float, full: float, plain: float, bandwidth: float, source: str
+    name: str, mebibytes: int, rates: tuple[float, float, float], bandwidth: float, link: Link, source: str
 ) -> Device:
-    rates = (half * 1e12, full * 1e12, bandwidth * 1e9)
-    return Device(name, mebibytes * 2**20, *rates, plain=plain * 1e12, source=source)
+    """A card of MiB, TFLOP/s (half precision, TF32, float32 without) and GB/s."""
+    half, full, plain = (1e12 * rate for rate in rates)
+    memory = mebibytes * 2**20
+    return Device(name, memory, half, full, bandwidth * 1e9, plain=plain, link=link, source=source)
 
 
 _NVIDIA = "NVIDIA's data sheet, dense"
+_ADA = "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation"
+_AMPERE = "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation"
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _card("h100", 81559, 989.0, 494.0, 67.0, 3350.0, f"{_NVIDIA}: H100 SXM"),
-        _card("h200", 143771, 989.0, 494.0, 67.0, 4800.0, f"{_NVIDIA}: H200 SXM"),
-        _card("a100-80gb", 81920, 312.0, 156.0, 19.5, 2039.0, f"{_NVIDIA}: A100 SXM 80 GB"),
-        _card("a100-40gb", 40960, 312.0, 156.0, 19.5, 1555.0, f"{_NVIDIA}: A100 SXM 40 GB"),
-        _card(
-            "4090",
-            24564,
-            165.0,
-            82.6,
-            82.6,
-            1008.0,
-            "NVIDIA's Ada whitepaper: RTX 4090, float32 accumulation",
-        ),
-        _card(
-            "3090",
-            24576,
-            71.0,
-            35.6,
-            35.6,
-            936.0,
-            "NVIDIA's Ampere GA102 whitepaper: RTX 3090, float32 accumulation",
-        ),
-        _card("l40s", 46068, 362.0, 183.0, 91.6, 864.0, f"{_NVIDIA}: L40S"),
+        _card("h100", 81559, (989.0, 494.0, 67.0), 3350.0, NVLINK_4, f"{_NVIDIA}: H100 SXM"),
+        _card("h200", 143771, (989.0, 494.0, 67.0), 4800.0, NVLINK_4, f"{_NVIDIA}: H200 SXM"),
+        _card("a100-80gb", 81920, (312.0, 156.0, 19.5), 2039.0, NVLINK_3, f"{_NVIDIA}: A100 SXM 80 GB"),
+        _card("a100-40gb", 40960, (312.0, 156.0, 19.5), 1555.0, NVLINK_3, f"{_NVIDIA}: A100 SXM 40 GB"),
+        _card("4090", 24564, (165.0, 82.6, 82.6), 1008.0, PCIE_4, _ADA),
+        _card("3090", 24576, (71.0, 35.6, 35.6), 936.0, PCIE_4, _AMPERE),
+        _card("l40s", 46068, (362.0, 183.0, 91.6), 864.0, PCIE_4, f"{_NVIDIA}: L40S"),
     )
 }
 """By name. Memory is what the driver reports; an L40S keeps a part of its 48 GB for error correction."""
@@ -115,7 +106,8 @@ def device_of(text: str, *, memory: int | None = None) -> Device:
 
     Args:
         text: as on the command line; half, full and plain (float32 without TF32) are TFLOP/s, bandwidth
-            GB/s, and what is left out is that of an H100 (of a name of the table: its own;
+            GB/s, link (inside of a machine) and network (of a machine's cards together) GB/s in one
+            direction, and what is left out is that of an H100 (of a name of the table: its own;
             of `cpu`: measured).
         memory: bytes in the place of the device's.
 
@@ -142,6 +134,8 @@ def _with(device: Device, key: str, value: str, text: str) -> Device:
     try:
         if key == "memory":
             return replace(device, memory=parse_bytes(value), source="as given")
+        if key in ("link", "network"):
+            return replace(device, link=_linked(device.link, key, float(value)))
         if key in units:
             changed: dict[str, float] = {key: float(value) * units[key]}
             return replace(device, source="as given", curves={}, **changed)  # type: ignore[arg-type]  # of floats alone
@@ -151,10 +145,21 @@ def _with(device: Device, key: str, value: str, text: str) -> Device:
     message = explain(
         f"--device {text}",
         got=key,
-        expected="memory, half, full, plain (TFLOP/s) or bandwidth (GB/s)",
-        do="For example --device mine=memory:24GB,half:165,bandwidth:1008.",
+        expected="memory, half, full, plain (TFLOP/s), bandwidth, link or network (GB/s)",
+        do="For example --device mine=memory:24GB,half:165,bandwidth:1008,link:32,network:12.5.",
     )
     raise ConfigError(message)
+
+
+def _linked(link: Link | None, key: str, printed: float) -> Link:
+    """A link with one printed speed, GB/s, in the place of its own; without one both are that."""
+    if not printed > 0:
+        raise ValueError(printed)
+    given = link_of("as given", printed, printed)
+    if link is None:
+        return given
+    inside, between = (given.inside, link.between) if key == "link" else (link.inside, given.between)
+    return Link("as given", inside, between)
 
 
 _UNITS = {"gib": 2**30, "mib": 2**20, "gb": 2**30, "mb": 2**20, "g": 2**30, "m": 2**20}
