@@ -14,9 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["on_processes", "train_config"]
+import yaml
 
-_SERVER_IMPORTS = ["mmalign.train.run", "mmalign.diffusion.families.sd15", "mmalign.vlm.families.llava"]
+__all__ = ["launch_variables", "on_processes", "train_config"]
+
+_SERVER_IMPORTS = [
+    "mmalign.train.run",
+    "mmalign.diffusion.families.sd15",
+    "mmalign.vlm.families.llava",
+    # Half of what a process would import by itself: seconds.
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+]
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -74,6 +82,27 @@ def on_processes(
         codes = [process.exitcode for process in processes]
         message = f"processes ended with {codes}, {len(late)} of them late.\n" + "\n".join(said)
         raise RuntimeError(message)
+
+
+def launch_variables(name: str) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for one of our files; {} for `single` and `ddp`.
+
+    Args:
+        name: of the file, such as "fsdp2" or "zero1".
+    """
+    from mmalign.train.launch import launch_file
+
+    content: dict[str, Any] = yaml.safe_load(launch_file(name).read_text(encoding="utf-8"))
+    variables: dict[str, Any] = {}
+    if settings := content.get("fsdp_config"):
+        variables = {"ACCELERATE_USE_FSDP": True, **{key.upper(): value for key, value in settings.items()}}
+    if settings := content.get("deepspeed_config"):
+        own = {key.upper().removesuffix("_FLAG"): value for key, value in settings.items()}
+        variables = {f"ACCELERATE_DEEPSPEED_{key}": value for key, value in own.items()}
+        variables["ACCELERATE_USE_DEEPSPEED"] = True
+    return {
+        key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in variables.items()
+    }
 
 
 def _free_port() -> int:

@@ -7,7 +7,14 @@ import torch
 from mmalign.train.checkpoint import load_checkpoint
 from mmalign.train.distributed.shards import whole_values
 
-__all__ = ["same_state"]
+__all__ = ["FULL", "SMOOTH", "same_state"]
+
+SMOOTH = {"adam_epsilon": 1e-2}
+"""A section `train` of runs to compare: the update is a smooth function of the gradient. With AdamW's own
+epsilon it is its sign where the gradient is small, and rounding decides that."""
+
+FULL = {"adapter": {"kind": "none", "rank": 8, "alpha": None}}
+"""Sections of a run that trains the whole network, laid over those of one with LoRA."""
 
 
 def same_state(got: Path, expected: Path, *, step: int, atol: float = 1e-6) -> None:

@@ -10,23 +10,11 @@ from safetensors.torch import load_file
 
 from mmalign.errors import ConfigError, TrainingError
 from mmalign.testing.accelerator import forget_accelerator
+from mmalign.testing.run_tasks import Letters
 from mmalign.train.config import load_run, resolved_content
 from mmalign.train.dry_run import describe
 from mmalign.train.online import is_offline
 from mmalign.train.run import prepare, train
-
-
-class Letters:
-    """The more different letters, the better."""
-
-    name = "letters"
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str]] = []
-
-    def score_answers(self, rows: Any, answers: Any) -> list[float]:
-        self.seen += [(row.id, answer) for row, answer in zip(rows, answers, strict=True)]
-        return [float(len(set(answer))) for answer in answers]
 
 
 class Same(Letters):

@@ -1,23 +1,24 @@
-"""Launches as accelerate's files describe them, on the CPU."""
+"""Runs of tiny models on the CPU, launched as our files for accelerate describe it."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
-import yaml
 
-from mmalign.train.launch import launch_file
+from mmalign.testing.processes import launch_variables, on_processes, train_config
 
 
 @pytest.fixture(scope="session")
 def launched_with() -> Callable[[str], dict[str, str]]:
     """`launched_with("fsdp2")`: the variables that `accelerate launch` sets for this file."""
+    return launch_variables
 
-    def variables(name: str) -> dict[str, str]:
-        content: dict[str, Any] = yaml.safe_load(launch_file(name).read_text())
-        settings = content.get("fsdp_config", {})
-        shared = {"ACCELERATE_USE_FSDP": "true"} if settings else {}
-        chosen = {key: value for key, value in settings.items() if "policy" not in key}
-        return shared | {key.upper(): str(value).lower() for key, value in chosen.items()}
 
-    return variables
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., None]:
+    """`launch("fsdp2", config)`: train a file on two processes, or on as many as are named."""
+
+    def train(name: str, config: Path, processes: int = 2) -> None:
+        on_processes(processes, train_config, str(config), environment=launch_variables(name))
+
+    return train

@@ -10,15 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmalign.testing.processes import on_processes, train_config
-from mmalign.testing.run_states import same_state
+from mmalign.testing.run_states import FULL, SMOOTH, same_state
 from mmalign.train.checkpoint import load_checkpoint
 
-# See tests/train/test_loop.py: an update that is a smooth function of the gradient can be compared.
-SMOOTH = {"adam_epsilon": 1e-2}
 # A stored timestep knows nothing of its place in the step.
 UNSTRATIFIED = {"likelihood": {"stratified": False}}
-FULL = {"adapter": {"kind": "none", "rank": 8, "alpha": None}}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +45,7 @@ def test_a_sharded_run_is_the_run_of_one_process(
     write_config,
     run_to_end,
     write_pairs,
-    launched_with,
+    launch,
     tmp_path: Path,
     processes: int,
     settings: dict[str, Any],
@@ -62,7 +58,7 @@ def test_a_sharded_run_is_the_run_of_one_process(
     }
     train = {"steps": 2, **SMOOTH, **settings["train"]}
     config = write_config("spread", train=train, **shared)
-    on_processes(processes, train_config, str(config), environment=launched_with("fsdp2"))
+    launch("fsdp2", config, processes)
     run_to_end("one", train={**train, "batch_size": 4, "accumulation": 1}, **shared)
     same_state(tmp_path / "spread", tmp_path / "one", step=2)
     parts = list((tmp_path / "spread").rglob("shard-*.safetensors"))
@@ -81,11 +77,11 @@ def test_a_sharded_run_is_the_run_of_one_process(
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_a_sharded_language_model_is_that_of_one_process(
-    write_dialogue_config, train_dialogues, launched_with, tmp_path: Path, adapter: str
+    write_dialogue_config, train_dialogues, launch, tmp_path: Path, adapter: str
 ) -> None:
     shared = {} if adapter == "lora" else FULL
     config = write_dialogue_config("spread", train={"batch_size": 2, **SMOOTH}, **shared)
-    on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
+    launch("fsdp2", config)
     train_dialogues("one", train={"batch_size": 4, **SMOOTH}, **shared)
     same_state(tmp_path / "spread", tmp_path / "one", step=2)
 
@@ -94,10 +90,9 @@ def test_a_sharded_language_model_is_that_of_one_process(
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 4), (4, 1)])
 def test_sharded_runs_go_on_with_any_number_of_processes(
-    write_config, launched_with, tmp_path: Path, adapter: str, before: int, after: int
+    write_config, launch, tmp_path: Path, adapter: str, before: int, after: int
 ) -> None:
     """Bit for bit with as many processes as before; else within 1e-6, for sums are taken in another order."""
-    environment = launched_with("fsdp2")
 
     def run(name: str, processes: int, steps: int) -> None:
         train = {
@@ -109,7 +104,7 @@ def test_sharded_runs_go_on_with_any_number_of_processes(
         }
         shared = {} if adapter == "lora" else FULL
         config = write_config(name, train=train, likelihood={"stratified": True}, **shared)
-        on_processes(processes, train_config, str(config), environment=environment)
+        launch("fsdp2", config, processes)
 
     run("whole", before, 4)
     run("cut", before, 2)
@@ -120,12 +115,12 @@ def test_sharded_runs_go_on_with_any_number_of_processes(
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_policy_and_reference_are_equal_at_first_in_half_precision(
-    write_config, launched_with, tmp_path: Path, adapter: str
+    write_config, launch, tmp_path: Path, adapter: str
 ) -> None:
     """Both are gathered in the same dtype, so not even rounding tells them apart."""
     train = {"steps": 1, "batch_size": 2, "mixed_precision": "bf16"}
     config = write_config("half", train=train, **({} if adapter == "lora" else FULL))
-    on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
+    launch("fsdp2", config)
     record = json.loads((tmp_path / "half" / "metrics.jsonl").read_text().splitlines()[0])
     assert record["logit"] == record["margin"] == record["drift"] == 0.0
     assert record["grad_norm"] > 0
@@ -135,14 +130,14 @@ def test_policy_and_reference_are_equal_at_first_in_half_precision(
 
 @pytest.mark.slow
 def test_samples_of_a_sharded_network_are_those_of_one_process(
-    write_config, run_to_end, launched_with, tmp_path: Path
+    write_config, run_to_end, launch, tmp_path: Path
 ) -> None:
     settings = {
         "train": {"steps": 1, "batch_size": 2, **SMOOTH},
         "samples": {"prompts": ["a cat"], "num_steps": 1, "guidance_scale": 1.0},
     }
     config = write_config("spread", **settings)
-    on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
+    launch("fsdp2", config)
     run_to_end("one", **settings | {"train": settings["train"] | {"batch_size": 4}})
     (got,), (expected,) = (list((tmp_path / name / "samples").glob("*.png")) for name in ("spread", "one"))
     assert got.name == expected.name
@@ -152,12 +147,12 @@ def test_samples_of_a_sharded_network_are_those_of_one_process(
 
 @pytest.mark.slow
 def test_answers_of_a_sharded_network_are_written_once(
-    write_dialogue_config, launched_with, dialogues_file: Path, tmp_path: Path
+    write_dialogue_config, launch, dialogues_file: Path, tmp_path: Path
 ) -> None:
     asked = {"prompt": "What is shown?", "images": [str(dialogues_file.parent / "0.png")]}
     answers = {"prompts": [asked], "every": 1, "max_new_tokens": 3}
     config = write_dialogue_config("spread", train={"batch_size": 2}, answers=answers)
-    on_processes(2, train_config, str(config), environment=launched_with("fsdp2"))
+    launch("fsdp2", config)
     written = sorted(path.name for path in (tmp_path / "spread").glob("*/step-*.json"))
     assert written == ["step-00000001.json", "step-00000002.json"]
     for path in (tmp_path / "spread").glob("*/step-*.json"):

@@ -8,25 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmalign.testing.processes import on_processes, train_config
-from mmalign.testing.run_states import same_state
+from mmalign.testing.run_states import FULL, SMOOTH, same_state
 from mmalign.train.checkpoint import load_checkpoint
 
 pytest.importorskip("deepspeed", reason="ZeRO needs the extra deepspeed")
 
-# See tests/train/test_loop.py: an update that is a smooth function of the gradient can be compared.
-SMOOTH = {"adam_epsilon": 1e-2}
-FULL = {"adapter": {"kind": "none", "rank": 8, "alpha": None}}
 UNSTRATIFIED = {"likelihood": {"stratified": False}}
-
-
-def launched(stage: int) -> dict[str, str]:
-    """The variables that `accelerate launch` sets for the file of this stage."""
-    return {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
-        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-    }
 
 
 TWO = {"train": {"batch_size": 2, "ema_decay": 0.9}}
@@ -53,6 +40,7 @@ def test_a_run_under_zero_is_the_run_of_one_process(
     write_config,
     run_to_end,
     write_pairs,
+    launch,
     tmp_path: Path,
     stage: int,
     processes: int,
@@ -66,7 +54,7 @@ def test_a_run_under_zero_is_the_run_of_one_process(
     }
     train = {"steps": 2, **SMOOTH, **settings["train"]}
     config = write_config("spread", train=train, **shared)
-    on_processes(processes, train_config, str(config), environment=launched(stage))
+    launch(f"zero{stage}", config, processes)
     run_to_end("one", train={**train, "batch_size": 4, "accumulation": 1}, **shared)
     same_state(tmp_path / "spread", tmp_path / "one", step=2)
     assert len(list((tmp_path / "spread").rglob("shard-*.safetensors"))) >= processes
@@ -87,7 +75,7 @@ def test_a_run_under_zero_is_the_run_of_one_process(
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 4), (4, 1)])
 def test_runs_under_zero_go_on_with_any_number_of_processes(
-    write_config, tmp_path: Path, adapter: str, stage: int, before: int, after: int
+    write_config, launch, tmp_path: Path, adapter: str, stage: int, before: int, after: int
 ) -> None:
     """Bit for bit with as many processes as before; else within 1e-6, for sums are taken in another order.
 
@@ -104,7 +92,7 @@ def test_runs_under_zero_go_on_with_any_number_of_processes(
         }
         shared = {} if adapter == "lora" else FULL
         config = write_config(name, train=train, likelihood={"stratified": True}, **shared)
-        on_processes(processes, train_config, str(config), environment=launched(stage))
+        launch(f"zero{stage}", config, processes)
 
     run("whole", before, 4)
     run("cut", before, 2)
@@ -115,30 +103,23 @@ def test_runs_under_zero_go_on_with_any_number_of_processes(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_language_model_under_zero_is_that_of_one_process(
-    write_dialogue_config, train_dialogues, tmp_path: Path, stage: int
+    write_dialogue_config, train_dialogues, launch, tmp_path: Path, stage: int
 ) -> None:
     config = write_dialogue_config("spread", train={"batch_size": 2, **SMOOTH})
-    on_processes(2, train_config, str(config), environment=launched(stage))
+    launch(f"zero{stage}", config)
     train_dialogues("one", train={"batch_size": 4, **SMOOTH})
     same_state(tmp_path / "spread", tmp_path / "one", step=2)
 
 
 @pytest.mark.slow
-def test_a_language_model_is_refused_at_stage_3(write_dialogue_config) -> None:
-    config = write_dialogue_config("spread", train={"batch_size": 2})
-    with pytest.raises(RuntimeError, match=r"got 'a language model'.*launch zero2"):
-        on_processes(2, train_config, str(config), environment=launched(3))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_policy_and_reference_are_equal_at_first_in_half_precision(
-    write_config, tmp_path: Path, stage: int
+    write_config, launch, tmp_path: Path, stage: int
 ) -> None:
     """Both are gathered in the same dtype, so not even rounding tells them apart."""
     train = {"steps": 1, "batch_size": 2, "mixed_precision": "bf16"}
     config = write_config("half", train=train)
-    on_processes(2, train_config, str(config), environment=launched(stage))
+    launch(f"zero{stage}", config)
     record = json.loads((tmp_path / "half" / "metrics.jsonl").read_text().splitlines()[0])
     assert record["logit"] == record["margin"] == record["drift"] == 0.0
     assert record["grad_norm"] > 0
