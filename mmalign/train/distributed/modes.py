@@ -16,6 +16,7 @@ from mmalign.errors import ConfigError, MissingExtraError, explain
 from mmalign.methods.row import ROLLOUTS
 from mmalign.train.config import ResolvedRun
 from mmalign.train.distributed.zero import zero_settings
+from mmalign.train.token_sections import tokens_of
 
 __all__ = ["Mode", "fsdp_settings", "is_zero", "mode_of", "require_fitting", "require_library", "zero_plugin"]
 
@@ -162,14 +163,8 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
             do="Launch with the file that `python -m mmalign.train.launch ddp` names.",
         )
         raise ConfigError(message)
-    if mode == "zero3" and kind in ("ema", "synced"):
-        message = explain(
-            "reference.kind",
-            got=kind,
-            expected="a reference that does not move, under ZeRO stage 3: its weights are empty between uses",
-            do="Launch with the file that `python -m mmalign.train.launch fsdp2` names.",
-        )
-        raise ConfigError(message)
+    if mode == "zero3":
+        _refuse_empty(run, kind)
     if kind == "frozen" and run.config.reference.offload and mode in ("fsdp2", "zero3"):
         message = explain(
             "reference.offload",
@@ -177,3 +172,30 @@ def require_fitting(run: ResolvedRun, mode: Mode, kind: str) -> None:
             expected=f"false under {name}: the copy is sharded, which saves the same memory",
         )
         raise ConfigError(message)
+
+
+def _refuse_empty(run: ResolvedRun, kind: str) -> None:
+    """Refuse what stage 3 cannot make whole in time: it gathers a module's weights when the module is called.
+
+    Raises:
+        ConfigError: weights that are read or exchanged between two calls.
+    """
+    quantization = run.config.model.quantization
+    expected = "under ZeRO stage 3: weights are empty between uses"
+    if kind in ("ema", "synced"):
+        where, got, expected = "reference.kind", kind, f"a reference that does not move, {expected}"
+    elif tokens_of(run.config) is not None:
+        where, got = "model.family", run.config.model.family
+        expected = f"a denoiser {expected}, and a language model's head and towers are read by themselves"
+    elif quantization is not None:
+        where, got = "model.quantization", quantization
+        expected = f"none {expected}, and what few bits stand for is held beside them"
+    else:
+        return
+    message = explain(
+        where,
+        got=got,
+        expected=expected,
+        do="Launch with the file that `python -m mmalign.train.launch zero2` or `fsdp2` names.",
+    )
+    raise ConfigError(message)

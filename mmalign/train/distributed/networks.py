@@ -71,7 +71,7 @@ def prepare_network(accelerator: Accelerator, model: TrainedModel, trainables: T
     """
     mode, network = mode_of(accelerator), trainables.network
     if mode == "zero3":
-        _refuse_unreadable(model, network)
+        _refuse_few_bits(network)
         _call_layer_by_layer(network)
     if is_zero(mode):
         # At every stage: DeepSpeed hangs process groups on parameters, which exporters cannot copy.
@@ -122,18 +122,18 @@ def prepare_optimizer(
     return make_engine(trainables, optimizer, zero_settings(zero_plugin(accelerator)), accelerator.device)
 
 
-def _refuse_unreadable(model: TrainedModel, network: nn.Module) -> None:
-    """Refuse what stage 3 cannot make whole in time: it gathers a module's weights when the module is called.
+def _refuse_few_bits(network: nn.Module) -> None:
+    """Refuse quantised weights under stage 3, also those that a model's folder brings (`require_fitting`).
 
     Raises:
-        ConfigError: quantised weights, or a language model, whose head and towers are read by themselves.
+        ConfigError: some are no floating-point numbers.
     """
     kinds = {type(value).__name__ for value in network.parameters() if not value.is_floating_point()}
-    if kinds or getattr(model, "parameter_groups", None) is not None:
+    if kinds:
         message = explain(
             "model under ZeRO stage 3",
-            got=f"quantised weights ({', '.join(sorted(kinds))})" if kinds else "a language model",
-            expected="a denoiser in floating point, all of whose weights are read inside of their layers",
+            got=f"quantised weights ({', '.join(sorted(kinds))})",
+            expected="weights in floating point",
             do="Launch with the file that `python -m mmalign.train.launch zero2` or `fsdp2` names.",
         )
         raise ConfigError(message)

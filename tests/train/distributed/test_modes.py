@@ -69,8 +69,18 @@ def test_stage_3_needs_a_reference_that_stands_still(make_run) -> None:
     run = make_run()
     for kind in ("ema", "synced"):
         require_fitting(run, "zero2", kind)
-        with pytest.raises(ConfigError, match=rf"reference\.kind: got '{kind}'.*launch fsdp2"):
+        with pytest.raises(ConfigError, match=rf"reference\.kind: got '{kind}'.*launch zero2.*fsdp2"):
             require_fitting(run, "zero3", kind)
+
+
+def test_stage_3_needs_weights_that_are_read_inside_of_their_layers(make_run, make_dialogue_run) -> None:
+    for run, message in (
+        (make_dialogue_run(), r"model\.family: got 'llava'.*towers are read by themselves"),
+        (make_run(model={"quantization": "int8"}), r"model\.quantization: got 'int8'.*expected none"),
+    ):
+        require_fitting(run, "zero2", "adapters_off")
+        with pytest.raises(ConfigError, match=rf"{message}.*launch zero2` or `fsdp2`"):
+            require_fitting(run, "zero3", "adapters_off")
 
 
 @pytest.mark.parametrize(
