@@ -169,7 +169,7 @@ def _batch(subject: Denoiser, model: Any, pairs: int, device: torch.device, *, d
     return Batch(
         clean=clean.to(device),
         conditioning=_conditioning(subject, model, pairs, dry=dry),
-        labels=Labels.pairs(pairs),
+        labels=Labels.pairs(pairs, device=device),
         weight=torch.ones(pairs, device=device),
         valid=torch.ones(pairs, dtype=torch.bool, device=device),
         keys=keys.to(device),

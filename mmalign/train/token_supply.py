@@ -75,14 +75,13 @@ class TokenSupply:
         mask = _mask(batch)
         extras = dict(self._extras(batch, policy, reference))
         for name, numbers in behind.items():
-            extras[name] = policy.inner.detach()[:, numbers]
+            extras[name] = _chosen(policy.inner.detach(), numbers)
 
         def kept(value: Tensor | None) -> Tensor | None:
-            return value if value is None or len(compared) == value.shape[1] else value[:, compared]
+            return None if value is None else _chosen(value, compared)
 
-        inner = policy.inner if len(compared) == batch.num_candidates else policy.inner[:, compared]
         return Scores(
-            policy=inner,
+            policy=_chosen(policy.inner, compared),
             reference=None if reference is None else kept(reference.inner),
             mask=kept(mask),
             length=kept(mask.sum(-1)) if "length" in self.names else None,
@@ -101,14 +100,14 @@ class TokenSupply:
         labels, valid = batch.labels, batch.labels.valid
         if valid is None or valid.shape[1] == len(compared):
             return labels
-        kept = replace(labels, valid=valid[:, compared])
+        kept = replace(labels, valid=_chosen(valid, compared))
         return kept.known_certain() if labels.certain else kept
 
     @staticmethod
     def _fitting(value: Tensor, batch: Batch, compared: list[int]) -> Tensor:
         """A number of every candidate cut to those that are compared; others as they are."""
         is_whole = value.ndim > 1 and value.shape[1] == batch.num_candidates
-        return value[:, compared] if is_whole and len(compared) < batch.num_candidates else value
+        return _chosen(value, compared) if is_whole else value
 
     def _candidates(self, num_candidates: int) -> tuple[list[int], dict[str, list[int]]]:
         """Candidates that the objective compares, and those behind each extra input, by number."""
@@ -170,6 +169,14 @@ class TokenSupply:
 
 
 _PER_ROW = frozenset({"temperature_factor", "semantic_gap", "task_weight", "pair_weight"})
+
+
+def _chosen(value: Tensor, numbers: list[int]) -> Tensor:
+    """Candidates by number. A list as an index would be copied to the device, and the host would wait."""
+    first, number = numbers[0], len(numbers)
+    if numbers == list(range(first, first + number)):
+        return value if number == value.shape[1] else value[:, first : first + number]
+    return torch.stack([value[:, place] for place in numbers], dim=1)
 
 
 def _states(evaluation: Evaluation | None, name: str) -> TokenStates:
