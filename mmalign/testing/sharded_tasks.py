@@ -9,7 +9,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gradients_in_double", "saving_fails_everywhere", "state_comes_back"]
+__all__ = [
+    "blocks_stay_whole_under_ddp",
+    "gradients_in_double",
+    "saving_fails_everywhere",
+    "state_comes_back",
+]
 
 
 def _network(folder: str, adapter: str) -> tuple[Any, Any]:
@@ -198,3 +203,42 @@ def _refused_by(rank: int, save: Any) -> Any:
         return save(flat, storage_writer=storage_writer)
 
     return saved
+
+
+def blocks_stay_whole_under_ddp() -> None:
+    """A compiled block under DDP is one graph, also one with more gradients than fit into a bucket.
+
+    Raises:
+        AssertionError: it was cut.
+    """
+    from mmalign.train import compiling
+
+    _group()
+    network = nn.ModuleList([nn.Sequential(nn.Linear(640, 640), nn.Linear(640, 640))])  # 3 MB; a bucket: 1 MB
+    made: list[Any] = []
+
+    def traced(graph: Any, _: object) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    class Model:
+        family = "blocks"
+
+        def repeated_blocks(self, network: nn.Module) -> list[nn.Module]:
+            return list(network.children())
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = network
+
+        def forward(self, rows: Tensor) -> Tensor:
+            result: Tensor = self.blocks[0](rows)
+            return result
+
+    with mock.patch.object(compiling, "BACKEND", traced):
+        compiling.compile_blocks(Model(), network, device="cpu")
+        spread = nn.parallel.DistributedDataParallel(Network())
+        for _ in range(2):
+            spread(torch.ones(2, 640)).sum().backward()
+    assert len(made) == 1, f"{len(made)} graphs of one block"

@@ -62,6 +62,9 @@ def compile_blocks(model: Any, network: nn.Module, *, device: torch.device | str
         require_compiler(torch.device(device))
     settings: Any = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, GRAPHS_PER_BLOCK)
+    # Under DDP torch would cut the graph of a block wherever a bucket of gradients is full, so that sending
+    # begins inside of it. It begins after every block as it is, and the kernels stay those of one process.
+    settings.optimize_ddp = False
     for block in blocks:
         block.compile(backend=BACKEND)
     return len(blocks)
