@@ -168,7 +168,7 @@ def bare(name: str, folder: Path, *, pairs: int, compares: bool = True, **sectio
         compares: with a reference; without, a step is the least arithmetic there is: reference errors known.
         sections: laid over the configuration.
     """
-    from mmalign.train.loader import to_batch
+    from mmalign.train.micro_batch import to_batch
 
     loop, loader = _prepared(settings(TINY[name], folder, name="bare", pairs=pairs, **sections))
     micro, model, beta = next(iter(loader)), loop.model, TINY[name].objective["beta"]
@@ -184,12 +184,13 @@ def bare(name: str, folder: Path, *, pairs: int, compares: bool = True, **sectio
         noised, target, time = network.mixed(latents, _paired(noise), _paired(timestep))
         if not compares:
             return _loss(network.errors(noised, target, time), torch.zeros(pairs, 2), beta)
+        # Past `nn.Module.__setattr__`, as the trainer does: the leanest loop is what it is held against.
         for layer in layers:
-            layer._disable_adapters = True
+            object.__setattr__(layer, "_disable_adapters", True)
         with torch.no_grad():
             reference = network.errors(noised, target, time)
         for layer in layers:
-            layer._disable_adapters = False
+            object.__setattr__(layer, "_disable_adapters", False)
         return _loss(network.errors(noised, target, time), reference, beta)
 
     def gradient() -> None:
@@ -238,7 +239,7 @@ def unoptimised(name: str, folder: Path, *, pairs: int, **sections: Any) -> Cont
         return _loss(policy, reference, beta), correct
 
     def gradient() -> None:
-        from mmalign.train.loader import to_batch
+        from mmalign.train.micro_batch import to_batch
 
         draw = loop.parts.likelihood.draw(to_batch(micro, model, torch.device("cpu")))
         loss(lambda _: (draw.noise[:, 0], draw.timestep[:, 0]), micro.keys)[0].backward()

@@ -37,7 +37,8 @@ from mmalign.files import (
 from mmalign.likelihood import UniformTimesteps
 from mmalign.train.checkpoint import flatten_optimizer, restore_optimizer
 from mmalign.train.config import ResolvedRun
-from mmalign.train.loader import Layout, MicroBatch, StepSampler, make_loader, to_batch
+from mmalign.train.loader import Layout, StepSampler, make_loader
+from mmalign.train.micro_batch import MicroBatch, to_batch
 from mmalign.train.model import TrainedModel
 from mmalign.train.parts import load_model
 from mmalign.train.sections import NO_BITS

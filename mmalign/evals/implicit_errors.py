@@ -23,7 +23,8 @@ from mmalign.evals.implicit_models import ComparedModels
 from mmalign.evals.jobs import shard_of
 from mmalign.evals.store import PartTable
 from mmalign.files import fingerprint
-from mmalign.train.loader import MicroBatch, make_loader, to_batch
+from mmalign.train.loader import make_loader
+from mmalign.train.micro_batch import MicroBatch, to_batch
 
 __all__ = ["Errors", "Measured", "errors_table", "measure_errors", "read_errors"]
 

@@ -27,8 +27,8 @@ from mmalign.toy.image_pairs import preference_pairs, write_pickapic
 from mmalign.toy.video_pairs import edited_pairs as motion_pairs
 from mmalign.toy.video_pairs import write_pairs as write_motions
 from mmalign.train.config import load_run
-from mmalign.train.loader import MicroBatch, to_batch
 from mmalign.train.loop import Loop
+from mmalign.train.micro_batch import MicroBatch, to_batch
 from mmalign.train.parts import load_model
 from mmalign.train.run import prepare
 from mmalign.video.family import VideoModel

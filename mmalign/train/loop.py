@@ -3,58 +3,47 @@
 import contextlib
 import math
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mmalign.batch import Batch
 from mmalign.data.streaming import StreamOrder
-from mmalign.errors import CheckpointError, TrainingError
+from mmalign.errors import TrainingError
 from mmalign.files import append_json_line
-from mmalign.likelihood.reference import EmaReference
-from mmalign.likelihood.snapshots import SnapshotPool
 from mmalign.seeding import derive_seed
 from mmalign.sharded import is_sharded, live_parts
 from mmalign.train.adapters import Trainables
 from mmalign.train.average import Average
-from mmalign.train.checkpoint import (
-    Checkpoint,
-    flatten_optimizer,
-    restore_optimizer,
-    save_checkpoint,
-    save_sharded_checkpoint,
-)
+from mmalign.train.checkpoint import Checkpoint
 from mmalign.train.config import ResolvedRun
 from mmalign.train.distributed.sharding import unsynced
-from mmalign.train.distributed.shards import fill
 from mmalign.train.distributed.zero import ZeroEngine
 from mmalign.train.guard import Decision, Guard
-from mmalign.train.loader import Layout, MicroBatch, to_batch
+from mmalign.train.loader import Layout
+from mmalign.train.memory_advice import out_of_memory
 from mmalign.train.metrics import Meter
+from mmalign.train.micro_batch import MicroBatch, to_batch
 from mmalign.train.model import TrainedModel
 from mmalign.train.online import OnlineSource
 from mmalign.train.optim import Updater
 from mmalign.train.rollback import roll_back
+from mmalign.train.run_state import restore_state, save_state
+from mmalign.train.signals import stop_signals
 from mmalign.train.step import StepParts, preference_step
-from mmalign.train.token_sections import TokensConfig, tokens_of
 from mmalign.train.tracking import Tracking
 
-__all__ = ["CHECKPOINTS", "QUARANTINE_FILE", "Loop", "Progress", "quarantine_path", "require_same_run"]
+__all__ = ["CHECKPOINTS", "QUARANTINE_FILE", "Loop", "Progress", "quarantine_path"]
 
 CHECKPOINTS = "checkpoints"
 QUARANTINE_FILE = "quarantine.jsonl"
-_IMPATIENT_SECONDS = 2.0
-"""A second Ctrl-C within this time is the same one: of a launcher, or of a key that bounced."""
 
 
 @dataclass
@@ -160,130 +149,13 @@ class Loop:
         """Where checkpoints lie."""
         return self.folder / CHECKPOINTS
 
-    def schedule_state(self) -> dict[str, Any]:
-        """The schedule's counters and base rates as JSON values."""
-        return _schedule_state(self.schedule)
-
-    @property
-    def _moving_reference(self) -> EmaReference | SnapshotPool | None:
-        reference = self.parts.reference
-        return reference if isinstance(reference, EmaReference | SnapshotPool) else None
-
-    # --- checkpoints ----------------------------------------------------------------------------------------
-
     def save(self) -> None:
-        """Write a checkpoint of the state after `progress.step` (main process)."""
-        # A collective: every rank's share of a partial interval goes into the one set of sums that is saved.
-        meter = self.meter.state(self._sum_across)
-        num_bad_rows, num_rows = self._rows_across()
-        if self.progress.step % self.run.config.train.checkpoint_every == 0:
-            # Those of an interruption are no place to go back to: a run that nobody interrupts lacks them.
-            self.guard.saving(self.progress.step)
-        rollout = self._rollout_state()
-        stream = self._stream_state()
-        is_main = self.accelerator.is_main_process
-        if is_main or self.is_sharded:
-            ema: dict[str, Tensor] = {}
-            if self.ema is not None:
-                ema = dict(zip(self.trainables.parameters, self.ema.shadow_params, strict=True))
-            if self.engine is not None:
-                weights, ema = self.engine.weights(), self.engine.averages(ema)
-                tensors, described = self.engine.moments()
-            else:
-                weights = self.trainables.state()
-                tensors, described = flatten_optimizer(self.optimizer)
-            checkpoint = Checkpoint(
-                step=self.progress.step,
-                weights=weights,
-                optimizer=tensors,
-                ema=ema,
-                objective=self.parts.state.state_dict(),
-                reference=self._moving_reference.state_dict() if self._moving_reference else {},
-                rollout=rollout,
-                state={
-                    "identity": dict(self.identity),
-                    "optimizer": described,
-                    "schedule": self.schedule_state(),
-                    "scaler": self.updater.scaler.state_dict() if self.updater.scaler is not None else None,
-                    "ema_steps": self.ema.optimization_step if self.ema is not None else None,
-                    "meter": meter,
-                    "updates": self.updates.state(lambda sums: sums),
-                    "dropped": self.dropped.tolist(),
-                    "num_bad_rows": num_bad_rows,
-                    "num_rows": num_rows,
-                    "guard": self.guard.state_dict(),
-                    **stream,
-                },
-            )
-            keep, protected = self.run.config.train.keep_checkpoints, self.guard.protected
-            if self.is_sharded:
-                save_sharded_checkpoint(
-                    self.checkpoints, checkpoint, is_main=is_main, keep=keep, protected=protected
-                )
-            else:
-                save_checkpoint(self.checkpoints, checkpoint, keep=keep, protected=protected)
-        self.accelerator.wait_for_everyone()
-
-    def _rollout_state(self) -> dict[str, Tensor]:
-        """What every rank's rollouts have left over, by rank; a collective."""
-        if self.online is None:
-            return {}
-        states = gather_object([(self.layout.rank, self.online.state_dict())])
-        return {f"{rank}.{name}": value for rank, state in states for name, value in state.items()}
-
-    def _stream_state(self) -> dict[str, Any]:
-        """Where every lane of the stream is, of all ranks; a collective."""
-        if self.stream is None:
-            return {}
-        return {"stream": StreamOrder.merged(gather_object([self.stream.state_dict()]))}
+        """Write a checkpoint of the state after `progress.step`; a collective."""
+        save_state(self)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of the same run (`require_same_run`)."""
-        state = checkpoint.state
-        device = self.accelerator.device
-        if self.engine is not None:
-            self.engine.restore(checkpoint.weights, checkpoint.optimizer, state["optimizer"])
-        else:
-            self.trainables.load(checkpoint.weights)
-            restore_optimizer(self.optimizer, checkpoint.optimizer, state["optimizer"])
-        self.schedule.load_state_dict(dict(state["schedule"]))
-        if self.updater.scaler is not None and state["scaler"] is not None:
-            self.updater.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            shadows = dict(zip(self.trainables.parameters, self.ema.shadow_params, strict=True))
-            if self.engine is not None:
-                self.engine.restore_averages(shadows, checkpoint.ema)
-            else:
-                fill(shadows, checkpoint.ema)
-            self.ema.optimization_step = int(state["ema_steps"])
-        self.parts.state.load_state_dict(
-            {name: value.to(device) for name, value in checkpoint.objective.items()}
-        )
-        if self._moving_reference is not None:
-            self._moving_reference.load_state_dict(checkpoint.reference)
-        if self.online is not None:
-            own = f"{self.layout.rank}."
-            left = {
-                name.removeprefix(own): value
-                for name, value in checkpoint.rollout.items()
-                if name.startswith(own)
-            }
-            self.online.load_state_dict(left)
-        if self.accelerator.is_main_process:
-            # These sums hold the other ranks' shares, too: those ranks start again from nothing.
-            self.meter.load(state["meter"], device)
-            self.updates.load(state["updates"], device)
-        if self.stream is not None:
-            self.stream.load_state_dict(state["stream"], counts=self.accelerator.is_main_process)
-        self.guard.load_state_dict(state.get("guard", {}))
-        self.dropped = torch.tensor(state["dropped"], device=device)
-        self.progress.step = self.start_step = checkpoint.step
-        self.progress.num_dropped = int(state["dropped"][0])
-        if self.accelerator.is_main_process:  # the counts are sums over ranks, too
-            self.progress.num_bad_rows = int(state["num_bad_rows"])
-            self.progress.num_rows = int(state["num_rows"])
-
-    # --- training -------------------------------------------------------------------------------------------
+        restore_state(self, checkpoint)
 
     def train(self, micro_batches: Iterator[MicroBatch]) -> None:
         """Run to `train.steps`, or to a signal.
@@ -302,7 +174,7 @@ class Loop:
         batches = self._batches(micro_batches)
         self.tracking.start(total=total, done=self.progress.step)
         try:
-            with self._stop_on_signal():
+            with stop_signals(self._interrupt):
                 while self.progress.step < total:
                     is_record = (
                         self.progress.step + 1
@@ -342,7 +214,7 @@ class Loop:
                     if stop:
                         return
         except torch.cuda.OutOfMemoryError as error:
-            raise TrainingError(_out_of_memory(self.run)) from error
+            raise TrainingError(out_of_memory(self.run)) from error
         finally:
             self.tracking.close()
 
@@ -374,7 +246,7 @@ class Loop:
             self.meter.add(output.values, output.weights)
         # Filled on the device: a tensor made of a Python number is copied there, and the copy waits.
         interrupted = torch.full((), float(self.progress.interrupted), device=device)
-        total_valid, stop_flag = self._sum_across(torch.stack([num_valid, interrupted])).unbind()
+        total_valid, stop_flag = self.sum_across(torch.stack([num_valid, interrupted])).unbind()
         mean_factor = self.layout.effective_batch / torch.clamp(total_valid, min=1.0)
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
         stats = self.updater.apply(mean_factor, is_empty=total_valid == 0)
@@ -408,18 +280,19 @@ class Loop:
         for module in self.trainables.dropouts:
             module.eval()  # as the rest of the network: rollouts and grids sample without dropout
 
-    def _sum_across(self, value: Tensor) -> Tensor:
+    def sum_across(self, value: Tensor) -> Tensor:
+        """The sum of every process's value; a collective."""
         if self.layout.world_size == 1:
             return value
         reduced: Tensor = self.accelerator.reduce(value, reduction="sum")
         return reduced
 
-    def _rows_across(self) -> tuple[int, int]:
+    def rows_across(self) -> tuple[int, int]:
         """(unreadable rows, rows) over all ranks."""
         counts = torch.tensor(
             [self.progress.num_bad_rows, self.progress.num_rows], device=self.accelerator.device
         )
-        bad, seen = self._sum_across(counts).tolist()
+        bad, seen = self.sum_across(counts).tolist()
         return bad, seen
 
     def _record(self, prompts_per_second: float) -> Decision:
@@ -427,7 +300,7 @@ class Loop:
 
         Returns what the guard says of the record.
         """
-        values = self.meter.read(self._sum_across)
+        values = self.meter.read(self.sum_across)
         values |= self.updates.read(lambda sums: sums)
         if self.online is not None:
             values |= self.online.read_facts()
@@ -435,7 +308,7 @@ class Loop:
         self.progress.num_dropped = int(dropped)
         values["dropped_updates"] = dropped
         values["learning_rate"] = self.learning_rate
-        num_bad_rows, num_rows = self._rows_across()
+        num_bad_rows, num_rows = self.rows_across()
         values["bad_rows"] = float(num_bad_rows)
         # Of the whole interval, also when an interruption split it.
         num_steps = (self.progress.step - 1) % self.run.config.log.every + 1
@@ -480,33 +353,8 @@ class Loop:
         )
         raise TrainingError(message)
 
-    @contextlib.contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """SIGTERM and SIGINT finish the step, save, and end the run in order.
-
-        Launchers send more than one of them; only a second Ctrl-C by somebody who does not want to wait for
-        the checkpoint ends the run without it.
-        """
-        first = math.inf
-
-        def note(number: int, _: FrameType | None) -> None:
-            nonlocal first
-            now = time.monotonic()
-            if number == signal.SIGINT and now - first > _IMPATIENT_SECONDS:
-                raise KeyboardInterrupt
-            first = min(first, now)
-            self.progress.interrupted = True
-
-        try:
-            previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: the caller handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _interrupt(self) -> None:
+        self.progress.interrupted = True
 
     def _should_stop(self) -> bool:
         """Whether to stop now; ranks agree because they look at the same sum."""
@@ -515,37 +363,9 @@ class Loop:
         return bool(self.stop_flag_before > 0)
 
 
-def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to continue from a checkpoint of another run.
-
-    Raises:
-        CheckpointError: it belongs to another run; the message lists what differs.
-    """
-    saved = checkpoint.state["identity"]
-    different = [name for name, value in identity.items() if saved.get(name) != value]
-    if different:
-        listing = "; ".join(
-            f"{name}: checkpoint {saved.get(name)!r}, this run {identity[name]!r}" for name in different
-        )
-        message = (
-            f"train.resume: the checkpoint in {folder} was made by another run ({listing}). "
-            "Use another train.output, or undo the change; train.resume=none refuses to overwrite, too."
-        )
-        raise CheckpointError(message)
-
-
 def quarantine_path(run: ResolvedRun) -> Path:
     """The file in the run folder that lists rows which could not be used."""
     return Path(run.config.train.output) / QUARANTINE_FILE
-
-
-def _schedule_state(schedule: torch.optim.lr_scheduler.LambdaLR) -> dict[str, Any]:
-    """The schedule's counters; its functions follow from the configuration."""
-    return {
-        key: value
-        for key, value in schedule.state_dict().items()
-        if isinstance(value, int | float | list | bool)
-    }
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -554,60 +374,3 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
-
-
-_SIZES = {
-    "image": "image.resolution",
-    "audio": "audio.duration",
-    "video": "video.num_frames, or video.height and video.width",
-}
-
-
-def _out_of_memory(run: ResolvedRun) -> str:
-    """Which settings would help, largest effect first."""
-    config = run.config
-    helps = []
-    if config.train.batch_size > 1:
-        helps.append(
-            f"train.batch_size={config.train.batch_size // 2} with "
-            f"train.accumulation={config.train.accumulation * 2} (same result, about half the activations)"
-        )
-    if not config.train.split_backward and tokens_of(config) is None:
-        helps.append(
-            "train.split_backward=true (the same gradients, one candidate at a time: about half of a pair's "
-            "activations, one more forward pass of one side)"
-        )
-    if config.model.gradient_checkpointing is not True:
-        helps.append(
-            "model.gradient_checkpointing=true (about 90 % of the activations, 15 to 20 % more time)"
-        )
-    if not config.model.gradient_checkpointing:
-        helps.append(
-            "model.gradient_checkpointing=selective (a fifth to half of the activations, no product twice)"
-        )
-    if config.adapter.kind == "none":
-        helps.append("adapter.kind=lora (12 bytes per network weight of optimiser state and master weights)")
-        if config.reference.kind in ("auto", "frozen"):
-            helps.append("reference.kind=stored or reference.offload=true (the second copy of the network)")
-        if config.train.optimizer == "adamw":
-            helps.append("train.optimizer=adamw_8bit (6 bytes per network weight)")
-    if (tokens := tokens_of(config)) is not None:
-        helps += _smaller_dialogues(tokens)
-    elif config.media.cache is None:
-        helps.append(f"{config.media_name}.cache from `mmalign data cache` (VAE and text encoders)")
-    if config.train.mixed_precision == "no":
-        helps.append("train.mixed_precision=bf16 (half of the frozen weights and activations)")
-    listing = "\n  ".join(helps) or f"a smaller {_SIZES[config.media_name]}"
-    return f"out of memory on the device. Settings that help, largest first:\n  {listing}"
-
-
-def _smaller_dialogues(tokens: TokensConfig) -> list[str]:
-    """What shortens the rows of a language model, or the tiles of its logits."""
-    pixels = "" if tokens.max_pixels is None else f"={tokens.max_pixels // 2}"
-    frames = "num_frames" if tokens.num_frames is not None else "max_frames"
-    half = max((tokens.num_frames or tokens.max_frames) // 2, 1)
-    return [
-        f"a smaller tokens.max_pixels{pixels}, or tokens.{frames}={half} for videos (fewer visual tokens)",
-        "a smaller tokens.max_length or tokens.max_completion_length (long answers lose their end)",
-        "tokens.head_chunk=256 (positions whose logits exist together; the same result)",
-    ]

@@ -22,6 +22,7 @@ from mmalign.train.checkpoint import (
     set_aside_later,
 )
 from mmalign.train.metrics import Meter
+from mmalign.train.run_state import schedule_state
 
 if TYPE_CHECKING:
     from mmalign.train.loop import Loop
@@ -89,7 +90,7 @@ def roll_back(loop: "Loop") -> None:
         amended = {
             **checkpoint.state,
             "optimizer": described,
-            "schedule": loop.schedule_state(),
+            "schedule": schedule_state(loop.schedule),
             "guard": guard.state_dict(),
         }
         write_json(folder / STATE_FILE, amended)

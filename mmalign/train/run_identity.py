@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 
 from mmalign.errors import CheckpointError, explain
 from mmalign.files import fingerprint
-from mmalign.train.checkpoint import find_latest
+from mmalign.train.checkpoint import Checkpoint, find_latest
 from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
 from mmalign.train.loop import CHECKPOINTS
@@ -16,7 +16,7 @@ from mmalign.train.rollouts import is_online
 from mmalign.train.sections import NO_BITS, LikelihoodConfig
 from mmalign.train.token_sections import tokens_of
 
-__all__ = ["identity_of", "require_agreement", "start_of"]
+__all__ = ["identity_of", "require_agreement", "require_same_run", "start_of"]
 
 
 _ROUNDING = {"head_chunk", "packing", "share_vision"}
@@ -86,6 +86,25 @@ def identity_of(run: ResolvedRun, layout: Layout, kind: str, rows: int | str) ->
         "data": fingerprint(config.data.model_dump(mode="json", exclude=left_out)),
         "train": train,
     }
+
+
+def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to continue from a checkpoint of another run.
+
+    Raises:
+        CheckpointError: it belongs to another run; the message lists what differs.
+    """
+    saved = checkpoint.state["identity"]
+    different = [name for name, value in identity.items() if saved.get(name) != value]
+    if different:
+        listing = "; ".join(
+            f"{name}: checkpoint {saved.get(name)!r}, this run {identity[name]!r}" for name in different
+        )
+        message = (
+            f"train.resume: the checkpoint in {folder} was made by another run ({listing}). "
+            "Use another train.output, or undo the change; train.resume=none refuses to overwrite, too."
+        )
+        raise CheckpointError(message)
 
 
 def require_agreement(start_step: int, identity: Mapping[str, Any]) -> None:

@@ -25,7 +25,8 @@ from mmalign.likelihood import Elbo, StoredReference
 from mmalign.likelihood.reference import AdaptersOff
 from mmalign.likelihood.stored import ReferenceTable, precompute_errors
 from mmalign.train.config import ResolvedRun
-from mmalign.train.loader import make_loader, to_batch
+from mmalign.train.loader import make_loader
+from mmalign.train.micro_batch import to_batch
 from mmalign.train.model import PreferenceModel
 from mmalign.train.parts import draws_of
 from mmalign.train.sections import NO_BITS

@@ -21,7 +21,8 @@ from mmalign.likelihood.stored_tokens import CONTENT_KEY, StoredTokenReference, 
 from mmalign.likelihood.token_table import TokenTable
 from mmalign.likelihood.tokens import Tokens
 from mmalign.train.config import ResolvedRun
-from mmalign.train.loader import MicroBatch, make_loader, to_batch
+from mmalign.train.loader import make_loader
+from mmalign.train.micro_batch import MicroBatch, to_batch
 from mmalign.train.model import TrainedModel
 from mmalign.train.sections import NO_BITS
 from mmalign.train.stored import OnceThrough

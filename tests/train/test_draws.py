@@ -9,7 +9,7 @@ import torch
 from mmalign.errors import ConfigError
 from mmalign.likelihood import Draws
 from mmalign.train.config import load_run
-from mmalign.train.loader import to_batch
+from mmalign.train.micro_batch import to_batch
 from mmalign.train.plan import derived_values, layout_of
 from mmalign.train.rollout_memory import rows_with_gradient
 from mmalign.train.run import prepare

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.testing.accelerator import forget_accelerator
-from mmalign.train import loop as loop_module
+from mmalign.train import signals
 from mmalign.train.run import prepare, train
 
 
@@ -275,7 +275,7 @@ def test_a_second_signal_right_after_the_first_does_not_cost_the_checkpoint(make
 def test_a_late_second_interrupt_by_hand_ends_the_run_at_once_and_a_late_sigterm_does_not(
     make_run, monkeypatch, second: int
 ) -> None:
-    monkeypatch.setattr(loop_module, "_IMPATIENT_SECONDS", -1.0)
+    monkeypatch.setattr(signals, "_IMPATIENT_SECONDS", -1.0)
     loop, loader = prepare(make_run(train={"steps": 6}))
 
     def twice(step: int) -> None:

@@ -16,7 +16,7 @@ from mmalign.likelihood import Elbo, FlowSchedule, UniformTimesteps
 from mmalign.likelihood.reference import AdaptersOff, NoReference
 from mmalign.objectives import ObjectiveState
 from mmalign.testing.objective_examples import candidates_of
-from mmalign.train.loader import to_batch
+from mmalign.train.micro_batch import to_batch
 from mmalign.train.run import prepare
 from mmalign.train.split_backward import SplitBackward, cells_of
 from mmalign.train.step import StepOutput, StepParts, preference_step

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign.train.loader import to_batch
+from mmalign.train.micro_batch import to_batch
 from mmalign.train.run import prepare
 from mmalign.train.step import StepOutput, preference_step
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from mmalign.errors import ConfigError
 from mmalign.train.config import resolve, resolved_content
 from mmalign.train.loader import Layout
-from mmalign.train.loop import _out_of_memory
+from mmalign.train.memory_advice import out_of_memory
 from mmalign.train.run_identity import identity_of
 from mmalign.train.token_sections import TokenRunConfig, TokensConfig
 
@@ -201,7 +201,7 @@ def test_an_image_model_has_no_settings_of_tokens(make_run) -> None:
 
 
 def test_advice_for_too_little_memory_speaks_of_dialogues(content) -> None:
-    advice = _out_of_memory(resolve(content(tokens={"max_pixels": 7000})))
+    advice = out_of_memory(resolve(content(tokens={"max_pixels": 7000})))
     assert "tokens.max_pixels=3500, or tokens.max_frames=32" in advice
     assert "tokens.max_completion_length" in advice
     assert "image.cache" not in advice

@@ -11,7 +11,7 @@ from mmalign.data.segments import FrameGrid
 from mmalign.errors import ConfigError, TrainingError
 from mmalign.methods import video
 from mmalign.train.config import load_run
-from mmalign.train.loader import to_batch
+from mmalign.train.micro_batch import to_batch
 from mmalign.train.parts import data_of, load_model, make_likelihood, row_needs
 from mmalign.train.run import prepare
 from mmalign.train.step import preference_step

@@ -18,7 +18,7 @@ from mmalign.errors import ConfigError, ShapeError
 from mmalign.methods.row import View
 from mmalign.testing.vlm_dialogues import load_vlm, photo
 from mmalign.train.config import load_run
-from mmalign.train.loader import MicroBatch, to_batch
+from mmalign.train.micro_batch import MicroBatch, to_batch
 from mmalign.train.run import train
 from mmalign.vlm.close_to_far import close_to_far, compared, encode_chosen
 from mmalign.vlm.corruptions import corruption
