@@ -8,6 +8,7 @@ printed without a traceback and ends with exit code 2; `--debug` shows the trace
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -319,6 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after `mmalign` (default: those of the process).
     """
     options = _parse(build_parser(), sys.argv[1:] if arguments is None else arguments)
+    # diffusers loads bitsandbytes, which complains of a kernel for CPUs that nobody has asked for.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return options.handler(options) or 0
     except MmalignError as error:
