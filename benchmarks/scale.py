@@ -22,13 +22,15 @@ import torch
 import yaml
 
 from mmalign.files import atomic_write
-from mmalign.testing.processes import on_processes
+from mmalign.testing.processes import launch_variables, on_processes
+from mmalign.train.launch import LAUNCHES
+from mmalign.train.planning.communication import LINKS, Link, Passes, Sizes, traffic_of
 
-__all__ = ["LINKS", "Counts", "Link", "count_step", "extrapolated", "table", "times_gathered"]
+__all__ = ["Counts", "count_step", "extrapolated", "table", "times_gathered"]
 
 MARKERS = ("<!-- scale:begin -->", "<!-- scale:end -->")
-MODES = ("ddp", "fsdp2", "fsdp2_keep")
-STAGES = ("zero1", "zero2", "zero3")
+STAGES = tuple(name for name in LAUNCHES if name.startswith("zero"))
+MODES = tuple(name for name in LAUNCHES if name not in ("single", *STAGES))
 GPUS_PER_MACHINE = 8
 
 
@@ -220,19 +222,10 @@ def counted(known: Path | None = None) -> dict[Row, Counts]:
 
 
 def _one(folder: Path, model: str, adapter: str, mode: str, processes: int, micro_steps: int) -> Counts:
-    from mmalign.train.launch import launch_file
-
     config = _config(folder, model, adapter, micro_steps)
-    launch = yaml.safe_load(launch_file(mode).read_text(encoding="utf-8"))
-    settings = launch.get("fsdp_config", {})
-    variables = {key.upper(): str(value).lower() for key, value in settings.items()}
-    if stage := launch.get("deepspeed_config", {}).get("zero_stage"):
-        variables |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
-        variables |= {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "false"}
-    if settings:
-        variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     target = folder / "counts.json"
-    on_processes(processes, count_step, str(config), str(target), environment=variables, timeout=600.0)
+    settings = {"environment": launch_variables(mode), "timeout": 600.0}
+    on_processes(processes, count_step, str(config), str(target), **settings)
     return Counts(**json.loads(target.read_text()))
 
 
@@ -242,48 +235,6 @@ def times_gathered(counts: Counts, micro_steps: int = 1) -> float:
 
 
 # --- calculated ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Link:
-    """Speeds of a cluster; bytes per second in one direction, as printed on the box times 0.8.
-
-    Args:
-        name: of the kind of cluster.
-        inside: of one GPU to the others of its machine.
-        between: of one machine to the others.
-    """
-
-    name: str
-    inside: float
-    between: float
-
-
-LINKS = (
-    Link("NVLink 450 GB/s, 8 x 400 Gb/s per machine", 0.8 * 450e9, 0.8 * 8 * 50e9),
-    Link("PCIe 64 GB/s, 100 Gb/s per machine", 0.8 * 64e9, 0.8 * 12.5e9),
-)
-LATENCY = 50e-6
-"""Seconds added for every call: starting a collective over 64 GPUs."""
-
-
-def seconds(size: float, calls: int, link: Link, machines: int, *, ways: int = 1) -> float:
-    """Time of collectives that bring `size` bytes to every GPU, by the slower of both links.
-
-    A gather brings every machine what it lacks once, over all of its network cards together, and every GPU
-    what it lacks from the others of its machine; reductions the same the other way round.
-
-    Args:
-        size: bytes of the whole tensors.
-        calls: collectives.
-        link: speeds.
-        machines: of 8 GPUs each.
-        ways: 2 for an all-reduce, which is a reduction and a gather.
-    """
-    gpus = machines * GPUS_PER_MACHINE
-    inside = size * (gpus - 1) / gpus / link.inside
-    between = size * (machines - 1) / machines / link.between
-    return ways * max(inside, between) + calls * LATENCY
 
 
 @dataclass(frozen=True)
@@ -354,16 +305,15 @@ def extrapolated(
         link: speeds.
         machines: of 8 GPUs.
     """
-    gpus = machines * GPUS_PER_MACHINE
     trained = 4 * (shape.adapter if adapter == "lora" else shape.units + shape.root)
-    if mode == "ddp":
-        size, calls = trained, max(1, round(trained / 25e6))
-        return 2 * size * (gpus - 1) / gpus, seconds(size, calls, link, machines, ways=2)
-    extra = trained if adapter == "lora" else 0
-    weights = gathered * (2 * shape.units + extra) + 2 * shape.root
-    size = weights + trained
-    calls = round((gathered + 1) * shape.num_units) + 2
-    return size * (gpus - 1) / gpus, seconds(size, calls, link, machines)
+    sizes = Sizes(
+        units=2 * shape.units + (trained if adapter == "lora" else 0),
+        root=2 * shape.root,
+        trained=trained,
+        num_units=shape.num_units,
+    )
+    sent, gpus = traffic_of(sizes, mode, Passes(float(gathered))), machines * GPUS_PER_MACHINE
+    return sent.per_gpu(gpus), sent.seconds(link, gpus, per_machine=GPUS_PER_MACHINE)
 
 
 # --- the page -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmalign.train.config import ResolvedRun
     from mmalign.train.planning.devices import Device
     from mmalign.train.planning.fitting import Fit
+    from mmalign.train.planning.launches import Launch
     from mmalign.train.planning.run_plan import RunPlan
 
 __all__ = ["add_command", "fit_text", "main", "nested", "plan_text"]
@@ -41,9 +42,23 @@ def add_command(commands: Any, handler: Callable[..., Any]) -> None:  # argparse
         default=None,
         metavar="NAME",
         help="h100, h200, a100-80gb, a100-40gb, 4090, 3090, l40s, cpu (measured), or "
-        "NAME=memory:24GB,half:165,full:83,plain:83,bandwidth:1008 in TFLOP/s (full: TF32, plain: "
-        "float32 without) and GB/s (default: this machine's card if it is in the list, cpu for runs on the "
-        "CPU, else h100)",
+        "NAME=memory:24GB,half:165,full:83,plain:83,bandwidth:1008,link:32,network:12.5 in TFLOP/s (full: "
+        "TF32, plain: float32 without) and GB/s (link: to the other cards of a machine, network: of a "
+        "machine's network cards together; default: this machine's card if it is in the list, cpu for runs "
+        "on the CPU, else h100)",
+    )
+    parser.add_argument(
+        "--launch",
+        metavar="NAME",
+        help="how processes share the run, as `python -m mmalign.train.launch` names it: single, ddp, fsdp2, "
+        "fsdp2_keep, zero1, zero2 or zero3; memory is that of one process (default: ddp where there are "
+        "several)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="in all, one per device, 8 on a machine (default: those of this launch, else 1)",
     )
     parser.add_argument(
         "--fit",
@@ -66,6 +81,8 @@ def main(
     fit: str | None = None,
     allow_lora: bool = False,
     as_json: bool = False,
+    launch: str | None = None,
+    processes: int | None = None,
 ) -> int:
     """Plan a run, or fit it. Returns 1 when it is to fit and does not, else 0.
 
@@ -76,10 +93,13 @@ def main(
         fit: size of memory to fit; None: only the plan.
         allow_lora: see `fit_run`.
         as_json: print JSON.
+        launch: how processes share the run; None: see `launch_of`.
+        processes: how many.
 
     Raises:
-        ConfigError: the file, the size or the device cannot be used, or the config trains a reward.
-        UnknownNameError: no such device.
+        ConfigError: the file, the size, the device or the launch cannot be used, or the config trains a
+            reward.
+        UnknownNameError: no such device or launch.
     """
     from mmalign.cli.training import reward_bytes, trains_a_reward, trains_a_step_aware_model
 
@@ -94,16 +114,18 @@ def main(
     from mmalign.train.config import load_run
     from mmalign.train.planning.devices import parse_bytes
     from mmalign.train.planning.fitting import fit_run
+    from mmalign.train.planning.launches import launch_of
     from mmalign.train.planning.run_plan import plan_run
 
     def variant(changes: Sequence[str]) -> "ResolvedRun":
         return load_run(config_path, [*overrides, *changes])
 
+    shared = launch_of(launch, processes)
     run = variant([])
     limit = None if fit is None else parse_bytes(fit)
     planned = _device(device, run)
     scoring = reward_bytes(run)
-    plan = plan_run(run, planned, variant=variant, reward_bytes=scoring)
+    plan = plan_run(run, planned, variant=variant, reward_bytes=scoring, launch=shared)
     if limit is None:
         print(json.dumps(plan.as_dict(), indent=2) if as_json else plan_text(plan))
         return 0
@@ -115,6 +137,7 @@ def main(
         allow_lora=allow_lora,
         reward_bytes=scoring,
         on_step=lambda name: print(f"counting: {name}", file=sys.stderr),
+        launch=shared,
     )
     print(json.dumps(_fit_dict(plan, found), indent=2) if as_json else fit_text(found, planned))
     return 0 if found.fits else 1
@@ -179,7 +202,7 @@ def plan_text(plan: "RunPlan") -> str:
     times = [[name, _span(seconds), ""] for name, seconds in plan.time.parts.items()]
     times.append(["optimiser step", _span(plan.time.seconds), f"{plan.time.flops / 1e12:.3g} TFLOP"])
     lines = [
-        f"{method.name} on {plan.run.config.model.source}, planned for {device.name}",
+        f"{method.name} on {plan.run.config.model.source}, planned for {device.name}{_shared(plan.launch)}",
         f"trained: {plan.counted.trainables.count:,} of {total:,} weights",
         "",
         "memory, at its highest",
@@ -204,6 +227,10 @@ def plan_text(plan: "RunPlan") -> str:
         *[f"  {note}" for note in plan.notes],
     ]
     return "\n".join(lines)
+
+
+def _shared(launch: "Launch") -> str:
+    return "" if launch.processes == 1 else f": {launch.describe()}"
 
 
 def _verdict(plan: "RunPlan") -> str:
@@ -253,6 +280,10 @@ def fit_text(fit: "Fit", device: "Device") -> str:
     lines.append(f"{verdict} {_size(fit.after.total)}, {fit.time.pairs_per_second:.3g} prompts/s")
     if fit.overrides:
         lines += ["", nested(fit.overrides), "", f"# or: {' '.join(fit.overrides)}"]
+    if any(step.launch for step in fit.steps):
+        name, processes = fit.launch.name, fit.launch.processes
+        file = f'"$(python -m mmalign.train.launch {name})"'
+        lines += ["", f"# launch: accelerate launch --config_file {file} --num_processes {processes} ..."]
     if not fit.fits:
         rows = [[item.component, _size(item.num_bytes), item.note] for item in fit.after.items]
         lines += ["", "what is left", *_table(rows)]
@@ -271,6 +302,7 @@ def _fit_dict(plan: "RunPlan", fit: "Fit") -> dict[str, Any]:
         "pairs_per_second": fit.time.pairs_per_second,
         "steps": [step.as_dict() for step in fit.steps],
         "overrides": fit.overrides,
+        "launch": fit.launch.name,
         "refused": fit.refused,
         "plan": plan.as_dict(),
     }

@@ -21,6 +21,7 @@ from mmalign.train.plan import (
     memory_estimate,
     print_plan,
 )
+from mmalign.train.planning.launches import Launch
 from mmalign.train.rollout_memory import memory_of_rollouts, rows_with_gradient
 from mmalign.train.rollouts import is_online, require_fitting
 from mmalign.train.token_plan import plan_dialogues
@@ -67,6 +68,7 @@ def _memory(
         activation_bytes=activations.kept,
         reference_kind=kind,
         recomputed_bytes=activations.recomputed,
+        launch=Launch.here(),
     )
     if not online:
         return found
@@ -99,7 +101,12 @@ def describe(
     )
     console.print()
     print_plan(
-        plan.run, derived=plan.derived, trainables=plan.trainables, memory=plan.memory, console=console
+        plan.run,
+        derived=plan.derived,
+        trainables=plan.trainables,
+        memory=plan.memory,
+        console=console,
+        launch=Launch.here(),
     )
     for note in plan.notes:
         console.print(f"  {note}", highlight=False, markup=False)

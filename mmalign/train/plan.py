@@ -1,7 +1,6 @@
 """What a run would do and need, before it does it: `mmalign train CONFIG --dry-run`."""
 
-import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from mmalign.train.adapters import Trainables
 from mmalign.train.config import ResolvedRun
 from mmalign.train.loader import Layout
 from mmalign.train.planning.activations import Activations, count_activations, saved_activation_bytes
+from mmalign.train.planning.launches import SINGLE, Launch, Part
 
 __all__ = [
     "Activations",
@@ -59,10 +59,10 @@ class Plan:
     notes: list[str]
 
 
-def layout_of(run: ResolvedRun) -> Layout:
-    """Batches of a run on as many processes as were launched."""
+def layout_of(run: ResolvedRun, launch: Launch | None = None) -> Layout:
+    """Batches of a run on the processes of a launch; None: on as many as were launched here."""
     train = run.config.train
-    return Layout(train.batch_size, train.accumulation, int(os.environ.get("WORLD_SIZE", "1")))
+    return Layout(train.batch_size, train.accumulation, (launch or Launch.here()).processes)
 
 
 def derived_values(run: ResolvedRun, layout: Layout, num_elements: int | None) -> dict[str, str]:
@@ -135,8 +135,10 @@ def memory_estimate(
     reference_kind: str,
     frozen_bytes: int | None = None,
     recomputed_bytes: int = 0,
+    launch: Launch = SINGLE,
+    held_whole: Collection[Tensor] = (),
 ) -> list[MemoryItem]:
-    """Device memory per component; the sum is a lower bound of the peak (workspaces come on top).
+    """Memory of one device per component; the sum is a lower bound of the peak (workspaces come on top).
 
     Args:
         run: resolved.
@@ -146,32 +148,34 @@ def memory_estimate(
         reference_kind: as the run resolves it.
         frozen_bytes: of the frozen weights where they are held narrower than the network here; None: as here.
         recomputed_bytes: of the largest block that is recomputed.
+        launch: how processes share the run; the memory is that of the one with the largest parts.
+        held_whole: frozen weights that every process keeps whole where others are spread.
     """
     config = run.config
     parameters = list(trainables.network.parameters())
-    trained = _bytes(parameter for parameter in parameters if parameter.requires_grad)
-    frozen = _bytes(parameter for parameter in parameters if not parameter.requires_grad)
-    frozen = frozen if frozen_bytes is None else frozen_bytes
+    learnt = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = launch.num_bytes(learnt, "weights")
+    still = [parameter for parameter in parameters if not parameter.requires_grad]
+    frozen = _bytes(still) if frozen_bytes is None else frozen_bytes
+    if launch.spreads("weights") and config.model.quantization is None:
+        frozen += launch.num_bytes(still, "weights", whole=held_whole) - _bytes(still)
     per_weight = _PER_WEIGHT[config.train.optimizer or "adamw"]
     items = [
-        MemoryItem("network, frozen weights", frozen),
-        MemoryItem("network, trained weights (float32)", trained),
+        MemoryItem("network, frozen weights", frozen, _part_of(launch, "weights") if frozen else ""),
+        MemoryItem("network, trained weights (float32)", trained, _part_of(launch, "weights")),
     ]
-    items.append(MemoryItem("gradients", trained))
-    items.append(
-        MemoryItem(
-            f"optimiser state ({config.train.optimizer})",
-            optimizer_state_bytes(trainables, config.train.optimizer or "adamw"),
-            "sums of rows and columns; of 3 x 3 convolutions two thirds remain"
-            if config.train.optimizer == "adafactor"
-            else "",
-        )
-    )
+    if launch.is_zero:
+        copied = launch.num_bytes(learnt, "optimiser")
+        items.append(MemoryItem("copy of this process's part", copied, "DeepSpeed's, float32"))
+    gradients = launch.num_bytes(learnt, "gradients")
+    items.append(MemoryItem("gradients", gradients, _part_of(launch, "gradients")))
+    items.append(_optimizer_state(config.train.optimizer or "adamw", trainables, learnt, launch))
     if config.train.ema_decay is not None:
         items.append(MemoryItem("average of the weights", trained))
     if reference_kind in ("frozen", "ema", "synced"):
         is_copy = reference_kind == "frozen"
-        where = "on the CPU between uses" if config.reference.offload and is_copy else ""
+        waits = config.reference.offload and is_copy
+        where = "on the CPU between uses" if waits else _part_of(launch, "weights")
         size = frozen + trained if is_copy else trained
         items.append(MemoryItem(f"reference ({reference_kind})", size, where))
     if run.method.rollout == "one_step":
@@ -220,6 +224,22 @@ def _score_model_memory(
     return [*found, MemoryItem("score model", size * (8 + per_weight) // 4, note)]
 
 
+def _part_of(launch: Launch, part: Part) -> str:
+    """What is said of something that may be spread."""
+    return f"1 of {launch.processes} parts" if launch.spreads(part) else ""
+
+
+def _optimizer_state(
+    optimizer: str, trainables: Trainables, learnt: Sequence[Tensor], launch: Launch
+) -> MemoryItem:
+    size = optimizer_state_bytes(trainables, optimizer)
+    if launch.spreads("optimiser"):  # of AdamW alone, as large as the weights and once more
+        size = 2 * launch.num_bytes(learnt, "optimiser")
+    note = "sums of rows and columns; of 3 x 3 convolutions two thirds remain"
+    note = note if optimizer == "adafactor" else _part_of(launch, "optimiser")
+    return MemoryItem(f"optimiser state ({optimizer})", size, note)
+
+
 _FLOAT32_OVER = {"no": 1, "bf16": 2, "fp16": 2}  # bytes of a float32 weight over those of a frozen one
 
 
@@ -230,6 +250,7 @@ def print_plan(
     trainables: Trainables,
     memory: list[MemoryItem] | None,
     console: Console,
+    launch: Launch = SINGLE,
 ) -> None:
     """Print what was resolved, what differs from the row, what trains, and the memory it needs."""
     method = run.method
@@ -260,7 +281,9 @@ def print_plan(
     else:
         console.print("  nothing differs from the method's row")
     if memory is not None:
-        table = Table("component", "GiB", "note", title="device memory, lower bound", title_justify="left")
+        title = "device memory, lower bound"
+        title += f", of {launch.describe()}" if launch.processes > 1 else ""
+        table = Table("component", "GiB", "note", title=title, title_justify="left")
         for entry in memory:
             table.add_row(entry.component, f"{entry.num_bytes / GIB:.3f}", entry.note)
         table.add_row("sum", f"{sum(entry.num_bytes for entry in memory) / GIB:.3f}", "")

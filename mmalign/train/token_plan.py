@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign import objectives, registry
 from mmalign.batch import PreferenceRow
@@ -21,6 +21,7 @@ from mmalign.train.plan import (
     memory_estimate,
     saved_activation_bytes,
 )
+from mmalign.train.planning.launches import Launch
 from mmalign.train.rollouts import is_online
 from mmalign.train.steps import with_steps
 from mmalign.train.token_sections import AnswerRolloutConfig, tokens_of
@@ -58,6 +59,12 @@ class OutlinedRun:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16):
             states: torch.Tensor = network(self.batch.inputs)
         return states
+
+    def read_apart(self) -> list[Tensor]:
+        """Frozen towers and projectors: rows are encoded outside of the network's pass."""
+        part_of = self.outline.traits.part_of
+        named = self.outline.network.named_parameters()
+        return [value for name, value in named if not value.requires_grad and part_of(name) != "language"]
 
     def held(self) -> list[MemoryItem]:
         """What a pass holds besides activations."""
@@ -114,7 +121,7 @@ def plan_dialogues(run: ResolvedRun) -> Plan:
     Raises:
         ConfigError: as `outline_dialogues`.
     """
-    outlined = outline_dialogues(run)
+    launch, outlined = Launch.here(), outline_dialogues(run)
     run = outlined.run
     memory = memory_estimate(
         run,
@@ -123,6 +130,8 @@ def plan_dialogues(run: ResolvedRun) -> Plan:
         activation_bytes=saved_activation_bytes(outlined.trainables.network, outlined.forward),
         reference_kind=reference_kind(run),
         frozen_bytes=outlined.frozen_bytes,
+        launch=launch,
+        held_whole=outlined.read_apart(),
     )
     return Plan(
         run=run,

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from mmalign.train.planning.communication import LINKS
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -51,21 +53,13 @@ def test_units_are_gathered_as_often_as_is_left_when_the_root_is_taken_away(scal
     assert scale.times_gathered(scale.Counts(reduces=1, reduced=5)) == 0.0
 
 
-def test_times_are_those_of_the_slower_link(scale) -> None:
-    link = scale.Link("", inside=100.0, between=10.0)
-    assert scale.seconds(800.0, 0, link, 1) == pytest.approx(7.0)
-    assert scale.seconds(800.0, 0, link, 8) == pytest.approx(70.0)
-    assert scale.seconds(800.0, 0, link, 8, ways=2) == pytest.approx(140.0)
-    assert scale.seconds(0.0, 20, link, 8) == pytest.approx(20 * scale.LATENCY)
-
-
 def test_what_trains_is_sent_twice_by_ddp_and_what_is_frozen_never(scale) -> None:
     shape = scale.Shape("", units=1000, root=100, adapter=10, num_units=5)
-    lora, _ = scale.extrapolated(shape, "lora", "ddp", 0.0, scale.LINKS[0], 8)
+    lora, _ = scale.extrapolated(shape, "lora", "ddp", 0.0, LINKS[0], 8)
     assert lora == pytest.approx(2 * 40 * 63 / 64)
-    full, _ = scale.extrapolated(shape, "none", "ddp", 0.0, scale.LINKS[0], 8)
+    full, _ = scale.extrapolated(shape, "none", "ddp", 0.0, LINKS[0], 8)
     assert full == pytest.approx(2 * 4400 * 63 / 64)
-    sharded, _ = scale.extrapolated(shape, "none", "fsdp2", 3.0, scale.LINKS[0], 8)
+    sharded, _ = scale.extrapolated(shape, "none", "fsdp2", 3.0, LINKS[0], 8)
     assert sharded == pytest.approx((3 * 2000 + 200 + 4400) * 63 / 64)
 
 

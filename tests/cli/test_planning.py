@@ -58,6 +58,18 @@ def test_numbers_come_as_json_and_add_up(config: Path, capsys: pytest.CaptureFix
     assert found["rows"] is None
 
 
+def test_a_launch_is_planned_by_its_name(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(config), "--launch", "fsdp2", "--processes", "16", "--device"]
+    assert main([*words, "4090=network:25"]) == 0
+    text = capsys.readouterr().out
+    assert "planned for 4090: each of 16 processes on 2 machines, fsdp2" in text
+    assert "1 of 16 parts" in text
+    assert "communication" in text
+    assert "20 GB/s between machines reached" in text
+    assert main(["plan", str(config), "--launch", "fsdp", "--processes", "2"]) == 2
+    assert "unknown launch 'fsdp'" in capsys.readouterr().err
+
+
 def test_what_fits_is_printed_as_yaml_that_a_run_reads(
     config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from mmalign.sharded import fill_part, is_partitioned, local_part, place, whole,
 from mmalign.train.adapters import Trainables
 from mmalign.train.distributed.sharding import ENGINE
 from mmalign.train.distributed.shards import whole_values
+from mmalign.train.planning.launches import ZeroLimits
 
 __all__ = ["ZeroEngine", "gathers_itself", "make_engine", "zero_settings"]
 
@@ -115,11 +116,25 @@ def make_engine(
     # peft drops the adapter's name from the names of weights; which is which is told by their storage.
     names = {name: pointers[value.data_ptr()] for name, value in trainables.state().items()}
     engine = _start(
-        device, model=trainables.network, optimizer=optimizer, config=dict(settings), model_parameters=listed
+        device,
+        model=trainables.network,
+        optimizer=optimizer,
+        config=_with_fitting_bucket(settings, trainables.count),
+        model_parameters=listed,
     )
     made = ZeroEngine(engine, trainables, optimizer, listed, names)
     object.__setattr__(trainables.network, ENGINE, made)
     return made
+
+
+def _with_fitting_bucket(settings: Mapping[str, Any], num_trained: int) -> dict[str, Any]:
+    """The engine's configuration with a bucket no larger than the gradient.
+
+    DeepSpeed allocates it whole, however little trains: 2 GB by its own default.
+    """
+    zero = dict(settings["zero_optimization"])
+    zero["reduce_bucket_size"] = min(int(zero.get("reduce_bucket_size", ZeroLimits.bucket)), num_trained)
+    return {**settings, "zero_optimization": zero}
 
 
 class ZeroEngine:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from mmalign.errors import unknown_name
 
-__all__ = ["launch_file", "launch_files"]
+__all__ = ["LAUNCHES", "launch_file", "launch_files"]
+
+LAUNCHES = ("single", "ddp", "fsdp2", "fsdp2_keep", "zero1", "zero2", "zero3")
+"""Ways for processes to share a run; of each there is a file for accelerate on one machine."""
 
 
 def launch_files() -> dict[str, Path]:

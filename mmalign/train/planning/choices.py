@@ -11,6 +11,7 @@ from mmalign.train.plan import layout_of
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.counting import num_candidates
 from mmalign.train.planning.devices import Device
+from mmalign.train.planning.launches import SINGLE, Launch
 from mmalign.train.planning.timing import encoding_seconds, reference_seconds
 from mmalign.train.rollouts import is_online
 
@@ -26,7 +27,7 @@ class Choice:
         now: what the run does.
         pays: what is faster over the whole run, or needs less memory for the same time.
         override: the setting of the way that pays; "" where the run has it.
-        seconds_now: of the whole run, on one device; None where steps or rows are not known.
+        seconds_now: of the whole run, on every device; None where steps or rows are not known.
         seconds_other: the same, of the other way.
         disk: bytes that the stored way writes.
         why: in words.
@@ -50,7 +51,13 @@ Variant = Callable[[Sequence[str]], ResolvedRun]
 
 
 def choices_of(
-    run: ResolvedRun, counted: Counted, device: Device, *, num_rows: int | None, variant: Variant | None
+    run: ResolvedRun,
+    counted: Counted,
+    device: Device,
+    *,
+    num_rows: int | None,
+    variant: Variant | None,
+    launch: Launch = SINGLE,
 ) -> tuple[Choice, ...]:
     """What the run could do otherwise about its reference and its encoders.
 
@@ -60,10 +67,11 @@ def choices_of(
         device: the planned one.
         num_rows: of the data; None where they cannot be opened here.
         variant: makes the run with other settings; None: what is allowed is not looked at.
+        launch: whose processes share live scoring, live encoding and the storing of a reference.
     """
     found = [
-        _reference(run, counted, device, num_rows=num_rows, variant=variant),
-        _encoders(run, counted, device, num_rows=num_rows),
+        _reference(run, counted, device, num_rows=num_rows, variant=variant, launch=launch),
+        _encoders(run, counted, device, num_rows=num_rows, launch=launch),
     ]
     return tuple(choice for choice in found if choice is not None)
 
@@ -79,14 +87,20 @@ def refusal(variant: Variant | None, changes: Sequence[str]) -> str:
     return ""
 
 
-def _visits(run: ResolvedRun) -> int | None:
-    """Rows that the run looks at, repeated ones among them."""
+def _visits(run: ResolvedRun, launch: Launch) -> int | None:
+    """Rows that the run looks at on all devices, repeated ones among them."""
     steps = run.config.train.steps
-    return None if steps is None else steps * layout_of(run).effective_batch
+    return None if steps is None else steps * layout_of(run, launch).effective_batch
 
 
 def _reference(
-    run: ResolvedRun, counted: Counted, device: Device, *, num_rows: int | None, variant: Variant | None
+    run: ResolvedRun,
+    counted: Counted,
+    device: Device,
+    *,
+    num_rows: int | None,
+    variant: Variant | None,
+    launch: Launch,
 ) -> Choice | None:
     kind, settings = reference_kind(run), run.config.reference
     if kind not in ("adapters_off", "frozen", "stored") or is_online(run):
@@ -95,9 +109,9 @@ def _reference(
     if refused:
         return Choice("reference", kind, kind, "", None, None, None, f"stored is not for this run: {refused}")
     draws = 1 if counted.encoding is None else settings.draws_per_row
-    each, visits = reference_seconds(run, counted, device), _visits(run)
-    live = None if visits is None else visits * each
-    stored = None if num_rows is None else num_rows * draws * each
+    each, visits = reference_seconds(run, counted, device), _visits(run, launch)
+    live = None if visits is None else visits * each / launch.processes
+    stored = None if num_rows is None else num_rows * draws * each / launch.processes
     entries = draws * run.config.likelihood.draws
     disk = None if num_rows is None else num_rows * entries * (8 + 4 * num_candidates(run))
     now, other = (stored, live) if kind == "stored" else (live, stored)
@@ -118,13 +132,15 @@ def _reference(
     return Choice("reference", kind, pays, override, now, other, disk, why)
 
 
-def _encoders(run: ResolvedRun, counted: Counted, device: Device, *, num_rows: int | None) -> Choice | None:
+def _encoders(
+    run: ResolvedRun, counted: Counted, device: Device, *, num_rows: int | None, launch: Launch
+) -> Choice | None:
     encoding, media = counted.encoding, run.config.media
     if encoding is None or is_online(run):
         return None
-    each, visits = encoding_seconds(run, counted, device), _visits(run)
+    each, visits = encoding_seconds(run, counted, device), _visits(run, launch)
     size = 2 * (num_candidates(run) * encoding.numbers + encoding.text_numbers)
-    live = None if visits is None else visits * each
+    live = None if visits is None else visits * each / launch.processes
     cached = None if num_rows is None else num_rows * each
     disk = None if num_rows is None else num_rows * size
     is_cached = media.cache is not None

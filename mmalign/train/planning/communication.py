@@ -70,7 +70,7 @@ LINKS = (NVLINK_4, PCIE_5)
 
 
 def seconds(
-    size: float, calls: float, link: Link, processes: int, *, per_machine: int = 8, ways: int = 1
+    size: float, calls: int, link: Link, processes: int, *, per_machine: int = 8, ways: int = 1
 ) -> float:
     """Time of collectives that bring `size` bytes to every GPU, by the slower of both links.
 
@@ -104,11 +104,11 @@ class Sizes:
         num_layers: layers that have weights; stage 3 gathers them.
     """
 
-    units: float
-    root: float
-    trained: float
+    units: int
+    root: int
+    trained: int
     num_units: int
-    layers: float | None = None
+    layers: int | None = None
     num_layers: int = 0
 
 
@@ -123,7 +123,7 @@ class Passes:
     """
 
     gathered: float
-    reduced: float = 1
+    reduced: int = 1
     micro_steps: int = 1
 
 
@@ -138,7 +138,7 @@ class Traffic:
     """
 
     size: float
-    calls: float
+    calls: int
     ways: int = 1
 
     def per_gpu(self, processes: int) -> float:
@@ -158,7 +158,7 @@ def traffic_of(sizes: Sizes, launch: str, passes: Passes) -> Traffic:
         launch: one of `mmalign.train.launch.LAUNCHES`.
         passes: of the step.
     """
-    gradients = passes.reduced * sizes.trained
+    gradients = float(passes.reduced * sizes.trained)
     if launch == "single":
         return Traffic(0.0, 0)
     if launch == "ddp":
@@ -169,6 +169,7 @@ def traffic_of(sizes: Sizes, launch: str, passes: Passes) -> Traffic:
     gathered = passes.gathered * passes.micro_steps
     if launch == "zero3":
         whole = sizes.units + sizes.root if sizes.layers is None else sizes.layers
-        return Traffic(gathered * whole + gradients, gathered * sizes.num_layers + passes.reduced + 1)
+        calls = round(gathered * sizes.num_layers) + passes.reduced + 1
+        return Traffic(gathered * whole + gradients, calls)
     weights = gathered * sizes.units + passes.micro_steps * sizes.root
     return Traffic(weights + gradients, round((gathered + passes.reduced) * sizes.num_units) + 2)

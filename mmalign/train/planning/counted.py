@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.train.adapters import Trainables
 from mmalign.train.plan import MemoryItem
@@ -47,6 +47,7 @@ class Counted:
         frozen_bytes: of frozen weights where they are held narrower than they are counted.
         elements: of one sample's latents; None of language models.
         once: further operations of a micro-step: the vision tower.
+        held_whole: frozen weights that no launch cuts: they are read outside of the network's pass.
         notes: what was assumed.
     """
 
@@ -59,6 +60,7 @@ class Counted:
     frozen_bytes: int | None = None
     elements: int | None = None
     once: tuple[Kernel, ...] = ()
+    held_whole: tuple[Tensor, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     @property

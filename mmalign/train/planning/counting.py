@@ -107,6 +107,7 @@ def count_dialogues(run: ResolvedRun, *, device_type: str) -> Counted:
         more=[item for item in outlined.held() if item.num_bytes],
         frozen_bytes=outlined.frozen_bytes,
         once=_tower(outlined, narrow=narrow),
+        held_whole=tuple(outlined.read_apart()),
         notes=outlined.notes,
     )
 

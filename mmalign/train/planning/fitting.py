@@ -1,28 +1,26 @@
 """Settings with which a run fits a device: changes one after the other, cheapest first, none in vain.
 
-What costs nothing goes first (what is frozen is computed once), then what costs time and no bit of the
-result, then what changes numbers a little; LoRA in the place of the whole network changes what is trained and
-is taken only where it is allowed. In the end every change is tried without: what later ones have made
-needless goes.
+In the end every change that was taken is tried without: what later ones have made needless goes.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmalign.train.config import ResolvedRun
+from mmalign.train.distributed.modes import require_fitting
 from mmalign.train.parts import reference_kind
 from mmalign.train.planning.choices import refusal
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.counting import count
 from mmalign.train.planning.devices import Device
+from mmalign.train.planning.ladder import LADDER, LORA
+from mmalign.train.planning.launches import SINGLE, Launch
 from mmalign.train.planning.memory import Peak, peak_of
 from mmalign.train.planning.run_plan import Variant, device_for, device_type_of
 from mmalign.train.planning.timing import StepTime, step_time
 from mmalign.train.rollout_memory import rows_with_gradient
-from mmalign.train.rollouts import is_online
-from mmalign.train.token_sections import tokens_of
 
 __all__ = ["Fit", "Step", "fit_run"]
 
@@ -37,6 +35,7 @@ class Step:
         saved: bytes of the highest memory, against the settings before it.
         slower: seconds per pair after it over those before, less 1; negative is faster.
         remark: what it does to the result.
+        launch: that takes the place of the one before; "" where it stays.
     """
 
     name: str
@@ -44,6 +43,7 @@ class Step:
     saved: int
     slower: float
     remark: str
+    launch: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As written in JSON."""
@@ -53,6 +53,7 @@ class Step:
             "saved_bytes": self.saved,
             "slower": self.slower,
             "remark": self.remark,
+            "launch": self.launch,
         }
 
 
@@ -69,6 +70,7 @@ class Fit:
         after: with the changes.
         time: of an optimiser step with the changes.
         run: with the changes.
+        launch: with the changes.
         refused: changes that do not go with this run, and why.
     """
 
@@ -80,6 +82,7 @@ class Fit:
     after: Peak
     time: StepTime
     run: ResolvedRun
+    launch: Launch = SINGLE
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -89,118 +92,6 @@ class Fit:
         return list(last.values())
 
 
-@dataclass(frozen=True)
-class _Rung:
-    """A change that may be tried.
-
-    Args:
-        name: what it is.
-        overrides: for a run as it stands; () where it has it already, or has no use for it.
-        remark: what it does to the result.
-        repeats: whether it may be taken again.
-    """
-
-    name: str
-    overrides: Callable[[ResolvedRun], Sequence[str]]
-    remark: str = "same numbers"
-    repeats: bool = False
-
-
-def _cached(run: ResolvedRun) -> Sequence[str]:
-    wanted = tokens_of(run.config) is None and not is_online(run) and not run.config.media.cache
-    return [f"{run.config.media_name}.cache=cache"] if wanted else []
-
-
-def _without_copy(run: ResolvedRun) -> Sequence[str]:
-    if reference_kind(run) != "frozen" or is_online(run):
-        return []
-    return ["reference.kind=auto" if run.config.adapter.kind == "lora" else "reference.kind=stored"]
-
-
-def _offloaded_copy(run: ResolvedRun) -> Sequence[str]:
-    wanted = reference_kind(run) == "frozen" and not run.config.reference.offload
-    return ["reference.offload=true"] if wanted else []
-
-
-def _offloaded_encoders(run: ResolvedRun) -> Sequence[str]:
-    settings = run.config.model
-    wanted = tokens_of(run.config) is None and not run.config.media.cache and not settings.offload_encoders
-    return ["model.offload_encoders=true"] if wanted else []
-
-
-def _halved(run: ResolvedRun) -> Sequence[str]:
-    train = run.config.train
-    if train.batch_size == 1 or train.batch_size % 2:
-        return ["train.batch_size=1", f"train.accumulation={train.accumulation * train.batch_size}"] * (
-            train.batch_size > 1
-        )
-    return [f"train.batch_size={train.batch_size // 2}", f"train.accumulation={train.accumulation * 2}"]
-
-
-def _recomputed(run: ResolvedRun) -> Sequence[str]:
-    is_whole = run.config.model.gradient_checkpointing is True
-    return [] if is_whole else ["model.gradient_checkpointing=true"]
-
-
-def _recomputed_in_part(run: ResolvedRun) -> Sequence[str]:
-    return [] if run.config.model.gradient_checkpointing else ["model.gradient_checkpointing=selective"]
-
-
-def _split(run: ResolvedRun) -> Sequence[str]:
-    wanted = tokens_of(run.config) is None and not run.config.train.split_backward
-    return ["train.split_backward=true"] if wanted and rows_with_gradient(run) > 1 else []
-
-
-def _narrow(run: ResolvedRun) -> Sequence[str]:
-    return ["train.mixed_precision=bf16"] if run.config.train.mixed_precision == "no" else []
-
-
-def _eight_bits(run: ResolvedRun) -> Sequence[str]:
-    return ["train.optimizer=adamw_8bit"] if run.config.train.optimizer == "adamw" else []
-
-
-def _factored(run: ResolvedRun) -> Sequence[str]:
-    wanted = run.config.train.optimizer in ("adamw", "adamw_8bit")
-    return ["train.optimizer=adafactor"] if wanted and run.config.adapter.kind == "none" else []
-
-
-def _one_byte(run: ResolvedRun) -> Sequence[str]:
-    wanted = tokens_of(run.config) is None and run.config.adapter.kind == "lora"
-    return ["model.quantization=int8"] if wanted and run.config.model.quantization is None else []
-
-
-def _four_bits(run: ResolvedRun) -> Sequence[str]:
-    before = {None} if tokens_of(run.config) is not None else {None, "int8"}
-    wanted = run.config.adapter.kind == "lora" and run.config.model.quantization in before
-    return ["model.quantization=nf4"] if wanted else []
-
-
-def _lora(run: ResolvedRun) -> Sequence[str]:
-    return ["adapter.kind=lora", "reference.kind=auto"] if run.config.adapter.kind == "none" else []
-
-
-_LADDER: tuple[_Rung, ...] = (
-    _Rung("latents and texts from a cache", _cached, "same numbers; needs `mmalign data cache` first"),
-    _Rung(
-        "reference without a second copy of the weights",
-        _without_copy,
-        "same numbers; draws are a fixed bank",
-    ),
-    _Rung("encoders on the CPU between uses", _offloaded_encoders),
-    _Rung("half the micro-batch, twice the micro-steps", _halved, "same batch", repeats=True),
-    _Rung("recompute activations that cost no products", _recomputed_in_part),
-    _Rung("recompute activations", _recomputed),
-    _Rung("one candidate at a time in the backward pass", _split),
-    _Rung("reference copy on the CPU between uses", _offloaded_copy),
-    _Rung("half precision", _narrow, "changes rounding"),
-    _Rung("optimiser state in 8 bits", _eight_bits, "changes rounding of the state; needs bitsandbytes"),
-    _Rung("factored optimiser state", _factored, "another optimiser: no first moment"),
-    _Rung("frozen weights in 8 bits", _one_byte, "changes the base model's numbers by their rounding"),
-    _Rung("frozen weights in 4 bits", _four_bits, "changes the base model's numbers; needs bitsandbytes"),
-)
-_LAST = _Rung("LoRA in the place of the whole network", _lora, "another set of trained weights")
-
-
 class _Counter:
     """Counts runs, each setting once: what changes no shape is not counted again."""
 
@@ -208,7 +99,7 @@ class _Counter:
         self.device, self.reward_bytes = device, reward_bytes
         self._known: dict[str, Counted] = {}
 
-    def __call__(self, run: ResolvedRun) -> tuple[Peak, StepTime]:
+    def __call__(self, run: ResolvedRun, launch: Launch) -> tuple[Peak, StepTime]:
         config = run.config
         media = (
             getattr(config, config.media_name).model_dump(mode="json")
@@ -232,7 +123,46 @@ class _Counter:
             )
         counted = self._known[key]
         device = device_for(run, self.device)
-        return peak_of(run, counted, device), step_time(run, counted, device)
+        return peak_of(run, counted, device, launch), step_time(run, counted, device, launch)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What a run is tried with.
+
+    Args:
+        variant: makes the same run with further settings.
+        counter: of memory and time.
+        launch: that the run is started with.
+    """
+
+    variant: Variant
+    counter: _Counter
+    launch: Launch
+
+    def launched(self, steps: Sequence[Step]) -> Launch:
+        """The launch after these steps."""
+        names = [step.launch for step in steps if step.launch]
+        return replace(self.launch, name=names[-1]) if names else self.launch
+
+    def made(self, steps: Sequence[Step]) -> tuple[ResolvedRun, Launch]:
+        """The run with these steps.
+
+        Raises:
+            ConfigError: they do not go together, or not with their launch.
+        """
+        launch = self.launched(steps)
+        run = self.variant([word for step in steps for word in step.overrides])
+        require_fitting(run, launch.mode, reference_kind(run))
+        return run, launch
+
+    def refusal(self, steps: Sequence[Step]) -> str:
+        """Why these steps cannot be taken, in one line; "" where they can."""
+
+        def attempt(_: Sequence[str]) -> ResolvedRun:
+            return self.made(steps)[0]
+
+        return refusal(attempt, [])
 
 
 def fit_run(
@@ -244,6 +174,7 @@ def fit_run(
     allow_lora: bool = False,
     reward_bytes: int | None = None,
     on_step: Callable[[str], object] = lambda _: None,
+    launch: Launch = SINGLE,
 ) -> Fit:
     """Settings with which a run fits so many bytes of a device.
 
@@ -255,66 +186,77 @@ def fit_run(
         allow_lora: whether LoRA may take the place of training the whole network.
         reward_bytes: of what scores the run's samples, as in `plan_run`.
         on_step: told what is tried.
+        launch: how processes share the run; FSDP2 may take the place of DDP.
 
     Raises:
         ConfigError: the run as it stands cannot be counted.
     """
     asked, limit = limit, min(limit, device.memory or limit)
-    counter = _Counter(device, reward_bytes)
-    before, time = counter(run)
+    search = _Search(variant, _Counter(device, reward_bytes), launch)
+    before, time = search.counter(run, launch)
     steps: list[Step] = []
     refused: dict[str, str] = {}
     current, peak = run, before
-    for rung in (*_LADDER, *([_LAST] if allow_lora else [])):
+    for rung in (*LADDER, *([LORA] if allow_lora else [])):
         while peak.total > limit:
-            words = list(rung.overrides(current))
-            if not words:
+            words = tuple(rung.overrides(current))
+            moves = bool(rung.launch) and search.launched(steps).name == "ddp"
+            if not words and not moves:
                 break
-            taken = [*(word for step in steps for word in step.overrides), *words]
-            reason = refusal(variant, taken)
+            step = Step(rung.name, words, 0, 0.0, rung.remark, rung.launch)
+            reason = search.refusal([*steps, step])
             if reason:
                 refused[rung.name] = reason
                 break
             on_step(rung.name)
-            found = variant(taken)
-            after, slower = counter(found)
-            if after.total < peak.total:
-                cost = _per_pair(slower) / _per_pair(time) - 1
-                steps.append(Step(rung.name, tuple(words), peak.total - after.total, cost, rung.remark))
-                current, peak, time = found, after, slower
-            else:  # once more from here would be the same again
+            found, under = search.made([*steps, step])
+            after, slower = search.counter(found, under)
+            if after.total >= peak.total:  # once more from here would be the same again
                 break
+            steps.append(_measured(step, peak, after, time, slower))
+            current, peak, time = found, after, slower
             if not rung.repeats:
                 break
     if peak.total <= limit:
-        steps = _pruned(steps, run, counter, variant, limit)
-    current = variant([word for step in steps for word in step.overrides]) if steps else run
-    peak, time = counter(current)
-    return Fit(peak.total <= limit, limit, asked, tuple(steps), before, peak, time, current, refused)
+        steps = _pruned(steps, run, search, limit)
+    current, under = search.made(steps) if steps else (run, launch)
+    peak, time = search.counter(current, under)
+    return Fit(
+        fits=peak.total <= limit,
+        limit=limit,
+        asked=asked,
+        steps=tuple(steps),
+        before=before,
+        after=peak,
+        time=time,
+        run=current,
+        launch=under,
+        refused=refused,
+    )
+
+
+def _measured(step: Step, before: Peak, after: Peak, time: StepTime, slower: StepTime) -> Step:
+    cost = _per_pair(slower) / _per_pair(time) - 1
+    return replace(step, saved=before.total - after.total, slower=cost)
 
 
 def _per_pair(time: StepTime) -> float:
     return time.seconds / time.pairs
 
 
-def _pruned(
-    steps: list[Step], run: ResolvedRun, counter: _Counter, variant: Variant, limit: int
-) -> list[Step]:
+def _pruned(steps: list[Step], run: ResolvedRun, search: _Search, limit: int) -> list[Step]:
     """The steps without those that later ones have made needless, measured anew in their order."""
     kept = list(steps)
     for step in steps:
         if step.slower <= 0 or len(kept) == 1:  # what saves time stays
             continue
         rest = [other for other in kept if other is not step]
-        words = [word for other in rest for word in other.overrides]
-        if not refusal(variant, words) and counter(variant(words))[0].total <= limit:
+        if not search.refusal(rest) and search.counter(*search.made(rest))[0].total <= limit:
             kept = rest
     found: list[Step] = []
-    peak, time = counter(run)
+    peak, time = search.counter(run, search.launch)
     for step in kept:
-        current = variant([*(word for done in found for word in done.overrides), *step.overrides])
-        after, slower = counter(current)
-        cost = _per_pair(slower) / _per_pair(time) - 1
-        found.append(Step(step.name, step.overrides, peak.total - after.total, cost, step.remark))
+        after, slower = search.counter(*search.made([*found, step]))
+        found.append(_measured(step, peak, after, time, slower))
         peak, time = after, slower
     return found

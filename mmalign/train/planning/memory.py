@@ -13,10 +13,11 @@ from torch import nn
 
 from mmalign.train.config import ResolvedRun
 from mmalign.train.parts import reference_kind
-from mmalign.train.plan import CHECKPOINTING, MemoryItem, layout_of, memory_estimate
+from mmalign.train.plan import CHECKPOINTING, MemoryItem, memory_estimate
 from mmalign.train.planning.counted import Counted
-from mmalign.train.planning.counting import num_passes
 from mmalign.train.planning.devices import Device
+from mmalign.train.planning.launches import SINGLE, Launch
+from mmalign.train.planning.spreading import Spread, spread_of
 from mmalign.train.planning.timing import scores_reference
 from mmalign.train.rollouts import is_online
 
@@ -52,14 +53,15 @@ class Peak:
         return self.tensors + self.margin
 
 
-def peak_of(run: ResolvedRun, counted: Counted, device: Device) -> Peak:
-    """The highest memory of a run on a device."""
-    still = _still(run, counted)
+def peak_of(run: ResolvedRun, counted: Counted, device: Device, launch: Launch = SINGLE) -> Peak:
+    """The highest memory of a run on a device: that of the process with the largest parts."""
+    spread = spread_of(run, counted, launch, over_gloo=device.name == "cpu")
+    still = _still(run, counted, spread)
     moments = {
-        "encoding": _while_encoding(run, counted),
-        "reference": _while_comparing(run, counted),
-        "policy": _while_learning(run, counted),
-        "update": _while_updating(run, counted),
+        "encoding": _while_encoding(run, counted, spread),
+        "reference": _while_comparing(run, counted, spread),
+        "policy": _while_learning(run, counted, spread),
+        "update": _while_updating(run, counted, spread),
     }
     below = sum(item.num_bytes for item in still)
     stages: dict[Stage, int] = {}
@@ -92,21 +94,20 @@ _COPY = "reference (frozen)"
 _OF_THE_PASS = ("gradients", "activations", "largest recomputed block")
 
 
-def _still(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+def _still(run: ResolvedRun, counted: Counted, spread: Spread) -> list[MemoryItem]:
     """What is there at every moment: the estimate of a dry run without what belongs to the pass."""
-    found = [item for item in _estimate(run, counted) if not item.component.startswith(_OF_THE_PASS)]
+    estimate = _estimate(run, counted, spread.launch)
+    found = [item for item in estimate if not item.component.startswith(_OF_THE_PASS)]
     if _copy_waits(run):
         found = [
             MemoryItem(item.component, 0, item.note) if item.component == _COPY else item for item in found
         ]
     buffers = sum(value.numel() * value.element_size() for value in counted.trainables.network.buffers())
     found.append(MemoryItem("tables of the network", buffers))
-    if layout_of(run).world_size > 1:
-        found.append(MemoryItem("buckets of gradients for other devices", counted.trained_bytes))
-    return [*found, *counted.more]
+    return [*found, *spread.always(), *counted.more]
 
 
-def _estimate(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+def _estimate(run: ResolvedRun, counted: Counted, launch: Launch) -> list[MemoryItem]:
     """As a dry run has it, activations left open."""
     return memory_estimate(
         run,
@@ -115,6 +116,8 @@ def _estimate(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
         activation_bytes=0,
         reference_kind=reference_kind(run),
         frozen_bytes=counted.frozen_bytes,
+        launch=launch,
+        held_whole=counted.held_whole,
     )
 
 
@@ -123,16 +126,10 @@ def _copy_waits(run: ResolvedRun) -> bool:
     return run.config.reference.offload and reference_kind(run) == "frozen"
 
 
-def _gradients(run: ResolvedRun, counted: Counted) -> int:
-    """Bytes of gradients that earlier micro-steps and parts have left; none where there is one pass."""
-    several = run.config.train.accumulation > 1 or num_passes(run, counted) > 1
-    return counted.trained_bytes if several else 0
-
-
-def _while_encoding(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+def _while_encoding(run: ResolvedRun, counted: Counted, spread: Spread) -> list[MemoryItem]:
     """The VAE first, then all text encoders together; those that wait on the CPU come and leave."""
     encoding = counted.encoding
-    found = [_earlier_gradients(run, counted)]
+    found = [_earlier_gradients(run, counted, spread)]
     if encoding is not None and not run.config.media.cache:
         comes = {
             name: _size_of(module) if run.config.model.offload_encoders else 0
@@ -148,53 +145,69 @@ def _while_encoding(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
     return [item for item in found if item.num_bytes]
 
 
-def _while_comparing(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+def _while_comparing(run: ResolvedRun, counted: Counted, spread: Spread) -> list[MemoryItem]:
     """A live reference scores before the policy; a copy that waits on the CPU comes for it as a whole."""
     if not scores_reference(run):
         return []
     found = [
-        _earlier_gradients(run, counted),
+        _earlier_gradients(run, counted, spread),
         MemoryItem("temporaries of the reference", counted.reference.peak, f"{counted.rows} rows at a time"),
+        *spread.comparing(),
     ]
     if _copy_waits(run):
-        size = sum(item.num_bytes for item in _estimate(run, counted) if item.component == _COPY)
+        estimate = _estimate(run, counted, spread.launch)
+        size = sum(item.num_bytes for item in estimate if item.component == _COPY)
         found.append(MemoryItem("reference copy, while it works", size, "on the CPU between uses"))
     return [item for item in found if item.num_bytes]
 
 
-def _earlier_gradients(run: ResolvedRun, counted: Counted) -> MemoryItem:
-    gradients = counted.trained_bytes if run.config.train.accumulation > 1 else 0
-    return MemoryItem("gradients", gradients, "of earlier micro-steps")
+def _earlier_gradients(run: ResolvedRun, counted: Counted, spread: Spread) -> MemoryItem:
+    there = spread.gradients if run.config.train.accumulation > 1 else 0
+    return MemoryItem("gradients", round(there * counted.trained_bytes), "of earlier micro-steps")
 
 
 def _size_of(module: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in module.parameters())
 
 
-def _while_learning(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
-    """The pass itself; with gradients there already, its highest moment is another one."""
-    resident = _gradients(run, counted)
-    parts = counted.policy.beside_parts if resident else counted.policy.parts
-    gradients = resident or parts["gradients"]
+def _while_learning(run: ResolvedRun, counted: Counted, spread: Spread) -> list[MemoryItem]:
+    """The pass itself; with gradients there already, its highest moment is another one.
+
+    Of gradients that are spread a process keeps a share. The highest sum of the pass grows with that share,
+    and is convex in it (of every moment it is a straight line): between none and all of them it lies on the
+    straight line between both at most, which is what is taken.
+    """
+    share = spread.gradients
+    parts = {
+        kind: round(share * size + (1 - share) * counted.policy.beside_parts[kind])
+        for kind, size in counted.policy.parts.items()
+    }
+    if spread.accumulates:
+        parts = {**counted.policy.beside_parts, "gradients": round(share * counted.trained_bytes)}
+    if spread.gathers_narrow:
+        parts["casts"] = 0
     recomputes = run.config.model.gradient_checkpointing
     layout = f"{counted.rows} rows at a time"
     kept = "inputs of recomputed blocks among them" if recomputes else CHECKPOINTING[False]
     kept = "results of products in recomputed blocks among them" if recomputes == "selective" else kept
+    there = "" if spread.accumulates else "those that are there at the peak"
     items = [
-        MemoryItem("gradients", gradients, "" if resident else "those that are there at the peak"),
+        MemoryItem("gradients", parts["gradients"], there),
         MemoryItem("activations", parts["activations"], f"{layout}; {kept}"),
         MemoryItem("casts of trained weights", parts["casts"], "half precision, by autocast"),
         MemoryItem("temporaries", parts["working"], "of the operation and the block at work"),
+        *spread.learning(),
     ]
     return [item for item in items if item.num_bytes]
 
 
-def _while_updating(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
+def _while_updating(run: ResolvedRun, counted: Counted, spread: Spread) -> list[MemoryItem]:
     largest = max((value.numel() for value in counted.trainables.parameters.values()), default=0)
     copies = 4 * largest * _UPDATE_COPIES[run.config.train.optimizer or "adamw"]
     items = [
-        MemoryItem("gradients", counted.trained_bytes),
+        MemoryItem("gradients", round(spread.at_update * counted.trained_bytes)),
         MemoryItem("temporaries of the update", copies, "of the largest weight"),
+        *spread.updating(),
     ]
     return [item for item in items if item.num_bytes]
 

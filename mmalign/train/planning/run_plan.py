@@ -1,17 +1,20 @@
 """The plan of a run: its highest memory, its step, its disk and its choices, on one device."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mmalign.train.config import ResolvedRun
+from mmalign.train.distributed.modes import require_fitting
+from mmalign.train.parts import reference_kind
 from mmalign.train.plan import MemoryItem, layout_of
 from mmalign.train.planning.choices import Choice, choices_of
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.counting import count, num_candidates
 from mmalign.train.planning.devices import Device
+from mmalign.train.planning.launches import Launch
 from mmalign.train.planning.memory import Peak, peak_of
-from mmalign.train.planning.timing import StepTime, step_time
+from mmalign.train.planning.timing import COMMUNICATION, StepTime, step_time
 from mmalign.train.rollouts import is_online
 from mmalign.train.steps import with_steps
 from mmalign.train.token_plan import opened_rows
@@ -31,9 +34,10 @@ class RunPlan:
 
     Args:
         run: with the steps that follow from its data, where those are at hand.
-        device: the planned one.
+        device: the planned one; each process has one.
+        launch: how processes share the run.
         counted: on shapes.
-        peak: highest memory.
+        peak: highest memory, of the process with the largest parts.
         time: of an optimiser step.
         num_rows: of the data; None where they cannot be opened here.
         disk: bytes that are written besides checkpoints, or would be with the other choice.
@@ -43,6 +47,7 @@ class RunPlan:
 
     run: ResolvedRun
     device: Device
+    launch: Launch
     counted: Counted
     peak: Peak
     time: StepTime
@@ -74,7 +79,9 @@ class RunPlan:
                 "share_of_products": self.device.products,
                 "share_of_bandwidth": self.device.traffic,
                 "source": self.device.source,
+                "link": None if self.device.link is None else asdict(self.device.link),
             },
+            "launch": {"name": self.launch.name, "processes": self.launch.processes},
             "memory": {
                 "components": {item.component: item.num_bytes for item in self.peak.items},
                 "stage": self.peak.stage,
@@ -87,6 +94,7 @@ class RunPlan:
             "step": {
                 "seconds": self.time.seconds,
                 "parts": dict(self.time.parts),
+                "seconds_if_sending_is_hidden": self.time.hidden_seconds,
                 "flops": self.time.flops,
                 "pairs": self.time.pairs,
                 "pairs_per_second": self.time.pairs_per_second,
@@ -102,7 +110,12 @@ class RunPlan:
 
 
 def plan_run(
-    run: ResolvedRun, device: Device, *, variant: Variant | None = None, reward_bytes: int | None = None
+    run: ResolvedRun,
+    device: Device,
+    *,
+    variant: Variant | None = None,
+    reward_bytes: int | None = None,
+    launch: Launch | None = None,
 ) -> RunPlan:
     """The plan of a run on a device; no weights are read.
 
@@ -111,33 +124,70 @@ def plan_run(
         device: where it will run.
         variant: makes the same run with other settings, to see which are allowed; None: none is looked at.
         reward_bytes: of what scores the run's samples; None: none, or not known.
+        launch: how processes share the run; None: as they were launched here.
 
     Raises:
-        ConfigError: the model's settings cannot be read, or an adapter fits nothing.
+        ConfigError: the model's settings cannot be read, an adapter fits nothing, or the run cannot be
+            trained under this launch.
     """
+    launch = Launch.here() if launch is None else launch
+    require_fitting(run, launch.mode, reference_kind(run))
     rates = device
     device = device_for(run, rates)
     table, notes = opened_rows(run)
     num_rows = None if table is None else len(table)
     if num_rows is not None:
-        run = with_steps(run, num_rows=num_rows, effective_batch=layout_of(run).effective_batch)
+        run = with_steps(run, num_rows=num_rows, effective_batch=layout_of(run, launch).effective_batch)
     counted = count(run, device_type=device_type_of(device), reward_bytes=reward_bytes)
     if is_online(run):
         notes.append("time: sampling and rewards are not in it; the step trains on what is in the queue")
     if device is not rates:
         notes.append("time: train.allow_tf32=false: the rate in float32 is that without TF32")
-    notes.append("time: loading rows is not in it; nor is waiting for other devices")
+    if run.config.model.compile != "none":
+        notes.append(
+            f"model.compile={run.config.model.compile}: counted as without; what it saves in time and memory "
+            "is measured, not planned (docs/performance.md)"
+        )
+    time = step_time(run, counted, device, launch)
     return RunPlan(
         run=run,
         device=device,
+        launch=launch,
         counted=counted,
-        peak=peak_of(run, counted, device),
-        time=step_time(run, counted, device),
+        peak=peak_of(run, counted, device, launch),
+        time=time,
         num_rows=num_rows,
         disk=disk_of(run, counted, num_rows),
-        choices=choices_of(run, counted, device, num_rows=num_rows, variant=variant),
-        notes=list(dict.fromkeys([*counted.notes, *notes])),
+        choices=choices_of(run, counted, device, num_rows=num_rows, variant=variant, launch=launch),
+        notes=list(dict.fromkeys([*counted.notes, *notes, *_assumed(launch, device, time)])),
     )
+
+
+def _assumed(launch: Launch, device: Device, time: StepTime) -> list[str]:
+    """What is said of several processes."""
+    notes = ["time: loading rows is not in it; nor is waiting for other devices"]
+    if launch.processes == 1:
+        return notes
+    if device.link is None:
+        return [*notes, f"time: no link is known of {device.name}: what processes send is not in it"]
+    link = device.link
+    notes.append(
+        f"time: {COMMUNICATION} over {link.name} ({link.inside / 1e9:.4g} GB/s inside of a machine of "
+        f"{launch.per_machine}, {link.between / 1e9:.4g} GB/s between machines reached), as if nothing else "
+        f"went on meanwhile; a step takes {time.hidden_seconds:.3g} s where all of it is hidden"
+    )
+    if launch.is_zero:
+        zero = launch.zero
+        notes.append(
+            f"memory: DeepSpeed's own limits: a bucket of {zero.bucket:.3g} gradients at most"
+            + (
+                f", weights of up to {zero.small:,} numbers whole, {zero.prefetch:.3g} gathered ahead, kept "
+                f"for a use within {zero.reuse:.3g}; another file than ours may set others"
+                if launch.name == "zero3"
+                else "; another file than ours may set others"
+            )
+        )
+    return notes
 
 
 def device_for(run: ResolvedRun, device: Device) -> Device:
@@ -178,7 +228,7 @@ def disk_of(run: ResolvedRun, counted: Counted, num_rows: int | None) -> tuple[M
 
 
 def _state_items(run: ResolvedRun, counted: Counted) -> list[MemoryItem]:
-    peak = peak_of(run, replace(counted, more=()), _ANY)
+    peak = peak_of(run, replace(counted, more=()), _ANY)  # whole: all processes write their parts
     return [item for item in peak.items if item.component.startswith("optimiser state")]
 
 

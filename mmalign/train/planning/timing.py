@@ -9,15 +9,27 @@ from mmalign.train.plan import layout_of
 from mmalign.train.planning.counted import Counted
 from mmalign.train.planning.counting import num_candidates, num_passes
 from mmalign.train.planning.devices import Device, seconds_of
+from mmalign.train.planning.exchange import exchanged
+from mmalign.train.planning.launches import SINGLE, Launch
 from mmalign.train.planning.trace import Kernel
 
-__all__ = ["StepTime", "encoding_seconds", "reference_seconds", "scores_reference", "step_time"]
+__all__ = [
+    "COMMUNICATION",
+    "StepTime",
+    "encoding_seconds",
+    "reference_seconds",
+    "scores_reference",
+    "step_time",
+]
 
 _UPDATE_BYTES = {"adamw": 28.0, "adamw_8bit": 16.0, "adafactor": 64.0}
 """Bytes that an update reads and writes per trained weight: weight, gradient, state and temporaries."""
 
 _UPDATE_KERNELS = {"adamw": 0.05, "adamw_8bit": 2.0, "adafactor": 18.0}
 """Operations per trained tensor; adamw updates dozens of tensors in one."""
+
+COMMUNICATION = "communication"
+"""Part of a step's time, none of it behind computing."""
 
 _CLIP_BYTES = 12.0
 """Bytes per trained weight: a norm reads the gradient, a factor reads and writes it."""
@@ -29,7 +41,7 @@ class StepTime:
 
     Args:
         parts: of the whole step, accumulation included.
-        flops: of the whole step.
+        flops: of the whole step, on one device.
         pairs: prompts of the step on all devices.
     """
 
@@ -41,6 +53,12 @@ class StepTime:
     def seconds(self) -> float:
         """Of the step."""
         return sum(self.parts.values())
+
+    @property
+    def hidden_seconds(self) -> float:
+        """Of the step, were all that is sent hidden behind computing, or all computing behind it."""
+        sent = self.parts.get(COMMUNICATION, 0.0)
+        return max(self.seconds - sent, sent)
 
     @property
     def pairs_per_second(self) -> float:
@@ -65,8 +83,11 @@ def reference_seconds(run: ResolvedRun, counted: Counted, device: Device) -> flo
     return total / run.config.train.batch_size
 
 
-def step_time(run: ResolvedRun, counted: Counted, device: Device) -> StepTime:
-    """How long an optimiser step takes on a device; loading rows is not in it."""
+def step_time(run: ResolvedRun, counted: Counted, device: Device, launch: Launch = SINGLE) -> StepTime:
+    """How long an optimiser step takes on a device; loading rows is not in it.
+
+    What processes send each other is, where the device's link is known, as if nothing else went on meanwhile.
+    """
     train = run.config.train
     micro, passes = train.accumulation, num_passes(run, counted)
     prompts = micro * train.batch_size
@@ -94,8 +115,12 @@ def step_time(run: ResolvedRun, counted: Counted, device: Device) -> StepTime:
     parts["policy, forward"] = micro * (passes + once_more) * seconds_of(forward, device)
     parts["policy, backward"] = micro * passes * seconds_of(backward, device)
     flops += micro * (passes * counted.policy.flops + once_more * counted.policy.flops_of("forward"))
-    parts["update"] = seconds_of(_update_kernels(run, counted), device)
-    return StepTime(parts, flops, layout_of(run).effective_batch)
+    parts["update"] = seconds_of(_update_kernels(run, counted, launch), device)
+    if device.link is not None and launch.processes > 1:
+        again = _inversion_passes(run) if run.config.likelihood.kind == "inversion" else 0.0
+        sent = exchanged(run, counted, launch, references=scores_reference(run) + again)
+        parts[COMMUNICATION] = sent.seconds(device.link, launch.processes, per_machine=launch.per_machine)
+    return StepTime(parts, flops, layout_of(run, launch).effective_batch)
 
 
 def scores_reference(run: ResolvedRun) -> bool:
@@ -109,10 +134,11 @@ def _inversion_passes(run: ResolvedRun) -> float:
     return settings.num_steps / 2 * (2 if settings.method == "renoise" else 1) if settings.num_steps else 0.0
 
 
-def _update_kernels(run: ResolvedRun, counted: Counted) -> list[Kernel]:
-    """Clipping and the update, as operations of equal size."""
+def _update_kernels(run: ResolvedRun, counted: Counted, launch: Launch) -> list[Kernel]:
+    """Clipping and the update, as operations of equal size; of a part where the optimiser is spread."""
     optimizer = run.config.train.optimizer or "adamw"
     weights, tensors = counted.trainables.count, len(counted.trainables.parameters)
     number = max(1, round(tensors * _UPDATE_KERNELS[optimizer]))
+    weights = -(-weights // launch.processes) if launch.spreads("optimiser") else weights
     moved = round(weights * (_UPDATE_BYTES[optimizer] + _CLIP_BYTES) / number)
     return [Kernel(0, moved, half=False, moment="backward")] * number
