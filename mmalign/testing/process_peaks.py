@@ -89,6 +89,6 @@ def process_peaks(config: Path, launch: Launch, folder: Path) -> list[dict[str, 
             "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
         }
     on_processes(
-        launch.processes, write_peak, str(config), str(folder), environment=environment, timeout=300.0
+        launch.processes, write_peak, str(config), str(folder), environment=environment, timeout=900.0
     )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(launch.processes)]
