@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmalign.cli.loading import undisturbed
 from mmalign.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def main(
         from mmalign.rewards.training import run as rewards
 
         return rewards.main(config_path, overrides, dry_run=dry_run, resume=resume)
-    from mmalign.train import run as policies
+    with undisturbed():
+        from mmalign.train import run as policies
 
     return policies.main(
         config_path,

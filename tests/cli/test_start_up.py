@@ -66,6 +66,25 @@ def config_of(folder: Path, model: dict[str, str], **sections: dict[str, Any]) -
     }
 
 
+def test_libraries_are_loaded_without_collections_and_left_out_of_later_ones() -> None:
+    code = """
+import gc
+from mmalign.cli.loading import undisturbed
+done = []
+gc.callbacks.append(lambda phase, info: done.append(phase))
+with undisturbed():
+    held = [[number] for number in range(100_000)]
+    inside = len(done)
+print(inside, gc.isenabled(), gc.get_freeze_count() >= 100_000)
+gc.disable()
+with undisturbed():
+    pass
+print(gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True", "True", "False"]
+
+
 def test_the_loop_itself_loads_no_library_of_one_modality() -> None:
     code = "import json, sys, mmalign.train.run; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
