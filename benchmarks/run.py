@@ -56,7 +56,8 @@ class Profile:
         steps: per round.
         pairs: per step.
         memory: measure peaks, in processes of their own.
-        tax_rounds: of the race against the bare loop, at one pair per step; half as many at four.
+        tax_blocks: of one step of ours and one of the bare loop.
+        lora_rounds: of the race between forward passes of adapters.
         items: pictures of the scoring store.
         quick: the smallest sizes everywhere.
     """
@@ -65,14 +66,15 @@ class Profile:
     steps: int = 1
     pairs: int = 2
     memory: bool = True
-    tax_rounds: int = 15
+    tax_blocks: int = 41
+    lora_rounds: int = 15
     items: int = 10_000
     quick: bool = False
 
 
 PROFILES = {
     "cpu": Profile(),
-    "quick": Profile(rounds=1, memory=False, pairs=1, tax_rounds=1, items=200, quick=True),
+    "quick": Profile(rounds=1, memory=False, pairs=1, tax_blocks=1, lora_rounds=1, items=200, quick=True),
 }
 
 
@@ -127,26 +129,10 @@ def _vlm(folder: Path, profile: Profile) -> dict[str, Any]:
 
 def _tax(folder: Path, profile: Profile) -> dict[str, Any]:
     """Our step over the bare loop's, at one pair per step, where the host shows most, and at four."""
-    from contestants import TOLERANCE, bare, mmalign
-    from step_race import interleaved, ratio
-    from vlm_contestants import largest_difference
+    import framework_tax
 
-    result: dict[str, Any] = {}
-    for pairs in (1,) if profile.quick else (1, 4):
-        contestants = [make("sdxl", folder / "sdxl", pairs=pairs) for make in (mmalign, bare)]
-        difference = largest_difference(contestants, TOLERANCE)
-        rounds = max(1, round(profile.tax_rounds / pairs**0.5))  # longer steps vary less
-        times = interleaved(contestants, rounds=rounds, steps=2)
-        middle, low, high = ratio(times["mmalign"], times["bare"])
-        result[f"{pairs} pairs"] = {
-            "rounds": rounds,
-            "gradient_difference": difference,
-            "tax": middle - 1,
-            "tax_low": low - 1,
-            "tax_high": high - 1,
-            "tax_of_minima": min(times["mmalign"]) / min(times["bare"]) - 1,
-        }
-    return result
+    pairs = (1,) if profile.quick else (1, 4)
+    return framework_tax.measure(folder / "sdxl", pairs=pairs, blocks=profile.tax_blocks)
 
 
 def _lora(name: str) -> Callable[[Path, Profile], dict[str, Any]]:
@@ -155,7 +141,7 @@ def _lora(name: str) -> Callable[[Path, Profile], dict[str, Any]]:
 
         # Pictures of another size need a cache of their own.
         home = folder / f"lora_{name}"
-        return lora_step.measure(name, home, pairs=1, rounds=profile.tax_rounds, steps=2)
+        return lora_step.measure(name, home, pairs=1, rounds=profile.lora_rounds, steps=2)
 
     return measured
 

@@ -5,6 +5,8 @@ import json
 import logging
 import math
 import os
+import random
+import statistics
 import subprocess
 import sys
 import weakref
@@ -79,6 +81,27 @@ class TestContestants:
         assert counted["unoptimised"] > 1.05 * counted["mmalign"]
 
 
+class TestTax:
+    def test_its_interval_is_that_of_the_median_and_narrows_with_blocks(self):
+        from framework_tax import interval_of_median
+
+        draw = random.Random(8)
+        widths = []
+        for blocks in (11, 401):
+            ratios = [1.02 + draw.gauss(0.0, 0.1) for _ in range(blocks)]
+            low, high = interval_of_median(ratios)
+            assert low <= statistics.median(ratios) <= high
+            widths.append(high - low)
+        # Of a normal scatter s the median's standard error is 1.25 s / sqrt(n): 401 blocks span 0.025.
+        assert widths[1] == pytest.approx(2 * 1.96 * 1.2533 * 0.1 / 401**0.5, rel=0.35)
+        assert widths[1] < widths[0] / 3
+
+    def test_one_block_has_no_interval(self):
+        from framework_tax import interval_of_median
+
+        assert interval_of_median([1.03]) == (1.03, 1.03)
+
+
 class TestWaits:
     @pytest.mark.parametrize("cached", [False, True])
     def test_no_unlogged_step_of_an_image_model_waits_for_the_device(self, tiny, folder, cached):
@@ -89,6 +112,7 @@ class TestWaits:
         loop, loader = _prepared(config)
         micro = next(iter(loader))
         batches = loop._batches(itertools.repeat(micro))
+        loop.updater.skips_on_device = True  # as on a card: the CPU's own look waits for nothing
         loop._update(batches, is_record=False)
         with counted_syncs(host_tensors(micro)) as found:
             loop._update(batches, is_record=False)
@@ -109,6 +133,7 @@ class TestWaits:
         loop, loader = _prepared(settings(TINY["vlm"], home, name="waits", pairs=2, cached=False))
         micro = next(iter(loader))
         batches, places = loop._batches(itertools.repeat(micro)), set()
+        loop.updater.skips_on_device = True
         loop._update(batches, is_record=False)
         plain = host_syncs._Values.__torch_dispatch__
 
@@ -358,7 +383,13 @@ def test_the_page_is_made_of_the_records(tmp_path):
     }
     values = {
         "rounds": 3,
-        "1 pairs": {"tax": 0.0123, "tax_low": 0.01, "tax_high": 0.02, "tax_of_minima": 0.011},
+        "1 pairs": {
+            "tax": 0.0123,
+            "interval": [0.009, 0.014],
+            "tax_low": 0.01,
+            "tax_high": 0.02,
+            "tax_of_minima": 0.011,
+        },
     }
     results = tmp_path / "bench.jsonl"
     records.append(results, [records.record("tax.sdxl", values, profile="cpu", where=where)])
@@ -396,7 +427,7 @@ def test_the_page_is_made_of_the_records(tmp_path):
     ):
         assert line in on_gpu
     text = page.read_text()
-    assert "| 1 pairs | +1.2% | +1.0% to +2.0% | +1.1% |" in text
+    assert "| 1 pairs | +1.2% | +0.9% to +1.4% | +1.0% to +2.0% | +1.1% |" in text
     assert "| a CPU, 1 of 2 cores | `abc` | torch 9 |" in text
     assert "| host | 560 | 123 | 111 | 0.90 | 0.89 to 0.92 |" in text
 

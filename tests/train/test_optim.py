@@ -154,8 +154,31 @@ def test_a_step_without_a_valid_row_moves_nothing_and_is_not_called_dropped(para
     assert_same_state(state_of(optimizer), state)
 
 
-def test_fused_adamw_decides_on_the_device(parameters) -> None:
-    assert Updater(parameters, make_optimizer(parameters, config()), max_grad_norm=1.0).skips_on_device
+def test_fused_adamw_decides_on_the_device_and_looks_where_that_is_the_cpu(parameters) -> None:
+    there = [torch.nn.Parameter(torch.empty(3, device="meta"))]
+    for values, tells in ((there, True), (parameters, False)):
+        optimizer = make_optimizer(parameters, config())
+        assert Updater(values, optimizer, max_grad_norm=1.0).skips_on_device is tells
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_telling_fused_adamw_to_skip_is_leaving_it_alone(is_empty: bool) -> None:
+    """What a card does, on the CPU: weights and state are those of a look before the step."""
+    found = []
+    for tells in (False, True):
+        values = [torch.nn.Parameter(torch.linspace(-1.0, 1.0, number)) for number in (2, 3, 5)]
+        optimizer = make_optimizer(values, config())
+        updater = Updater(values, optimizer, max_grad_norm=1.0)
+        updater.skips_on_device = tells
+        for seed in range(3):
+            give_gradients(values, seed)
+            if seed == 1 and not is_empty:
+                values[0].grad = torch.full_like(values[0], torch.nan)
+            updater.apply(torch.tensor(1.0), is_empty=torch.tensor(is_empty and seed == 1))
+        found.append((values, state_of(optimizer)))
+    (looked, state), (told, told_state) = found
+    assert all(torch.equal(one, other) for one, other in zip(looked, told, strict=True))
+    assert_same_state(state, told_state)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
