@@ -3,6 +3,7 @@
     python benchmarks/gpu.py                 everything; a table, and records in benchmarks/results/gpu.jsonl
     python benchmarks/gpu.py --needs         which packages this machine lacks: they travel as wheels
     python benchmarks/gpu.py --dry           the same code on tiny configurations, on the CPU
+    python benchmarks/gpu.py --rehearse      the steps at true size on tensors without numbers: no GPU needed
 
 1. Attention: the kernels of torch's SDPA, and xformers' where it is installed, against float32 mathematics,
    forward and backward, on shapes of SDXL, Wan and LLaVA, with and without a mask.
@@ -524,6 +525,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dry", action="store_true", help="tiny configurations on the CPU")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="true sizes on a CUDA device that is not there; no timings"
+    )
     parser.add_argument("--needs", action="store_true", help="list packages that are missing here, and stop")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS), help="some of it")
     parser.add_argument("--minutes", type=float, default=7.5, help="begin nothing after (default: 7.5)")
@@ -535,8 +539,15 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         return []
     if [package for package in missing if package != "trl"]:
         sys.exit(f"gpu: this machine lacks {', '.join(missing)}: bring their wheels.")
+    if options.rehearse:
+        from gpu_rehearsal import rehearse
+
+        with tempfile.TemporaryDirectory() as folder:
+            if failed := rehearse(options.only, Path(folder)):
+                sys.exit(f"gpu: {', '.join(failed)} failed, see above.")
+        return []
     if not options.dry and not torch.cuda.is_available():
-        sys.exit("gpu: torch sees no CUDA device. --dry runs the same code on the CPU.")
+        sys.exit("gpu: torch sees no CUDA device. --dry and --rehearse run here.")
     device = torch.device("cpu" if options.dry else "cuda")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import ConfigError, explain
+from mmalign.likelihood.schedules import DeviceTable
 
 __all__ = ["LOG_FLOOR", "MelFrontEnd", "fitted", "log_amplitude", "peak_normalised", "prepared"]
 
@@ -54,13 +55,13 @@ def log_amplitude(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 @lru_cache(maxsize=8)
 def _filterbank(
     filter_length: int, num_mels: int, low: float, high: float, sampling_rate: int
-) -> Float[Tensor, "mel frequency"]:
+) -> DeviceTable:
     from transformers.audio_utils import mel_filter_bank
 
     bank = mel_filter_bank(
         filter_length // 2 + 1, num_mels, low, high, sampling_rate, norm="slaney", mel_scale="slaney"
     )
-    return torch.from_numpy(bank).T.to(torch.float32).contiguous()
+    return DeviceTable(torch.from_numpy(bank).T.to(torch.float32).contiguous())
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,10 @@ class MelFrontEnd:
     @property
     def filterbank(self) -> Float[Tensor, "mel frequency"]:
         """Weights of each frequency in each band: Slaney's scale and area normalisation, float32."""
+        return self._bank.values
+
+    @property
+    def _bank(self) -> DeviceTable:
         return _filterbank(self.filter_length, self.num_mels, self.low, self.high, self.sampling_rate)
 
     def magnitudes(self, samples: Float[Tensor, "row sample"]) -> Float[Tensor, "row frame frequency"]:
@@ -164,7 +169,7 @@ class MelFrontEnd:
             num_frames: frames to give; the official front end drops the last one of `1 + samples / hop`, and
                 fills up with zeros where there are fewer. Default all.
         """
-        bank = self.filterbank.to(samples)
+        bank = self._bank.on(samples.device, samples.dtype)
         mel = log_amplitude(self.magnitudes(samples) @ bank.T)
         if num_frames is None:
             return mel

@@ -29,7 +29,7 @@ from mmalign.diffusion.model import DiffusionModel
 from mmalign.errors import ConfigError, explain
 from mmalign.files import fingerprint
 from mmalign.likelihood.cosine_schedule import CosineSchedule
-from mmalign.likelihood.schedules import Schedule
+from mmalign.likelihood.schedules import DeviceTable, Schedule
 
 __all__ = ["FAMILY", "StableAudio"]
 
@@ -145,14 +145,19 @@ class StableAudio(TimedAudioModel):
         }
 
     def _positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rotary embedding of the frames and the one global token before them."""
+        """Rotary embedding (cosines, sines) of the frames and the one global token before them."""
+        cosine, sine = self._rotary
+        return cosine.on(device), sine.on(device)
+
+    @cached_property
+    def _rotary(self) -> tuple[DeviceTable, DeviceTable]:
         from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
         width = self.bare_network.config.attention_head_dim // 2
         cosine, sine = get_1d_rotary_pos_embed(
             width, self.latent_shape[-1] + 1, use_real=True, repeat_interleave_real=False
         )
-        return cosine.to(device), sine.to(device)
+        return DeviceTable(cosine), DeviceTable(sine)
 
     # --- sampling, saving -----------------------------------------------------------------------------------
 
