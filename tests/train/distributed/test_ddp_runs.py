@@ -68,13 +68,14 @@ def test_ddp_does_not_cut_the_graph_of_a_block() -> None:
 COMPILED = {
     "float32": ("sd15", "aot_eager", False, {}, 1e-4),
     "bf16": ("sd15", "aot_eager", "selective", {"mixed_precision": "bf16"}, 1e-4),
-    "kernels-bf16": ("llava", "inductor", True, {"mixed_precision": "bf16"}, 1e-2),
+    "kernels-bf16": ("llava", "inductor", True, {"mixed_precision": "bf16"}, 2e-2),
 }
 """Family, backend, recomputation, precision, largest difference of a loss.
 
 Traced blocks run the operations of others, of which some are taken apart: the last bits differ, and a logit
 is 500 times a difference of errors near 1. Kernels round to bfloat16 (8 bits) where they end, not after every
-operation; log-probabilities of a few tokens then differ by a hundredth, of which beta 0.1 leaves a tenth.
+operation: one part in 256 of log-probabilities that are summed over an answer, times a beta of 0.1. Measured
+were 0.006, while the loss fell by 0.22.
 """
 
 
@@ -96,4 +97,4 @@ def test_compiled_blocks_have_the_losses_of_others_on_two_processes(
             on_processes(2, train_compiled, str(config), backend, timeout=600.0)
     plain = losses(tmp_path / "plain")
     assert losses(tmp_path / "compiled") == pytest.approx(plain, abs=tolerance)
-    assert max(abs(loss - plain[0]) for loss in plain) > 10 * tolerance, "the run moves"
+    assert max(abs(loss - plain[0]) for loss in plain) > 5 * tolerance, "the run moves"
