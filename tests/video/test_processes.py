@@ -1,20 +1,16 @@
 """Two processes on one machine (gloo) train a model of video as one process with the same batch does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmalign.testing.processes import on_processes, train_config
 from mmalign.train.config import load_run
 from mmalign.train.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_fresh_accelerator")]
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -26,10 +22,7 @@ def test_two_processes_equal_one(write_run, tmp_path: Path, split: bool) -> None
     shared = {"steps": 3, "adam_epsilon": 1e-2, "split_backward": split}
     sections = {"method": "densedpo", "kind": "segments", "likelihood": {"stratified": True}}
     two = write_run("two", train={**shared, "batch_size": 2}, **sections)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "mmalign", "train", str(two)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    on_processes(2, train_config, str(two))
     one = train(load_run(write_run("one", train={**shared, "batch_size": 4}, **sections)))
     got, expected = weights_of(tmp_path / "two"), weights_of(one.folder)
     assert max(float(value.abs().max()) for name, value in expected.items() if "lora_B" in name) > 1e-6
