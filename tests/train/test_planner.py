@@ -19,13 +19,13 @@ from mmalign.train.parts import load_model
 from mmalign.train.plan import count_activations, optimizer_state_bytes
 from mmalign.train.planning import counting, fitting, language, outline
 from mmalign.train.planning.counting import count
+from mmalign.train.planning.curves import Curve
 from mmalign.train.planning.devices import DEVICES, Device, device_of, parse_bytes, seconds_of
 from mmalign.train.planning.fitting import fit_run
 from mmalign.train.planning.language import RELEASED, ReleasedLanguage, empty_language
 from mmalign.train.planning.measuring import allocated_peak
 from mmalign.train.planning.memory import Peak, peak_of
 from mmalign.train.planning.meta_source import MetaSource
-from mmalign.train.planning.processor import Curve
 from mmalign.train.planning.published import PIPELINES
 from mmalign.train.planning.run_plan import disk_of, plan_run
 from mmalign.train.planning.shapes_only import meta_copy
@@ -457,6 +457,51 @@ def test_work_that_was_measured_by_size_takes_what_its_kind_and_moment_took() ->
     assert seconds(100, 20) == pytest.approx(0.5 + 14.0)  # so few channels that bytes count
     assert seconds(0, 20) == pytest.approx(0.5 + 10.0)
     assert seconds(100, 1, "backward") == pytest.approx(100.0)  # never measured: by the rate
+
+
+def test_attention_takes_the_longer_of_its_products_and_its_scores_and_never_less_than_one_of_no_size() -> (
+    None
+):
+    curves = {
+        ("attention", "forward"): Curve((10.0,), (1.0,), least=0.25),
+        ("thin attention", "forward"): Curve((10.0,), (3.0,), least=0.25),
+    }
+    common: dict[str, Any] = {"kernel": 0.0, "host_forward": 0.5, "host_backward": 0.0, "overlaps": False}
+    device = Device("cpu", None, 1.0, 1.0, 1.0, curves=curves, **common)
+
+    def seconds(flops: int, scores: int) -> float:
+        return seconds_of(
+            [Kernel(flops, 7, half=False, moment="forward", kind="attention", scores=scores)], device
+        )
+
+    assert seconds(100, 20) == pytest.approx(0.5 + 0.25 + 10.0)  # wide heads
+    assert seconds(100, 50) == pytest.approx(0.5 + 0.25 + 15.0)  # thin ones
+    assert seconds(1, 1) == pytest.approx(0.5 + 0.25 + 0.3)
+
+
+def test_the_scores_of_an_attention_are_counted_forward_and_backward() -> None:
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.empty(2, 3, 7, 5, device="meta"))
+
+        def forward(self, query: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
+                query, self.value, self.value
+            )
+            return result
+
+    query = torch.empty(2, 3, 11, 5, device="meta")
+    kernels = trace_pass(Attention(), lambda network: network(query)).kernels
+    scores = [(kernel.moment, kernel.scores) for kernel in kernels if kernel.kind == "attention"]
+    assert scores == [("forward", 2 * 3 * 11 * 7), ("backward", 2 * 3 * 11 * 7)]
+
+
+def test_an_update_on_a_cpu_takes_operations_for_every_trained_tensor(make_run: Callable[..., Any]) -> None:
+    ahead = replace(A_CARD, overlaps=False, kernel=0.0, host_backward=1.0)
+    plan = plan_run(make_run(), ahead)
+    tensors = len(plan.counted.trainables.parameters)
+    assert plan.time.parts["update"] == pytest.approx(2.0 * tensors, rel=0.01)
 
 
 def test_devices_are_named_or_given_in_numbers() -> None:

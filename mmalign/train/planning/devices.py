@@ -4,12 +4,13 @@ Peak numbers are the makers'; what a step reaches of them is a factor of ours, s
 every plan. A CPU is measured here and now, by processor.py, for some seconds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from mmalign.errors import ConfigError, explain, unknown_name
 from mmalign.train.planning.communication import NVLINK_3, NVLINK_4, PCIE_4, Link, link_of
-from mmalign.train.planning.processor import THIN, Curve, measure_processor
+from mmalign.train.planning.curves import Curves, work_seconds
+from mmalign.train.planning.processor import measure_processor
 from mmalign.train.planning.trace import Kernel
 
 __all__ = ["DEVICES", "Device", "device_of", "measured_cpu", "parse_bytes", "seconds_of"]
@@ -62,7 +63,7 @@ class Device:
     traffic: float = TRAFFIC
     plain: float | None = None
     link: Link | None = None
-    curves: Mapping[tuple[str, str], Curve] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
     source: str = ""
 
     def without_tf32(self) -> "Device":
@@ -197,15 +198,11 @@ def seconds_of(kernels: Iterable[Kernel], device: Device) -> float:
 def _work_seconds(kernel: Kernel, device: Device) -> float:
     """Of one operation: its products, or the bytes that they wait for."""
     moving = kernel.moved / (device.bandwidth * device.traffic)
-    curve = device.curves.get(("elementwise" if kernel.flops == 0 else kernel.kind, kernel.moment))
-    if curve is None:
+    spent = work_seconds(kernel, device.curves)
+    if spent is None:
         rate = (device.half if kernel.half else device.full) * device.products
         return max(kernel.flops / rate, moving)
-    if kernel.flops == 0:
-        return curve.at(float(kernel.moved))
-    thin = device.curves.get((THIN + kernel.kind, kernel.moment))
-    spent = max(curve.at(float(kernel.flops)), 0.0 if thin is None else thin.at(float(kernel.moved)))
-    return spent * (device.full / device.half if kernel.half else 1.0)
+    return spent * (device.full / device.half if kernel.half and kernel.flops else 1.0)
 
 
 def measured_cpu() -> Device:

@@ -4,65 +4,37 @@ A rate per kind is not enough on a processor: small products and convolutions re
 large ones, convolutions over three axes a fraction of that, and elementwise work depends on whether it fits
 into a cache. So each kind is measured at several sizes, forward and backward, on more buffers than the caches
 hold, as in a step whose weights and activations go by once. Convolutions over three axes are measured with
-many channels, where arithmetic counts, and with few, where bytes do; the slower of the two is what one takes.
-What an operation costs however small it is, is the host's part and measured apart.
+many channels, where arithmetic counts, and with few, where bytes do; attention with wide heads, and with thin
+ones over tokens that fill no block, where exponentials of scores count. The slower of the two is what one
+takes. What an operation costs however small it is, is the host's part and measured apart, by host.py; what a
+convolution or an attention costs beyond that, here.
 """
 
-import bisect
+import copy
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmalign.train.planning.curves import THIN, Curve, Curves
+from mmalign.train.planning.host import host_times, usual_seconds
 from mmalign.train.planning.shapes_only import meta_copy
 from mmalign.train.planning.trace import MOMENTS, Moment, trace_pass
 
-__all__ = ["THIN", "Curve", "Processor", "measure_processor"]
-
-THIN = "thin "
-"""Before a kind: of few channels, measured by bytes."""
+__all__ = ["Processor", "measure_processor"]
 
 _COLD = 48 * 2**20
-"""Bytes that measured operations go through in turn, so that small caches do not hold them."""
-
-_ROUNDS, _SPENT = 3, 0.03
-"""Least rounds, and seconds in them, of a measurement."""
+"""Bytes of inputs and weights that measured operations go through in turn: small caches do not hold them."""
 
 _SWEEP = 0.01
 """Seconds of a round over all buffers, about."""
 
 _BUFFERS = 24
-"""Most buffers of one operation: very small ones stay in a cache in a step, too."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Seconds of work over its size, along straight lines between logarithms.
-
-    Args:
-        sizes: ascending: products in FLOP; elementwise work, and what is thin, in bytes.
-        seconds: of each, without what an operation of no size takes.
-    """
-
-    sizes: Sequence[float]
-    seconds: Sequence[float]
-
-    def at(self, size: float) -> float:
-        """Seconds of an operation; beyond the ends at the rate of the end."""
-        if size <= self.sizes[0] or len(self.sizes) == 1:
-            return self.seconds[0] * size / self.sizes[0]
-        if size >= self.sizes[-1]:
-            return self.seconds[-1] * size / self.sizes[-1]
-        after = bisect.bisect_left(self.sizes, size)
-        low, high = self.sizes[after - 1], self.sizes[after]
-        part = math.log(size / low) / math.log(high / low)
-        return float(self.seconds[after - 1] ** (1 - part) * self.seconds[after] ** part)
+"""Most inputs, and weights, of one operation: very small ones stay in a cache in a step, too."""
 
 
 class Processor(NamedTuple):
@@ -77,7 +49,7 @@ class Processor(NamedTuple):
         source: in words.
     """
 
-    curves: Mapping[tuple[str, str], Curve]
+    curves: Curves
     half: float
     bandwidth: float
     forward: float
@@ -120,6 +92,11 @@ def _attentions() -> Iterator[_Subject]:
         yield _Subject((2, 4, tokens, 32), _Attention())
 
 
+def _thin_attentions() -> Iterator[_Subject]:
+    for tokens in (1, 17, 77, 307):
+        yield _Subject((2, 4, tokens, 16), _Attention())
+
+
 def _elementwise() -> Iterator[_Subject]:
     for side in (1, 4, 16, 32, 64, 128):
         yield _Subject((2, 64, side, side), _Pointwise())
@@ -146,41 +123,31 @@ _KINDS: Mapping[str, Callable[[], Iterator[_Subject]]] = {
     "volume": _volumes,
     "thin volume": _thin_volumes,
     "attention": _attentions,
+    "thin attention": _thin_attentions,
     "elementwise": _elementwise,
 }
-
-
-def _least(run: Callable[[], object]) -> float:
-    """Least seconds of some rounds that the process was at work, over as many threads as it uses.
-
-    Short work gets more rounds: it is what others on the machine disturb most.
-    """
-    run()
-    found: list[float] = []
-    while len(found) < _ROUNDS or sum(found) < _SPENT:
-        start = time.process_time()
-        run()
-        found.append(time.process_time() - start)
-    return min(found) / torch.get_num_threads()
 
 
 def _times(subject: _Subject) -> dict[Moment, float]:
     """Seconds of one call, and of the backward pass to its inputs: frozen weights have no gradients."""
     first = torch.randn(subject.shape).requires_grad_()
-    once = _least(lambda: subject.call(first))
-    number = max(1, min(_BUFFERS, _COLD // (4 * math.prod(subject.shape)), int(_SWEEP / once)))
-    buffers = [torch.randn(subject.shape).requires_grad_() for _ in range(number)]
+    once = usual_seconds(lambda: subject.call(first))
+    numbers = math.prod(subject.shape) + sum(weight.numel() for weight in subject.call.parameters())
+    number = max(1, min(_BUFFERS, _COLD // (4 * numbers), int(_SWEEP / once)))
+    turns = [
+        (torch.randn(subject.shape).requires_grad_(), copy.deepcopy(subject.call)) for _ in range(number)
+    ]
 
     def forward() -> None:
-        for value in buffers:
-            subject.call(value)
+        for value, call in turns:
+            call(value)
 
     def both() -> None:
-        for value in buffers:
-            result = subject.call(value)
+        for value, call in turns:
+            result = call(value)
             torch.autograd.grad(result, value, result.detach())
 
-    one, two = _least(forward) / number, _least(both) / number
+    one, two = usual_seconds(forward) / number, usual_seconds(both) / number
     return {"forward": one, "backward": max(two - one, 0.0)}
 
 
@@ -192,6 +159,8 @@ def _sizes(kind: str, subject: _Subject) -> dict[Moment, tuple[float, int]]:
     for moment in MOMENTS:
         if kind == "elementwise":
             sizes = [kernel.moved for kernel in counted if kernel.moment == moment]
+        elif kind == THIN + "attention":
+            sizes = [kernel.scores for kernel in counted if kernel.moment == moment and kernel.scores]
         elif kind.startswith(THIN):
             sizes = [kernel.moved for kernel in counted if kernel.moment == moment and kernel.flops]
         else:
@@ -203,6 +172,7 @@ def _sizes(kind: str, subject: _Subject) -> dict[Moment, tuple[float, int]]:
 def _curves() -> dict[tuple[str, str], Curve]:
     """Of every kind and moment."""
     curves: dict[tuple[str, str], Curve] = {}
+    plain: dict[Moment, float] = {}  # seconds of a product of no size, which any operation takes
     for kind, subjects in _KINDS.items():
         points: dict[Moment, list[tuple[float, float]]] = {moment: [] for moment in MOMENTS}
         floor: dict[Moment, float] | None = None
@@ -210,14 +180,16 @@ def _curves() -> dict[tuple[str, str], Curve]:
             subject.call.requires_grad_(False)
             spent = _times(subject)
             if floor is None:
-                floor = spent
+                floor, plain = spent, plain or spent
                 continue
             for moment, (size, number) in _sizes(kind, subject).items():
                 net = max(spent[moment] - floor[moment], 0.05 * spent[moment])
                 points[moment].append((size / number, net / number))
         for moment, found in points.items():
             found.sort()
-            curves[kind, moment] = Curve(*zip(*found, strict=True))
+            least = 0.0 if kind == "elementwise" or floor is None else max(floor[moment] - plain[moment], 0.0)
+            sizes, seconds = zip(*found, strict=True)
+            curves[kind, moment] = Curve(sizes, seconds, least)
     return curves
 
 
@@ -231,7 +203,7 @@ def _measured(threads: int) -> Processor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         curves = _curves()
-        forward, backward = _host_times()
+        forward, backward = host_times(curves)
         half = _half()
     largest = curves["elementwise", "forward"]
     return Processor(
@@ -244,59 +216,8 @@ def _measured(threads: int) -> Processor:
     )
 
 
-class _Adapted(nn.Module):
-    """A linear layer with its adapter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.base, self.down, self.up = (
-            nn.Linear(8, 8),
-            nn.Linear(8, 2, bias=False),
-            nn.Linear(2, 8, bias=False),
-        )
-        self.base.requires_grad_(False)
-
-    def forward(self, value: Tensor) -> Tensor:
-        result: Tensor = self.base(value) + self.up(self.down(value)) * 0.5
-        return result
-
-
-class _Block(nn.Module):
-    """A block as networks have them, at no size: a convolution, attention with adapters, an activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.act = nn.GroupNorm(2, 8), nn.SiLU()
-        self.convolution = nn.Conv2d(8, 8, 3, padding=1)
-        self.query, self.key, self.value, self.out = (_Adapted() for _ in range(4))
-        self.norm.requires_grad_(False)
-        self.convolution.requires_grad_(False)
-
-    def forward(self, value: Tensor) -> Tensor:
-        hidden = self.convolution(self.act(self.norm(value)))
-        rows = hidden.flatten(2).transpose(1, 2)
-        heads = [
-            layer(rows).unflatten(2, (2, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        ]
-        mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        result: Tensor = value + self.out(mixed).transpose(1, 2).unflatten(2, value.shape[2:])
-        return result
-
-
 def _half() -> float:
     """Seconds of a product of bfloat16 over those of float32."""
     left, right = torch.randn(768, 768), torch.randn(768, 768)
     narrow = (left.bfloat16(), right.bfloat16())
-    return _least(lambda: narrow[0] @ narrow[1]) / _least(lambda: left @ right)
-
-
-def _host_times() -> tuple[float, float]:
-    """Seconds of an operation of a network so small that nothing but operations takes time.
-
-    Views are no operations of a plan, and Python is none of torch; both are in these seconds, as in a model.
-    """
-    network, value = nn.Sequential(*(_Block() for _ in range(60))), torch.ones(1, 8, 2, 2)
-    counted = trace_pass(meta_copy(network), lambda called: called(value.to("meta")))
-    forward = _least(lambda: network(value))
-    both = _least(lambda: network(value).square().sum().backward())
-    return forward / counted.count_of("forward"), max(both - forward, 0.0) / counted.count_of("backward")
+    return usual_seconds(lambda: narrow[0] @ narrow[1]) / usual_seconds(lambda: left @ right)

@@ -28,6 +28,9 @@ _UPDATE_BYTES = {"adamw": 28.0, "adamw_8bit": 16.0, "adafactor": 64.0}
 _UPDATE_KERNELS = {"adamw": 0.05, "adamw_8bit": 2.0, "adafactor": 18.0}
 """Operations per trained tensor; adamw updates dozens of tensors in one."""
 
+_ONE_BY_ONE = 2.0
+"""Least operations per trained tensor on a CPU, whose kernels take one each: clipping, update."""
+
 COMMUNICATION = "communication"
 """Part of a step's time, none of it behind computing."""
 
@@ -115,7 +118,7 @@ def step_time(run: ResolvedRun, counted: Counted, device: Device, launch: Launch
     parts["policy, forward"] = micro * (passes + once_more) * seconds_of(forward, device)
     parts["policy, backward"] = micro * passes * seconds_of(backward, device)
     flops += micro * (passes * counted.policy.flops + once_more * counted.policy.flops_of("forward"))
-    parts["update"] = seconds_of(_update_kernels(run, counted, launch), device)
+    parts["update"] = seconds_of(_update_kernels(run, counted, launch, device), device)
     if device.link is not None and launch.processes > 1:
         again = _inversion_passes(run) if run.config.likelihood.kind == "inversion" else 0.0
         sent = exchanged(run, counted, launch, references=scores_reference(run) + again)
@@ -134,11 +137,12 @@ def _inversion_passes(run: ResolvedRun) -> float:
     return settings.num_steps / 2 * (2 if settings.method == "renoise" else 1) if settings.num_steps else 0.0
 
 
-def _update_kernels(run: ResolvedRun, counted: Counted, launch: Launch) -> list[Kernel]:
+def _update_kernels(run: ResolvedRun, counted: Counted, launch: Launch, device: Device) -> list[Kernel]:
     """Clipping and the update, as operations of equal size; of a part where the optimiser is spread."""
     optimizer = run.config.train.optimizer or "adamw"
     weights, tensors = counted.trainables.count, len(counted.trainables.parameters)
-    number = max(1, round(tensors * _UPDATE_KERNELS[optimizer]))
+    each = max(_UPDATE_KERNELS[optimizer], 0.0 if device.overlaps else _ONE_BY_ONE)
+    number = max(1, round(tensors * each))
     weights = -(-weights // launch.processes) if launch.spreads("optimiser") else weights
     moved = round(weights * (_UPDATE_BYTES[optimizer] + _CLIP_BYTES) / number)
     return [Kernel(0, moved, half=False, moment="backward")] * number

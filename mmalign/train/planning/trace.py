@@ -42,6 +42,7 @@ class Kernel(NamedTuple):
         half: whether its products are of 16-bit numbers.
         moment: of the pass.
         kind: of its work; a volume is a convolution over three axes. Without products it is elementwise.
+        scores: of an attention, each of them an exponential; else 0.
     """
 
     flops: int
@@ -49,6 +50,7 @@ class Kernel(NamedTuple):
     half: bool
     moment: Moment
     kind: Work = "product"
+    scores: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,12 @@ class Trace(TorchDispatchMode):
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, *, is_backward: bool) -> None:
         """Note a fused attention: two products of all queries with all keys."""
-        rows = query[..., 0].numel()
-        products = 2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        scores = query[..., 0].numel() * key.shape[-2]
+        products = 2 * scores * (query.shape[-1] + value.shape[-1])
         flops = int(products * ATTENTION_BACKWARD) if is_backward else products
         moved = sum(map(_bytes, (query, key, value, query))) * (2 if is_backward else 1)
-        self.kernels.append(Kernel(flops, moved, query.dtype in _HALF, self.moment, "attention"))
+        half = query.dtype in _HALF
+        self.kernels.append(Kernel(flops, moved, half, self.moment, "attention", scores))
 
     def mark(self, tensor: Tensor, kind: Kind) -> Tensor:
         """Say what a tensor is; the first word counts."""
