@@ -4,7 +4,8 @@
         rehearsal = rehearse(run, device)
 
 The run is prepared, makes updates, records and saves with the code that trains; its model is loaded from its
-folder, its rows are read and encoded. Numbers are zeros: losses and gradients mean nothing.
+folder, its rows are read and encoded. Numbers are zeros: losses and gradients mean nothing. Rehearse in a
+process of its own: transformers loads models wrongly in one that has seen the device.
 """
 
 from collections.abc import Iterator
