@@ -1,5 +1,6 @@
 """Frozen weights in few bits over several processes: the numbers of one process, or a refusal."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,12 @@ def _require(name: str, kind: str) -> None:
         pytest.importorskip("bitsandbytes", reason="nf4 needs the extra 8bit")
 
 
+_FAST = ("fsdp2", "int8")
+
 RUNS = [
-    pytest.param("fsdp2", "nf4", marks=pytest.mark.slow),
-    pytest.param("zero2", "int8", marks=pytest.mark.slow),
-    pytest.param("zero1", "nf4", marks=pytest.mark.slow),
-    pytest.param("ddp", "fp8", marks=pytest.mark.slow),
-    pytest.param("zero2", "nf4", marks=pytest.mark.slow),
-    pytest.param("zero1", "fp8", marks=pytest.mark.slow),
-    pytest.param("fsdp2", "fp8", marks=pytest.mark.slow),
-    pytest.param("fsdp2", "int8"),
+    pytest.param(*run, marks=() if run == _FAST else pytest.mark.slow) for run in product(LAUNCHES, KINDS)
 ]
-"""Every kind under every way of spreading something; under DDP one of them."""
+"""Every kind under every launch that takes it."""
 
 
 @pytest.mark.parametrize(("name", "kind"), RUNS)
