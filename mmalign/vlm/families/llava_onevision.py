@@ -1,5 +1,6 @@
 """LLaVA-OneVision: tiles of one picture, or many pictures, or a video, on SigLIP and Qwen2."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -52,13 +53,22 @@ class LlavaOnevisionTraits(LlavaNextTraits):
     def features(self, base: Any, kind: MediaKind, tensors: Mapping[str, Tensor]) -> Features:
         """Of one group; whether its pictures are tiled is told by a number that only says one or more."""
         if kind == "video":
-            return super().features(base, kind, tensors)
+            return self._clip_features(base, tensors)
         images = tensors["image_sizes"].shape[0]
         several = bool(tensors[_APART][0] > 1)
         # Counts of images per prompt decide nothing but that: two for each picture would count them twice.
         counts = torch.tensor([max(images, 2)] if several else [1] * images)
         rest = {name: value for name, value in tensors.items() if name != _APART}
         return rows_of(base.get_image_features(**rest, batch_num_images=counts, return_dict=True))
+
+    def _clip_features(self, base: Any, tensors: Mapping[str, Tensor]) -> Features:
+        """Of clips; transformers 5.17 names pixels otherwise, and leaves the break behind a clip to us."""
+        if "pixel_values_videos" in inspect.signature(base.get_video_features).parameters:
+            return super().features(base, "video", tensors)
+        found = base.get_video_features(tensors["pixel_values_videos"], return_dict=True)
+        clips = found.pooler_output
+        found.pooler_output = torch.cat([clips, base.image_newline.expand(len(clips), 1, -1)], dim=1)
+        return rows_of(found)
 
 
 FAMILY = VlmFamily("llava_onevision", LlavaOnevisionTraits)
