@@ -239,6 +239,7 @@ class TestStableAudio(TimedFamilyConformance):
             model.sample(["a"], seed=0, num_steps=2, guidance_scale=1.0, scheduler="ddim")
 
 
+@pytest.mark.slow
 class TestStableAudioWithProjectedText(TestStableAudio):
     @staticmethod
     def write(folder):

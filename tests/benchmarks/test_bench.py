@@ -432,6 +432,7 @@ def test_the_page_is_made_of_the_records(tmp_path):
     assert "| host | 560 | 123 | 111 | 0.90 | 0.89 to 0.92 |" in text
 
 
+@pytest.mark.slow
 def test_both_forward_passes_of_adapters_are_raced_on_one_trainer(tmp_path):
     import lora_step
 
@@ -701,6 +702,7 @@ class TestGpu:
         )
         subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
+    @pytest.mark.slow
     def test_language_models_of_a_size_that_no_file_has_take_one_gradient_and_leave_the_memory(
         self, tmp_path, monkeypatch
     ):

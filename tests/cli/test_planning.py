@@ -86,6 +86,7 @@ def test_what_fits_is_printed_as_yaml_that_a_run_reads(
     assert load_run(config, words).config.image.cache == "cache"
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_exit_code_says_so(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(config), "model.gradient_checkpointing=true", "--device", "h100", "--fit", "1MB"]
     assert main(words) == 1

@@ -85,6 +85,7 @@ print(gc.isenabled())
     assert done.stdout.split() == ["0", "True", "True", "False"]
 
 
+@pytest.mark.slow
 def test_the_loop_itself_loads_no_library_of_one_modality() -> None:
     code = "import json, sys, mmalign.train.run; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

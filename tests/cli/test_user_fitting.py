@@ -13,12 +13,13 @@ from mmalign.cli.main import main
 from mmalign.rewards import Sample
 from mmalign.rewards.ideal_point_models import PalHead
 from mmalign.testing.reward_checkpoints.pal import CHECKPOINTS, USERS
+from mmalign.testing.variants import variants
 
 PAIRS = 29
 CORNERS = {"first": [1.0, 0.0, 0.0], "second": [0.0, 1.0, 0.0]}
 
 
-@pytest.fixture(params=["a", "b"])
+@pytest.fixture(params=variants(["a", "b"], fast=("b",)))
 def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from diffusers import FluxPipeline
 from peft import PeftModel
 from torch import Tensor
@@ -17,6 +18,7 @@ class TestStableDiffusion1(FamilyConformance):
     write = staticmethod(tiny.write_tiny_sd15)
 
 
+@pytest.mark.slow
 class TestStableDiffusion2(FamilyConformance):
     family = "sd15"
     write = staticmethod(partial(tiny.write_tiny_sd15, prediction="v_prediction"))
@@ -28,12 +30,14 @@ class TestSDXL(FamilyConformance):
     text_names = ("text", "", "pooled")
 
 
+@pytest.mark.slow
 class TestSDXLTurbo(FamilyConformance):
     family = "sdxl"
     write = staticmethod(partial(tiny.write_tiny_sdxl, variant="turbo"))
     text_names = ("text", "", "pooled")
 
 
+@pytest.mark.slow
 class TestSDXLRefiner(FamilyConformance):
     family = "sdxl"
     text_names = ("text", "", "pooled")
@@ -49,6 +53,7 @@ class TestStableDiffusion3(FamilyConformance):
     idle = ("transformer_blocks.1.attn.add_q_proj",)
 
 
+@pytest.mark.slow
 class TestStableDiffusion3WithoutT5(TestStableDiffusion3):
     write = staticmethod(partial(tiny_transformers.write_tiny_sd3, t5=False, newer=True))
 
@@ -64,6 +69,7 @@ class TestFluxDev(FamilyConformance):
         return packed
 
 
+@pytest.mark.slow
 class TestFluxSchnell(TestFluxDev):
     write = staticmethod(partial(tiny_transformers.write_tiny_flux, variant="schnell"))
 

@@ -40,6 +40,7 @@ def test_it_says_what_it_is_and_agrees_with_its_row() -> None:
         assert getattr(one_step, name) == defaults[setting].value
 
 
+@pytest.mark.slow
 def test_it_trains_three_steps(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red cup\na blue plate\na green tree\n", encoding="utf-8")

@@ -227,6 +227,7 @@ harness.run_suite(suite, models, output=home / "out", cache=home / "store", fold
 @pytest.mark.parametrize(
     "patience", [pytest.param(0.3, marks=pytest.mark.slow), 0.7, pytest.param(1.1, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_results(suite, tmp_path, painter, patience):
     expected = harness.run_suite(
         suite, models(), output=tmp_path / "x", cache=tmp_path / "x-store", folder=tmp_path, device="cpu"

@@ -23,6 +23,7 @@ from mmalign.evals.implicit_accuracy import summarise
 from mmalign.evals.implicit_errors import Errors, errors_table, measure_errors, read_errors
 from mmalign.evals.implicit_models import ComparedModels, load_compared
 from mmalign.testing.tiny import RESOLUTION, write_tiny_sd15
+from mmalign.testing.variants import variants
 from mmalign.train.config import load_run
 from mmalign.train.run import train
 
@@ -101,6 +102,7 @@ def measured(models: ComparedModels, data: Path, cache: Path, *, draws: int = 5,
     return read_errors(store, len(table))
 
 
+@pytest.mark.slow
 def test_a_trained_model_prefers_what_people_prefer_on_pairs_it_has_not_seen(
     run: Path, pairs: Path, tmp_path: Path
 ) -> None:
@@ -175,7 +177,9 @@ def _network_of(run: Path, base: Path, folder: Path, kind: str) -> Path:
     return alone if kind == "subfolder" else alone / "unet"
 
 
-@pytest.mark.parametrize("kind", ["subfolder", "network", "pipeline", "adapter"])
+@pytest.mark.parametrize(
+    "kind", variants(["subfolder", "network", "pipeline", "adapter"], fast=("subfolder", "adapter"))
+)
 def test_a_published_network_gives_what_the_run_gives(
     run: Path, base: Path, pairs: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -162,6 +162,7 @@ def judged(batch):
 """
 
 
+@pytest.mark.slow
 def test_a_decorated_function_is_the_same_in_every_process_and_another_when_what_it_calls_changes(
     tmp_path: Path,
 ) -> None:

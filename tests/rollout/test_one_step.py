@@ -235,6 +235,7 @@ def trained(vp, make_rounds, make_keys, *, weight, kind="pseudo_huber", mean=CEN
 @pytest.mark.parametrize(
     "kind", ["pseudo_huber", *(pytest.param(name, marks=pytest.mark.slow) for name in ("squared", "kl"))]
 )
+@pytest.mark.slow
 def test_without_a_reward_a_distant_generator_comes_to_the_teacher(kind, vp, make_rounds, make_keys):
     mean, spread = trained(vp, make_rounds, make_keys, weight=0.0, kind=kind, mean=-0.5)
     assert mean == pytest.approx(CENTRE, abs=0.12)

@@ -15,6 +15,7 @@ from mmalign.data.readers import open_rows
 from mmalign.data.segments import stretches_of
 from mmalign.errors import RowError
 from mmalign.rewards.sample import Sample
+from mmalign.testing.variants import variants
 from mmalign.toy.audio_claims import GROUPS, difference, main, stored, tables
 from mmalign.toy.audio_ear import score
 from mmalign.toy.audio_pairs import edited_pairs, sampled_pairs
@@ -75,6 +76,7 @@ def test_labels_in_time_travel_as_json_lines(tmp_path: Path) -> None:
 # --- the model's own clips ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_own_pairs_are_best_against_worst_and_captions_without_a_difference_give_none() -> None:
     model = load_base()
     pairs = sampled_pairs(model, 7, 1, copies=3)
@@ -113,13 +115,16 @@ _SHORT = ("train.steps=2", "train.warmup_steps=1", "train.batch_size=2", "rollou
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "Tango 2 DPO, swapped",
-        "whole clips: DPO",
-        "segments: DenseDPO, each",
-        "own clips: CRPO",
-        "online: CRPO",
-    ],
+    variants(
+        [
+            "Tango 2 DPO, swapped",
+            "whole clips: DPO",
+            "segments: DenseDPO, each",
+            "own clips: CRPO",
+            "online: CRPO",
+        ],
+        fast=("Tango 2 DPO, swapped", "segments: DenseDPO, each"),
+    ),
 )
 def test_a_trial_of_every_kind_of_data_runs(name: str, tmp_path: Path) -> None:
     trial = TRIALS[name]

@@ -108,6 +108,7 @@ def test_the_autoencoder_keeps_every_fact(base: StableDiffusionXLPipeline) -> No
     assert 0.8 < (latents * base.vae.config.scaling_factor).std().item() < 1.25
 
 
+@pytest.mark.slow
 def test_the_base_follows_held_out_captions_and_rarely_paints_the_preferred_style() -> None:
     values = evaluate(load_base(), num=32)
     assert 0.6 < values["faithfulness"] < 0.95
@@ -135,6 +136,7 @@ def test_base_data_contains_wrong_captions_and_frames_as_asked() -> None:
     assert not torch.equal(framed.latents[0], right.latents[0])
 
 
+@pytest.mark.slow
 def test_the_training_command_writes_a_folder_that_diffusers_loads(tmp_path: Path) -> None:
     trained = train_base(
         tmp_path / "base", seed=0, vae_steps=2, steps=2, num_scenes=7, batch_size=3, num_evaluated=2

@@ -157,6 +157,7 @@ def test_the_image_table_reads_stored_runs(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- command
 
 
+@pytest.mark.slow
 def test_the_command_runs_resumes_and_renews_the_tables_only(tmp_path: Path, quick: list[Setting]) -> None:
     page = tmp_path / "page.md"
     arguments = ["--worlds", "token", "--output", str(page), "--results", str(tmp_path / "results")]

@@ -125,8 +125,8 @@ def tiny(monkeypatch):
     ("name", "data", "rows"),
     [
         ("diffusion_dpo", DataSpec(num=16), 4.0),
-        ("flow_grpo", DataSpec(num=16), None),
-        ("instruct_engine", DataSpec("contrasts", 4), 4.0),
+        pytest.param("flow_grpo", DataSpec(num=16), None, marks=pytest.mark.slow),
+        pytest.param("instruct_engine", DataSpec("contrasts", 4), 4.0, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_is_made_once_and_says_what_it_cost(tmp_path, tiny, name, data, rows):

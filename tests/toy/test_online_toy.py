@@ -88,6 +88,7 @@ def test_a_function_that_is_not_there_is_named(config: Path, capsys) -> None:
     assert "rewards" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_few_steps_show_frames_only_when_they_start_at_the_noisiest_timestep(config: Path) -> None:
     """Leading spacing leaves out the timesteps that decide style: best of n then has no frame to choose."""
     content = yaml.safe_load(config.read_text(encoding="utf-8"))

@@ -54,7 +54,15 @@ def estimates(estimator: Estimator, pairs: list[Pair], timestep: int) -> Tensor:
     return estimator(examples, key, torch.full((len(pairs),), timestep))
 
 
-@pytest.mark.parametrize(("timestep", "least"), [(0, 0.75), (251, 0.75), (501, 0.7), (701, 0.7)])
+@pytest.mark.parametrize(
+    ("timestep", "least"),
+    [
+        pytest.param(0, 0.75, marks=pytest.mark.slow),
+        pytest.param(251, 0.75, marks=pytest.mark.slow),
+        (501, 0.7),
+        pytest.param(701, 0.7, marks=pytest.mark.slow),
+    ],
+)
 def test_the_shipped_model_tells_the_better_of_two_unfinished_pictures(
     judge: OnPixels, estimator: Estimator, pairs: list[Pair], timestep: int, least: float
 ) -> None:
@@ -67,6 +75,7 @@ def test_the_shipped_model_tells_the_better_of_two_unfinished_pictures(
     assert wilson_interval(sum(right), len(pairs)).low > least
 
 
+@pytest.mark.slow
 def test_facts_of_the_caption_count_a_little_where_little_is_noised(
     judge: OnPixels, estimator: Estimator
 ) -> None:

@@ -222,6 +222,7 @@ def test_training_labels_are_flipped_and_held_out_ones_are_not() -> None:
     assert wrong("noise", "validation") == 0.0
 
 
+@pytest.mark.slow
 def test_foreign_answers_are_unlikely_under_the_base_and_slips_do_not_follow_the_label() -> None:
     own, foreign = (view_of(name, 0, "pairs") for name in ("clean", "foreign"))
 

@@ -80,7 +80,7 @@ def test_a_run_goes_on_bit_for_bit(run_to_end, trained_weights) -> None:
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("likelihood", [{"draws": 3}, MIRRORED])
+@pytest.mark.parametrize("likelihood", [pytest.param({"draws": 3}, marks=pytest.mark.slow), MIRRORED])
 def test_stored_errors_hold_every_draw_of_either_sign(run_to_end, trained_weights, likelihood) -> None:
     """The bank is revisited: 5 steps of 2 rows are more than 7 rows in one draw each."""
     from mmalign.train.stored import REFERENCE_FILE, ReferenceTable

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mmalign.errors import ConfigError, MissingExtraError, TrainingError
 from mmalign.testing.accelerator import forget_accelerator
+from mmalign.testing.variants import variants
 from mmalign.train.run import prepare, train
 
 # Adam divides by the size of the gradient, so float32 noise in elements near zero would be blown up to whole
@@ -267,7 +268,7 @@ def test_stored_errors_are_computed_once_and_reused(run_to_end, monkeypatch) -> 
     run_to_end(reference={"kind": "stored", "draws_per_row": 2}, train={"steps": 3})
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", variants(["no", "bf16"], fast=("no",)))
 def test_a_moving_reference_follows_the_policy(run_to_end, precision: str) -> None:
     """In bf16 autocast keeps casts of weights: those of the average must not reach the policy."""
     train = {"steps": 4, "mixed_precision": precision}

@@ -5,6 +5,7 @@ import torch
 
 from mmalign.errors import CheckpointError, ConfigError
 from mmalign.files import load_tensors
+from mmalign.testing.variants import variants
 from mmalign.train.run import describe, prepare, train
 from mmalign.train.score_model import make_score_model
 
@@ -51,13 +52,9 @@ VARIANTS = {
     "kl": {"one_step": {"distance": "kl"}},
     "distilled": {"one_step": {"reward_weight": 0.0, "score_rank": 2}},
 }
-SLOW = ("own_network", "kl", "distilled")
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in VARIANTS],
-)
+@pytest.mark.parametrize("variant", variants(VARIANTS, fast=("shared",)))
 def test_a_generator_trains(variant, generator_run):
     result = train(generator_run(**VARIANTS[variant]), reward=Brightness())
     assert result.finished

@@ -7,6 +7,7 @@ import torch
 
 from mmalign.errors import CheckpointError, ConfigError, TrainingError
 from mmalign.files import load_tensors
+from mmalign.testing.variants import variants
 from mmalign.train.run import prepare, train
 
 
@@ -81,7 +82,7 @@ def test_every_kind_of_rollout_trains(method, online_run):
     assert all(record["loss"] == record["loss"] for record in result.records)
 
 
-@pytest.mark.parametrize("method", KINDS)
+@pytest.mark.parametrize("method", variants(KINDS, fast=("spo", "draft")))
 def test_an_interrupted_run_continues_as_if_nothing_had_happened(method, online_run):
     whole = train(online_run("whole", method, train={"checkpoint_every": 1}), reward=reward_for(method))
     settings = {"checkpoint_every": 1}
@@ -108,6 +109,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(method, online_
         assert [record.get(name) for record in resumed.records] == expected, name
 
 
+@pytest.mark.slow
 def test_facts_of_a_round_survive_an_interruption_within_a_logging_interval(online_run):
     """A round of many items serves several steps: the record after a restart still knows it."""
     settings = {"rollout": {"samples": 3, "prompts": 8}, "log": {"every": 4, "trackers": []}}

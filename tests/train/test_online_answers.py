@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mmalign.errors import ConfigError, TrainingError
 from mmalign.testing.accelerator import forget_accelerator
 from mmalign.testing.run_tasks import Letters
+from mmalign.testing.variants import variants
 from mmalign.train.config import load_run, resolved_content
 from mmalign.train.dry_run import describe
 from mmalign.train.online import is_offline
@@ -54,7 +55,7 @@ class Killed(BaseException):
     """What a test raises in place of SIGKILL."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", variants(METHODS, fast=("online_dpo",)))
 def test_a_run_killed_between_checkpoints_goes_on_bit_for_bit(
     method: str, online_run, without_timings, tmp_path: Path
 ) -> None:

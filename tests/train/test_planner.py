@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmalign.errors import ConfigError, UnknownNameError
+from mmalign.testing.variants import variants
 from mmalign.train.adapters import attach
 from mmalign.train.config import AdapterConfig, TrainConfig, load_run
 from mmalign.train.optim import make_optimizer
@@ -70,7 +71,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", variants(CASES, fast=("sd15 lora", "sdxl full")))
 def test_arithmetic_and_memory_of_a_pass_are_those_of_a_real_one(loaded: Any, case: str) -> None:
     family, sections = CASES[case]
     _, model, trained = loaded(family, **sections)
@@ -168,7 +169,7 @@ def test_eight_bits_are_for_large_weights_alone() -> None:
 # ---------------------------------------------------------------------------------- plans, against real runs
 
 
-@pytest.mark.parametrize("adapter", ["lora", "none"])
+@pytest.mark.parametrize("adapter", variants(["lora", "none"], fast=("lora",)))
 def test_the_planned_memory_of_a_run_is_within_a_quarter_of_the_measured(
     make_run: Callable[..., Any], adapter: str
 ) -> None:
@@ -398,6 +399,7 @@ def test_float32_without_tf32_is_as_slow_as_it_is(make_run: Callable[..., Any]) 
     assert device_of("mine=plain:5").without_tf32().full == 5e12
 
 
+@pytest.mark.slow
 def test_numbers_of_a_processor_are_taken_as_they_are_given() -> None:
     found = device_of("cpu=memory:8GB,half:2")
     assert (found.memory, found.half, found.margin(100 * MIB)) == (8 * 2**30, 2e12, 0)
@@ -528,6 +530,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
+@pytest.mark.slow
 def test_a_processor_is_measured_and_has_no_host_to_work_ahead() -> None:
     found = device_of("cpu", memory=7)
     assert found.memory == 7
@@ -634,6 +637,7 @@ def test_no_more_is_fitted_than_the_device_has(write_config: Callable[..., Path]
     assert (found.limit, found.asked) == (2**20, 80 * 2**30)
 
 
+@pytest.mark.slow
 def test_lora_is_the_last_resort_where_it_is_allowed_and_nothing_else_fits(fit: Any) -> None:
     found = fit(MIB // 8, adapter={"kind": "none"}, allow_lora=True)
     assert not found.fits

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmalign.diffusion.export import merged_network
 from mmalign.errors import CheckpointError, ConfigError, MissingExtraError
+from mmalign.testing.variants import variants
 from mmalign.train.adapters import attach
 from mmalign.train.config import AdapterConfig
 from mmalign.train.narrow_linear import NarrowLinear
@@ -173,7 +174,7 @@ def test_nf4_names_its_extra(loaded: Callable[..., Any], monkeypatch: pytest.Mon
 # --- whole runs ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+@pytest.mark.parametrize("kind", variants(["nf4", "int8", "fp8"], fast=("int8",)))
 def test_a_run_starts_at_its_reference_and_leaves_an_adapter_for_wide_weights(
     run_to_end: Callable[..., Any], sd15_folder: Path, kind: str
 ) -> None:
@@ -197,7 +198,7 @@ def test_a_run_starts_at_its_reference_and_leaves_an_adapter_for_wide_weights(
 # --- plans --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+@pytest.mark.parametrize("kind", variants(["nf4", "int8", "fp8"], fast=("nf4",)))
 def test_plans_count_the_bytes_that_a_loaded_network_has(make_run: Callable[..., Any], kind: str) -> None:
     run = make_run(model={"quantization": kind})
     network = load_model(run, torch.device("cpu")).network
@@ -215,6 +216,7 @@ def test_plans_count_the_bytes_that_a_loaded_network_has(make_run: Callable[...,
     assert frozen[0] == counted.frozen_bytes < frozen[1]
 
 
+@pytest.mark.slow
 def test_a_fit_takes_fewer_bits_where_nothing_lossless_is_left(make_run: Callable[..., Any]) -> None:
     lossless: dict[str, Any] = {
         "train": {

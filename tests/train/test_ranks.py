@@ -45,10 +45,11 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
         # The zero point is a mean over the rows of all ranks.
         pytest.param("diffusion_kto", {"batch_size": 4}, {"batch_size": 2}, marks=pytest.mark.slow),
         # Gradients are exchanged once, after the last part.
-        (
+        pytest.param(
             "diffusion_kto",
             {"batch_size": 4},
             {"batch_size": 2, "split_backward": True, "split_size": 1},
+            marks=pytest.mark.slow,
         ),
     ],
 )

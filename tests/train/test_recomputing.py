@@ -113,6 +113,7 @@ def test_a_plan_counts_what_is_kept_and_what_is_repeated(make_run: Callable[...,
 
 
 @pytest.mark.usefixtures("_kept_in_tiny_networks")
+@pytest.mark.slow
 def test_what_costs_less_is_proposed_where_it_suffices(write_config: Callable[..., Path]) -> None:
     path = write_config(train={"batch_size": 1}, image={"cache": "cache"})
     device = Device("d", 2**40, 1e12, 1e12, 1e11)

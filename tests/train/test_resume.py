@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.testing.accelerator import forget_accelerator
+from mmalign.testing.variants import variants
 from mmalign.train import signals
 from mmalign.train.run import prepare, train
 
@@ -94,6 +95,7 @@ def killed_run_equals_whole_run(
     assert_same_run(tmp_path / "killed", tmp_path / "whole", without_timings)
 
 
+@pytest.mark.slow
 def test_lora_with_average_and_accumulation_survives_sigkill_bit_for_bit(
     write_config, tmp_path: Path, without_timings
 ) -> None:
@@ -186,33 +188,27 @@ def stopped_at(run: Any, step: int) -> None:
         loop.train(iter(loader))
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {"train": {"optimizer": "adafactor", "ema_decay": 0.9}},
-        {"train": {"optimizer": "adamw_8bit", "ema_decay": 0.9}, "adapter": {"rank": 64}},
-        {"train": {"ema_decay": 0.9}, "reference": {"kind": "ema", "decay": 0.5}},
-        {
-            "train": {"ema_decay": 0.9},
-            "reference": {"kind": "synced", "sync_every": 2, "mixing": 0.7},
-        },
-        {"train": {"ema_decay": 0.9}, "method": "diffusion_kto"},
-        {"train": {"ema_decay": 0.9}, "adapter": {"dropout": 0.5, "use_dora": True}},
-        {"train": {"ema_decay": 0.9, "mixed_precision": "bf16"}},
-        {"train": {"ema_decay": 0.9}, "model": {"quantization": "nf4"}},
-        {"train": {"ema_decay": 0.9, "mixed_precision": "bf16"}, "model": {"quantization": "fp8"}},
-    ],
-    ids=[
-        *("adafactor", "adamw_8bit", "moving_reference", "synced_reference", "kto", "dropout_dora", "bf16"),
-        *("nf4", "fp8"),
-    ],
-)
+MOVING: dict[str, dict[str, Any]] = {
+    "adafactor": {"train": {"optimizer": "adafactor"}},
+    "adamw_8bit": {"train": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 64}},
+    "moving_reference": {"reference": {"kind": "ema", "decay": 0.5}},
+    "synced_reference": {"reference": {"kind": "synced", "sync_every": 2, "mixing": 0.7}},
+    "kto": {"method": "diffusion_kto"},
+    "dropout_dora": {"adapter": {"dropout": 0.5, "use_dora": True}},
+    "bf16": {"train": {"mixed_precision": "bf16"}},
+    "nf4": {"model": {"quantization": "nf4"}},
+    "fp8": {"train": {"mixed_precision": "bf16"}, "model": {"quantization": "fp8"}},
+}
+
+
+@pytest.mark.parametrize("name", variants(MOVING, fast=("adamw_8bit", "synced_reference", "dropout_dora")))
 def test_everything_that_moves_is_in_the_checkpoint(
-    make_run, run_to_end, tmp_path: Path, without_timings, sections: dict[str, Any]
+    make_run, run_to_end, tmp_path: Path, without_timings, name: str
 ) -> None:
     """Stopped at step 3 with the checkpoint of step 2, in the middle of a logging interval."""
-    settings = {**sections, "log": {"every": 3}}
-    settings["train"] = {**sections["train"], "steps": 5, "checkpoint_every": 2, "keep_checkpoints": 1}
+    settings = {**MOVING[name], "log": {"every": 3}}
+    train = {"ema_decay": 0.9, "steps": 5, "checkpoint_every": 2, "keep_checkpoints": 1}
+    settings["train"] = train | settings.get("train", {})
     stopped_at(make_run("killed", **settings), 3)
     forget_accelerator()
     run_to_end("killed", **settings)
@@ -236,7 +232,7 @@ def test_rows_met_again_after_a_kill_are_quarantined_once(
     assert result.records[-1]["bad_rows"] == 2.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_lets_the_step_finish_saves_and_the_same_command_continues(
     make_run, run_to_end, tmp_path: Path, without_timings, capsys, number: int
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_warned_run_goes_on_and_its_records_and_summary_say_it(run_to_end, cap
     assert checkpoints(result.folder) == ["step-00000009"], "a guard that only warns keeps nothing more"
 
 
+@pytest.mark.slow
 def test_a_rollback_leaves_a_better_model_than_going_on(run_to_end, capsys) -> None:
     left = run_to_end("left", **sections("warn"))
     back = run_to_end("back", **sections("rollback"))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.testing.accelerator import forget_accelerator
+from mmalign.testing.variants import variants
 from mmalign.train import rollback
 from mmalign.train.rollback import lower_learning_rate
 from mmalign.train.run import RunResult, prepare
@@ -90,7 +91,7 @@ def interrupted(run: Any, monkeypatch: pytest.MonkeyPatch, moment: str | int) ->
             loop.train(iter(batches))
 
 
-@pytest.mark.parametrize("reference", ["auto", "stored"])
+@pytest.mark.parametrize("reference", variants(["auto", "stored"], fast=("stored",)))
 def test_a_run_killed_during_or_after_a_rollback_continues_bit_for_bit(
     make_dialogue_run, train_dialogues, displacing, without_timings, monkeypatch, reference: str
 ) -> None:

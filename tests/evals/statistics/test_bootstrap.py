@@ -38,7 +38,7 @@ def tolerance(confidence: float) -> float:
 
 
 @pytest.mark.parametrize("method", ["percentile", "bca"])
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("confidence", [pytest.param(0.8, marks=pytest.mark.slow), 0.95])
 def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says(method, confidence):
     found = share_covered(
         lambda generator, num: generator.normal(0.3, 1.0, num),

@@ -13,6 +13,7 @@ from mmalign.files import read_json_lines
 from mmalign.rewards.training.loop import CHECKPOINTS, METRICS, held_out, judge, measures_of, train_head
 from mmalign.rewards.training.scoring import make_head, make_loss, rewards_of
 from mmalign.rewards.training.validation import best_scale, best_tie_threshold, measure, nll
+from mmalign.testing.variants import variants
 
 WIDTH = 7
 
@@ -39,6 +40,7 @@ def test_bradley_terry_recovers_order_and_probability_of_held_out_pairs(
     assert (probability - truth.double().sigmoid()).abs().mean() < 0.08
 
 
+@pytest.mark.slow
 def test_deviations_are_larger_where_labels_contradict_each_other(
     draw, make_pairs, make_config, trained, make_generator
 ):
@@ -59,6 +61,7 @@ def test_deviations_are_larger_where_labels_contradict_each_other(
     assert measure(held_out(head, test)(1.0)).accuracy > 0.7
 
 
+@pytest.mark.slow
 def test_entropy_s_price_keeps_deviations_up_under_the_published_loss(
     items, make_pairs, make_config, trained
 ):
@@ -77,7 +80,7 @@ def test_entropy_s_price_keeps_deviations_up_under_the_published_loss(
     assert found[0.0] < 0.8 < found[1.0] < 1.3
 
 
-@pytest.mark.parametrize("form", ["a", "b"])
+@pytest.mark.parametrize("form", variants(["a", "b"], fast=("b",)))
 def test_pal_recovers_two_groups_of_users_who_want_the_opposite(
     form, items, make_pairs, make_config, trained, make_generator
 ):

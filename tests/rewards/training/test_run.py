@@ -57,6 +57,7 @@ def judged():
     return preference_pairs(60, seed=99)
 
 
+@pytest.mark.slow
 def test_a_trained_reward_recovers_the_order_of_the_exact_one(run, judged):
     assert run.measures.calibration_error < 0.15
     assert wilson_interval(run.measures.right, run.measures.pairs).low > 0.7

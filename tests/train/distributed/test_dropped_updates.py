@@ -19,14 +19,11 @@ LAUNCHES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        pytest.param("fsdp2", {}, id="fsdp2"),
-        *(pytest.param(name, {}, id=name, marks=pytest.mark.slow) for name in LAUNCHES if name != "fsdp2"),
-        *(
-            pytest.param(name, FULL, id=f"{name}-full", marks=pytest.mark.slow)
-            for name in ("fsdp2", "zero2", "zero3")
-        ),
+        *(pytest.param(name, {}, id=name) for name in LAUNCHES),
+        *(pytest.param(name, FULL, id=f"{name}-full") for name in ("fsdp2", "zero2", "zero3")),
     ],
 )
+@pytest.mark.slow
 def test_an_update_is_dropped_by_all_and_the_next_ones_are_made(
     write_config, tmp_path: Path, name: str, settings: dict[str, object]
 ) -> None:

@@ -20,7 +20,7 @@ from mmalign.train.distributed.shards import read_shards
 @pytest.mark.parametrize(
     ("adapter", "gives_back", "processes"),
     [
-        ("lora", True, 2),
+        pytest.param("lora", True, 2, marks=pytest.mark.slow),
         pytest.param("lora", False, 4, marks=pytest.mark.slow),
         pytest.param("none", True, 2, marks=pytest.mark.slow),
         pytest.param("none", False, 2, marks=pytest.mark.slow),
@@ -40,6 +40,7 @@ def test_a_sharded_checkpoint_gives_back_every_number(sd15_folder: Path, tmp_pat
     assert names == {".json", ".safetensors"}, "no pickle"
 
 
+@pytest.mark.slow
 def test_damaged_and_missing_shards_are_told(sd15_folder: Path, tmp_path: Path) -> None:
     on_processes(2, state_comes_back, str(sd15_folder), str(tmp_path))
     folder = tmp_path / "step-00000001"
