@@ -34,7 +34,7 @@ test: $(STAMP)  ## all fast tests
 	$(OFFLINE) OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile \
 	  -m "not compiled and not slow and not gpu and not browser"
 	$(OFFLINE) $(BIN)/python -m pytest -o addopts="" --import-mode=importlib --strict-markers --strict-config -ra \
-	  -m "compiled and not slow and not gpu" $$(grep -rl "mark\.compiled" tests --include='test_*.py')
+	  -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile -m "compiled and not slow and not gpu" $$(grep -rl "mark\.compiled" tests --include='test_*.py')
 
 test-slow: $(STAMP)  ## the long ones: worlds, recipes, kill and resume
 	$(OFFLINE) $(BIN)/python -m pytest -m "slow and not compiled and not gpu"

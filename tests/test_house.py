@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_args
 from urllib.parse import unquote
@@ -317,10 +318,16 @@ def test_no_module_is_named_for_nothing() -> None:
     assert [path.name for path in sources() if path.stem in {"utils", "helpers", "common", "misc"}] == []
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_module_runs_what_it_reads_or_seeds_the_world(path: Path) -> None:
     """No pickle, eval, remote code or shell; the global generator is seeded only where it is restored."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     imported = {
         alias.name.split(".")[0]
         for node in ast.walk(tree)
@@ -367,7 +374,7 @@ def _restores_randomness(node: ast.AST) -> bool:
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_module_swallows_every_exception(path: Path) -> None:
     """`except Exception` may add to a message and raise; it may not go on."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     swallowing = [
         handler.lineno
         for handler in ast.walk(tree)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmalign.batch import Conditioning, PreferenceRow, RowKeys
 from mmalign.likelihood.adapters import adapters_off
+from mmalign.testing.variants import variants
 from mmalign.train.adapters import Trainables, attach
 from mmalign.train.config import AdapterConfig
 
@@ -173,7 +174,7 @@ class NetworkConformance(ABC):
             torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
             assert torch.equal(plain, in_part)
 
-    @pytest.mark.parametrize("kind", ["nf4", "fp8"])
+    @pytest.mark.parametrize("kind", variants(["nf4", "fp8"], fast=("nf4",)))
     def test_adapters_train_over_quantised_weights_that_the_reference_shares(
         self, folder: Path, kind: str
     ) -> None:

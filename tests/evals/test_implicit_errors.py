@@ -117,6 +117,7 @@ def test_a_trained_model_prefers_what_people_prefer_on_pairs_it_has_not_seen(
     assert [entry.pairs for entry in found.by_timestep] == [11] * 5, "five strata, one draw of a pair in each"
 
 
+@pytest.mark.slow
 def test_swapped_labels_give_the_other_answer_to_every_pair(run: Path, pairs: Path, tmp_path: Path) -> None:
     models = load_compared(str(run), device="cpu")
     swapped = write_pairs(tmp_path / "swapped.parquet", seed=5, swapped=True)

@@ -56,13 +56,9 @@ def estimates(estimator: Estimator, pairs: list[Pair], timestep: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("timestep", "least"),
-    [
-        pytest.param(0, 0.75, marks=pytest.mark.slow),
-        pytest.param(251, 0.75, marks=pytest.mark.slow),
-        (501, 0.7),
-        pytest.param(701, 0.7, marks=pytest.mark.slow),
-    ],
+    [(0, 0.75), (251, 0.75), (501, 0.7), (701, 0.7)],
 )
+@pytest.mark.slow
 def test_the_shipped_model_tells_the_better_of_two_unfinished_pictures(
     judge: OnPixels, estimator: Estimator, pairs: list[Pair], timestep: int, least: float
 ) -> None:

@@ -181,7 +181,7 @@ def test_a_process_holds_less_the_more_is_spread(make_run: Callable[..., Any]) -
 
 
 @pytest.mark.parametrize("name", [name for name in LAUNCHES if name != "single"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_what_a_plan_of_several_processes_lists_adds_up(
     make_run: Callable[..., Any], name: str, accumulation: int
 ) -> None:

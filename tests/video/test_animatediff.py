@@ -24,6 +24,7 @@ from mmalign.video.families.animatediff import FAMILY
 SIZE = {"num_frames": 3, "height": 16, "width": 32}
 
 
+@pytest.mark.slow
 class TestAnimateDiff(VideoFamilyConformance):
     """What every family does."""
 

@@ -33,6 +33,7 @@ def test_sharded_gradients_are_those_of_one_process(
     on_processes(processes, gradients_in_double, str(sd15_folder), adapter, gives_back)
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_gives_back_every_number(sd15_folder: Path, tmp_path: Path) -> None:
     on_processes(2, state_comes_back, str(sd15_folder), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
