@@ -33,6 +33,10 @@ _COLD = 48 * 2**20
 _SWEEP = 0.01
 """Seconds of a round over all buffers, about."""
 
+_SETTLING = 6
+"""Calls before anything is timed: the allocator gives large buffers back to the system, whose pages then come
+one by one (twice the time), until it has seen a few of them return."""
+
 _BUFFERS = 24
 """Most inputs, and weights, of one operation: very small ones stay in a cache in a step, too."""
 
@@ -77,14 +81,22 @@ def _convolutions() -> Iterator[_Subject]:
         yield _Subject((2, channels, side, side), nn.Conv2d(channels, channels, 3, padding=1))
 
 
+def _padded_volume(channels: int, frames: int, side: int) -> _Subject:
+    """A convolution whose input is padded before, as causal ones are.
+
+    Where torch pads inside, the same arithmetic takes about twice as long.
+    """
+    return _Subject((1, channels, frames + 2, side + 2, side + 2), nn.Conv3d(channels, channels, 3))
+
+
 def _volumes() -> Iterator[_Subject]:
     for channels, side in ((4, 2), (8, 16), (16, 24), (32, 32)):
-        yield _Subject((1, channels, 3, side, side), nn.Conv3d(channels, channels, 3, padding=1))
+        yield _padded_volume(channels, 3, side)
 
 
 def _thin_volumes() -> Iterator[_Subject]:
     for channels, side in ((4, 2), (4, 16), (4, 48), (4, 128)):
-        yield _Subject((1, channels, 4, side, side), nn.Conv3d(channels, channels, 3, padding=1))
+        yield _padded_volume(channels, 4, side)
 
 
 def _attentions() -> Iterator[_Subject]:
@@ -131,6 +143,9 @@ _KINDS: Mapping[str, Callable[[], Iterator[_Subject]]] = {
 def _times(subject: _Subject) -> dict[Moment, float]:
     """Seconds of one call, and of the backward pass to its inputs: frozen weights have no gradients."""
     first = torch.randn(subject.shape).requires_grad_()
+    for _ in range(_SETTLING):
+        result = subject.call(first)
+        torch.autograd.grad(result, first, result.detach())
     once = usual_seconds(lambda: subject.call(first))
     numbers = math.prod(subject.shape) + sum(weight.numel() for weight in subject.call.parameters())
     number = max(1, min(_BUFFERS, _COLD // (4 * numbers), int(_SWEEP / once)))
