@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
                 record = {"model": name, "overrides": options.overrides, **found, **_machine(device)}
                 RESULTS.parent.mkdir(parents=True, exist_ok=True)
         with RESULTS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record) + "\n")
     return 1 if missed and options.strict else 0
 
 

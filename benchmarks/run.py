@@ -306,6 +306,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.page is not None:
         import performance_page
 
+        for path in (options.page, options.output or RESULTS):
+            if not path.is_file():
+                sys.exit(
+                    f"benchmarks: {path} is not there, expected a page and a file of records. "
+                    "`python -m benchmarks` writes records, --output names them."
+                )
         performance_page.renew_page(options.page, options.output or RESULTS)
         return
     if options.profile == "gpu":

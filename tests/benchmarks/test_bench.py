@@ -249,6 +249,14 @@ class TestRun:
         assert second["values"]["seconds"] == 1.0
         assert "failed: FileNotFoundError" in capsys.readouterr().out
 
+    def test_records_that_are_not_there_are_told(self, tmp_path):
+        import run
+
+        page, results = tmp_path / "page.md", tmp_path / "x.jsonl"
+        page.touch()
+        with pytest.raises(SystemExit, match=r"x\.jsonl is not there, expected a page and a file of records"):
+            run.main(["--page", str(page), "--output", str(results)])
+
     def test_gpu_profile_hands_on_what_was_asked_and_takes_back_the_single_thread(
         self, tmp_path, monkeypatch
     ):
