@@ -160,8 +160,8 @@ def main(arguments: list[str]) -> int:
             if options.write:
                 record = {"model": name, "overrides": options.overrides, **found, **_machine(device)}
                 RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
     return 1 if missed and options.strict else 0
 
 
