@@ -57,7 +57,7 @@ docs: $(STAMP)  ## renew the generated tables of the README and the catalogue
 	$(OFFLINE) $(BIN)/mmalign methods --update README.md
 	$(OFFLINE) $(BIN)/mmalign methods --update docs/catalogue.md
 
-bench: $(STAMP)  ## every benchmark on the CPU, about twenty minutes: benchmarks/run.py says which
+bench: $(STAMP)  ## every benchmark on the CPU, about half an hour: benchmarks/run.py says which
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 clean:  ## remove caches and build outputs, keep .venv and runs

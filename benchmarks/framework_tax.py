@@ -81,19 +81,19 @@ def measure(folder: Path, *, pairs: Sequence[int], blocks: int) -> dict[str, Any
     Args:
         folder: holds model, rows and cache.
         pairs: per step: at one pair the host shows most.
-        blocks: of each.
+        blocks: of each at one pair per step; at more pairs as many fewer, so that all take about as long.
     """
     result: dict[str, Any] = {}
     for number in pairs:
         contestants = [make("sdxl", folder, pairs=number) for make in (mmalign, bare)]
         difference = largest_difference(contestants, TOLERANCE)
         with on_one_core() as core, _libraries_frozen():
-            times = interleaved(contestants, rounds=blocks, steps=1)
+            times = interleaved(contestants, rounds=max(1, blocks // number), steps=1)
         ours, theirs = times["mmalign"], times["bare"]
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         middle, low, high = ratio(ours, theirs)
         result[f"{number} pairs"] = {
-            "rounds": blocks,
+            "rounds": max(1, blocks // number),
             "core": core,
             "gradient_difference": difference,
             "seconds_per_step": {title: statistics.median(found) for title, found in times.items()},

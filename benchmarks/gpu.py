@@ -92,8 +92,8 @@ _SHAPES = {
 _LARGEST_GAP = 0.05
 """Of bf16 from float32: its products have eight bits, and sums of them a few less."""
 
-_REFUSALS = ("No available kernel", "No operator found", "execution plans")
-"""What torch's SDPA, xformers and cuDNN say to inputs that a kernel is not made for."""
+_REFUSALS = ("No available kernel", "No viable backend", "No operator found", "execution plans")
+"""What torch's SDPA (on CUDA, on a CPU), xformers and cuDNN say to inputs that a kernel is not made for."""
 
 _TINY_SHAPES = {"sdxl self": (2, 2, 32, 32, 16), "sdxl text": (2, 2, 16, 7, 16)}
 

@@ -1,6 +1,6 @@
 """All benchmarks the project owns: `make bench`, or `python -m benchmarks`.
 
-    python -m benchmarks                               all on the CPU, about twenty minutes
+    python -m benchmarks                               all on the CPU, about half an hour
     python -m benchmarks --only step.sdxl start        some of them
     python -m benchmarks --profile quick               the same code, a round each: does it work?
     python -m benchmarks --profile gpu                 benchmarks/gpu.py on this machine's GPU
@@ -56,7 +56,7 @@ class Profile:
         steps: per round.
         pairs: per step.
         memory: measure peaks, in processes of their own.
-        tax_blocks: of one step of ours and one of the bare loop.
+        tax_blocks: of one step of ours and one of the bare loop, at one pair per step.
         lora_rounds: of the race between forward passes of adapters.
         items: pictures of the scoring store.
         quick: the smallest sizes everywhere.
@@ -66,7 +66,7 @@ class Profile:
     steps: int = 1
     pairs: int = 2
     memory: bool = True
-    tax_blocks: int = 41
+    tax_blocks: int = 300
     lora_rounds: int = 15
     items: int = 10_000
     quick: bool = False

@@ -514,6 +514,10 @@ class TestGpu:
         ("error", "said"),
         [
             (RuntimeError("No available kernel. Aborting execution."), "refused: RuntimeError: No available"),
+            (
+                RuntimeError("No viable backend for scaled_dot_product_attention"),
+                "refused: RuntimeError: No viable",
+            ),
             (NotImplementedError("No operator found for `memory_efficient"), "refused: NotImplementedError"),
             (RuntimeError("CUDA error: an illegal memory access"), "failed: RuntimeError: CUDA error"),
             (ValueError("bias of another shape"), "failed: ValueError: bias"),
