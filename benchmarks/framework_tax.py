@@ -1,6 +1,6 @@
 """The framework's tax: CPU time of our step over that of a bare loop, in many short blocks side by side.
 
-    python benchmarks/framework_tax.py                 # 1 and 4 pairs per step, 41 blocks of each
+    python benchmarks/framework_tax.py                 # 1 and 4 pairs per step, 300 and 75 blocks
     python benchmarks/framework_tax.py --pairs 1 --blocks 81
 
 A block is one step of ours and one of the loop by hand (contestants.py), which of them is first changes by
@@ -35,7 +35,7 @@ from vlm_contestants import largest_difference
 
 __all__ = ["BLOCKS", "interval_of_median", "measure", "on_one_core"]
 
-BLOCKS = 41
+BLOCKS = 300
 _RESAMPLES = 4000
 
 
