@@ -38,6 +38,8 @@ test: $(STAMP)  ## all fast tests
 
 test-slow: $(STAMP)  ## the long ones: worlds, recipes, kill and resume
 	$(OFFLINE) $(BIN)/python -m pytest -m "slow and not compiled and not gpu"
+	$(OFFLINE) $(BIN)/python -m pytest -o addopts="" --import-mode=importlib --strict-markers --strict-config -ra \
+	  -m "compiled and slow and not gpu" $$(grep -rl "mark\.compiled" tests --include='test_*.py')
 
 test-browser: $(STAMP)  ## the evaluation page in a headless Chromium (the system's, else: playwright install chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'

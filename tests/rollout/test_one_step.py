@@ -242,6 +242,7 @@ def test_without_a_reward_a_distant_generator_comes_to_the_teacher(kind, vp, mak
     assert spread == pytest.approx(WIDTH, abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_reward_rises_and_the_generator_stays_near_the_teacher(vp, make_rounds, make_keys):
     held, spread = trained(vp, make_rounds, make_keys, weight=1.0, kind="squared")
     assert held > CENTRE + 0.05

@@ -241,6 +241,7 @@ def test_unpaired_files_are_read_back(tmp_path) -> None:
         assert image.tobytes() == rows[0].image.tobytes()
 
 
+@pytest.mark.slow
 def test_the_world_without_its_model_loads_no_diffusers() -> None:
     code = (
         "import sys, mmalign.toy.images; print(sorted({'diffusers', 'peft', 'datasets'} & set(sys.modules)))"

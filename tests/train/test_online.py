@@ -127,6 +127,7 @@ def test_facts_of_a_round_survive_an_interruption_within_a_logging_interval(onli
 # ------------------------------------------------------------------------------------ what is said of a run
 
 
+@pytest.mark.slow
 def test_what_is_no_denoising_error_is_not_named_one(online_run):
     found = {}
     for method in ("spo", "draft", "online_diffusion_dpo", "diffusion_dro"):

@@ -17,6 +17,7 @@ from mmalign.video.families.text_to_video import FAMILY
 SIZE = {"num_frames": 3, "height": 16, "width": 32}
 
 
+@pytest.mark.slow
 class TestTextToVideo(VideoFamilyConformance):
     """What every family does."""
 

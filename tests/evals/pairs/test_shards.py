@@ -204,6 +204,7 @@ def test_a_worker_needs_only_a_block(parquet, plan_path, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_ray_is_not_imported_where_nobody_asks_for_it():
     code = "import sys, mmalign.evals.pairs.commands as c; print(c.__name__, 'ray' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -61,6 +61,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_ddp_does_not_cut_the_graph_of_a_block() -> None:
     on_processes(1, blocks_stay_whole_under_ddp)
 
